@@ -1,0 +1,304 @@
+"""The pydantic mirror of ``params.yaml``: frozen, nothing unknown, nothing missing, nothing defaulted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Split = Literal["pretrain", "train", "val", "test"]
+Objective = Literal["mme", "trajectory", "hog", "pixel"]
+Precision = Literal["32", "bf16-mixed", "16-mixed"]
+
+Positive = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Ratio = Annotated[float, Field(ge=0, le=1)]
+Range = tuple[PositiveFloat, PositiveFloat]
+
+CELLS_PER_PATCH_SIDE = 2
+"""A token predicts the motion of 2 x 2 cells (Sun et al. 2023, section 3.3)."""
+
+
+class Section(BaseModel):
+    """One section of ``params.yaml``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def digest(self) -> str:
+        """SHA-256 (first 16 hex digits) of the section's canonical JSON."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class RunParams(Section):
+    """Values that every stage shares."""
+
+    seed: Annotated[int, Field(ge=0)]
+    num_workers: Positive
+    device: Literal["auto", "cpu", "cuda"]
+
+
+class TrackingParams(Section):
+    """Where runs are recorded."""
+
+    experiment: Annotated[str, Field(min_length=1)]
+
+
+class SynthesizeParams(Section):
+    """The motion primitives: sizes in pixels, speeds per frame."""
+
+    output: Path
+    size: Annotated[int, Field(ge=16, multiple_of=2)]
+    num_frames: Positive
+    fps: Positive
+    num_pretrain: Annotated[int, Field(ge=0)]
+    train_per_class: Positive
+    val_per_class: Positive
+    test_per_class: Positive
+    sprite_size: Range
+    speed_px: Range
+    turn_degrees: Range
+    zoom: Range
+    swing_px: Range
+    period_frames: Range
+    drift_px: NonNegative
+    noise_std: NonNegative
+    crf: Annotated[int, Field(ge=0, le=51)]
+
+    @model_validator(mode="after")
+    def _ranges_ascend(self) -> Self:
+        for name in ("sprite_size", "speed_px", "turn_degrees", "zoom", "swing_px", "period_frames"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name}: [{low}, {high}] must ascend")
+        if self.zoom[0] <= 1.0:
+            raise ValueError(f"zoom: {self.zoom[0]} must be above 1 (shrinking uses its inverse)")
+        return self
+
+
+class IngestParams(Section):
+    """From any source to videos in the normal form and a manifest."""
+
+    source: Literal["motion-primitives", "folder", "csv"]
+    root: Path
+    list_file: Path | None
+    short_side: Annotated[int, Field(ge=16, multiple_of=2)]
+    crf: Annotated[int, Field(ge=0, le=51)]
+    gop_frames: Positive
+    min_frames: Positive
+    deadline_s: PositiveFloat
+    max_bad_ratio: Ratio
+    val_ratio: Ratio
+    test_ratio: Ratio
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.source == "csv" and self.list_file is None:
+            raise ValueError("list_file: source 'csv' needs the path of its list")
+        if self.val_ratio + self.test_ratio >= 1:
+            raise ValueError(f"val_ratio + test_ratio = {self.val_ratio + self.test_ratio:g} leaves nothing to train on")
+        return self
+
+
+class TrajectoriesParams(Section):
+    """Flow, camera compensation and tracks."""
+
+    splits: Annotated[tuple[Split, ...], Field(min_length=1)]
+    flow: Literal["ultrafast", "fast", "medium"]
+    median_px: Literal[0, 3, 5]
+    compensate_camera: bool
+    camera_threshold_px: PositiveFloat
+    camera_min_inliers: Ratio
+    forward_backward: bool
+    cell: Annotated[int, Field(ge=2)]
+    max_length: Annotated[int, Field(ge=1, le=255)]
+    videos_per_shard: Positive
+    max_bad_ratio: Ratio
+
+
+class ClipParams(Section):
+    """The sparse clip that the model sees."""
+
+    num_frames: Positive
+    stride_frames: Positive
+    size: Positive
+    mean: tuple[float, float, float]
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+
+    @property
+    def span_frames(self) -> int:
+        """Raw frames from the clip's first frame to its last, both included."""
+        return (self.num_frames - 1) * self.stride_frames + 1
+
+
+class ModelParams(Section):
+    """The encoder: a ViT over tubelets of ``tubelet_frames x patch_size x patch_size``."""
+
+    patch_size: Positive
+    tubelet_frames: Positive
+    dim: Positive
+    depth: Positive
+    num_heads: Positive
+    mlp_ratio: PositiveFloat
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        if self.patch_size % CELLS_PER_PATCH_SIDE:
+            raise ValueError(f"patch_size: {self.patch_size} must be even, a token has 2 x 2 cells")
+        if self.dim % self.num_heads:
+            raise ValueError(f"num_heads: {self.num_heads} must divide dim {self.dim}")
+        if self.dim % 2:
+            raise ValueError(f"dim: {self.dim} must be even for sine-cosine positions")
+        return self
+
+
+class _Optimised(Section):
+    epochs: Positive
+    warmup_epochs: NonNegative
+    batch_size: Positive
+    lr: PositiveFloat
+    min_lr_ratio: Ratio
+    weight_decay: NonNegative
+    betas: tuple[Ratio, Ratio]
+    clip_grad: PositiveFloat
+    precision: Precision
+    num_loader_workers: Annotated[int, Field(ge=0)]
+    frame_cache_mb: NonNegative
+    min_scale: Annotated[float, Field(gt=0, le=1)]
+
+    @model_validator(mode="after")
+    def _warmup_is_shorter(self) -> Self:
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs: {self.warmup_epochs} must be below epochs {self.epochs}")
+        return self
+
+
+class PretrainParams(_Optimised):
+    """Masked motion encoding."""
+
+    splits: Annotated[tuple[Split, ...], Field(min_length=1)]
+    objective: Objective
+    mask: Literal["tube", "random"]
+    mask_ratio: Annotated[float, Field(gt=0, lt=1)]
+    length: Annotated[int, Field(ge=1, le=255)]
+    shape: Literal["along", "start"]
+    position_norm: Literal["none", "scale", "patch_std"]
+    position_scale_px: PositiveFloat
+    hog_window: Annotated[int, Field(ge=2)]
+    position_weight: NonNegative
+    shape_weight: NonNegative
+    decoder_dim: Positive
+    decoder_depth: Positive
+    decoder_heads: Positive
+    horizontal_flip: bool
+
+    @model_validator(mode="after")
+    def _decoder(self) -> Self:
+        if self.decoder_dim % self.decoder_heads or self.decoder_dim % 2:
+            raise ValueError(f"decoder_dim: {self.decoder_dim} must be even and divisible by {self.decoder_heads} heads")
+        return self
+
+
+class FinetuneParams(_Optimised):
+    """Action recognition on labelled videos."""
+
+    init: Literal["pretrained", "scratch"]
+    layer_decay: Annotated[float, Field(gt=0, le=1)]
+    drop_path: Ratio
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    mixup: NonNegative
+    cutmix: NonNegative
+    horizontal_flip: bool
+    flip_pairs: tuple[tuple[str, str], ...]
+
+
+class EvaluateParams(Section):
+    """Multi-view evaluation."""
+
+    split: Split
+    segments: Positive
+    crops: Literal[1, 3]
+    batch_size: Positive
+
+
+class RegistryParams(Section):
+    """The gate in front of the model registry."""
+
+    name: Annotated[str, Field(min_length=1, pattern=r"^[^/:]+$")]
+    metric: str
+    minimum: Ratio
+    tolerance: Ratio
+
+
+class Params(Section):
+    """The whole of ``params.yaml``."""
+
+    run: RunParams
+    tracking: TrackingParams
+    synthesize: SynthesizeParams
+    ingest: IngestParams
+    trajectories: TrajectoriesParams
+    clip: ClipParams
+    model: ModelParams
+    pretrain: PretrainParams
+    finetune: FinetuneParams
+    evaluate: EvaluateParams
+    registry: RegistryParams
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        if self.clip.size % self.model.patch_size:
+            raise ValueError(f"model.patch_size: {self.model.patch_size} must divide clip.size {self.clip.size}")
+        if self.clip.num_frames % self.model.tubelet_frames:
+            raise ValueError(
+                f"model.tubelet_frames: {self.model.tubelet_frames} must divide clip.num_frames {self.clip.num_frames}"
+            )
+        if self.pretrain.length > self.trajectories.max_length:
+            raise ValueError(
+                f"pretrain.length: {self.pretrain.length} exceeds trajectories.max_length {self.trajectories.max_length}"
+            )
+        needed = frames_needed(self.clip, self.model, self.pretrain.length)
+        if self.ingest.min_frames < needed:
+            raise ValueError(
+                f"ingest.min_frames: {self.ingest.min_frames} is too few: clip and trajectories span {needed} frames"
+            )
+        if self.ingest.source == "motion-primitives" and self.synthesize.num_frames < self.ingest.min_frames:
+            raise ValueError(
+                f"synthesize.num_frames: {self.synthesize.num_frames} is below ingest.min_frames {self.ingest.min_frames}"
+            )
+        if self.ingest.short_side < self.clip.size:
+            raise ValueError(f"ingest.short_side: {self.ingest.short_side} is below clip.size {self.clip.size}")
+        missing = set(self.pretrain.splits) - set(self.trajectories.splits)
+        if missing:
+            raise ValueError(f"pretrain.splits: {sorted(missing)} are not in trajectories.splits")
+        return self
+
+
+def frames_needed(clip: ClipParams, model: ModelParams, length: int) -> int:
+    """Raw frames that a clip and the trajectories of its last tubelet span together."""
+    last_start = (clip.num_frames - model.tubelet_frames) * clip.stride_frames
+    return max(clip.span_frames, last_start + length + 1)
+
+
+def load_params(path: Path | str = "params.yaml") -> Params:
+    """Read and check ``params.yaml``.
+
+    Raises:
+        ValueError: the file is missing, not YAML, or a key is unknown, missing or out of range; the message names
+            the file and every such key.
+    """
+    path = Path(path)
+    try:
+        raw: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: cannot be read as YAML: {error}") from error
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc'])) or '(whole file)'}: {e['msg']}" for e in error.errors()]
+        raise ValueError(f"{path}: " + "; ".join(lines)) from error
