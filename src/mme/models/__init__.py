@@ -1,0 +1,1 @@
+"""The masked motion model and the classifier built on its encoder."""
