@@ -145,6 +145,7 @@ class ModelParams(Section):
     depth: Positive
     num_heads: Positive
     mlp_ratio: PositiveFloat
+    positions: Literal["axes", "flat"]
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
@@ -152,8 +153,8 @@ class ModelParams(Section):
             raise ValueError(f"patch_size: {self.patch_size} must be even, a token has 2 x 2 cells")
         if self.dim % self.num_heads:
             raise ValueError(f"num_heads: {self.num_heads} must divide dim {self.dim}")
-        if self.dim % 2:
-            raise ValueError(f"dim: {self.dim} must be even for sine-cosine positions")
+        if self.dim % 8:
+            raise ValueError(f"dim: {self.dim} must be a multiple of 8 for sine-cosine positions of three axes")
         return self
 
 
@@ -199,8 +200,8 @@ class PretrainParams(_Optimised):
 
     @model_validator(mode="after")
     def _decoder(self) -> Self:
-        if self.decoder_dim % self.decoder_heads or self.decoder_dim % 2:
-            raise ValueError(f"decoder_dim: {self.decoder_dim} must be even and divisible by {self.decoder_heads} heads")
+        if self.decoder_dim % self.decoder_heads or self.decoder_dim % 8:
+            raise ValueError(f"decoder_dim: {self.decoder_dim} must be divisible by 8 and by {self.decoder_heads} heads")
         return self
 
 

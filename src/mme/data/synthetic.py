@@ -1,0 +1,194 @@
+"""Motion primitives: the embedded data set, whose classes differ in motion only.
+
+One textured sprite moves over a textured background while the camera drifts. The class decides how the sprite moves
+and nothing else: in a frame drawn uniformly from a video, position, size, angle, shape and texture have the same
+distribution in every class, so that a single frame does not tell the class.
+
+- Position: the sprite lives on a torus (what leaves on the right enters on the left), so its place is uniform in every
+  frame of every class.
+- Angle: uniform in every frame.
+- Size: growing sprites have the size ``s0 * zoom ** (t - centre)``. Sprites that do not grow keep the size that a
+  growing one would have at a frame drawn at random, so sizes too are distributed alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from mme.config import SynthesizeParams
+
+CLASSES: Final = (
+    "left",
+    "right",
+    "up",
+    "down",
+    "clockwise",
+    "counterclockwise",
+    "grow",
+    "shrink",
+    "orbit-clockwise",
+    "orbit-counterclockwise",
+    "shake-horizontal",
+    "shake-vertical",
+)
+
+_DIRECTIONS: Final = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+_TURNS: Final = {"clockwise": 1, "counterclockwise": -1}  # y points down: a positive angle turns clockwise
+_ZOOMS: Final = {"grow": 1, "shrink": -1}
+_ORBITS: Final = {"orbit-clockwise": 1, "orbit-counterclockwise": -1}
+_SHAKES: Final = {"shake-horizontal": (1, 0), "shake-vertical": (0, 1)}
+
+_SUPERSAMPLING: Final = 2
+_TEXTURE_PX: Final = 96
+
+Floats = NDArray[np.float64]
+Image = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Everything that one video shows, known exactly.
+
+    Attributes:
+        label: one of ``CLASSES``.
+        centres: [T, 2] sprite centre (x, y) in pixels, unwrapped, camera drift excluded.
+        angles: [T] radians, clockwise.
+        sides: [T] side of the sprite's texture in pixels.
+        camera: [T, 2] displacement (x, y) of the whole picture since frame 0.
+        sprite: RGBA texture.
+        background: RGB texture, twice the frame's size.
+        size: side of a frame in pixels.
+        noise_seed: seed of the sensor noise.
+        noise_std: its deviation in grey levels.
+    """
+
+    label: str
+    centres: Floats
+    angles: Floats
+    sides: Floats
+    camera: Floats
+    sprite: Image
+    background: Image
+    size: int
+    noise_seed: int
+    noise_std: float
+
+    def sprite_matrix(self, frame: int, scale: float = 1.0) -> Floats:
+        """[2, 3] affine map from texture pixels to frame pixels times ``scale``, wrapped copies left aside."""
+        zoom = self.sides[frame] / _TEXTURE_PX
+        cos, sin = np.cos(self.angles[frame]) * zoom, np.sin(self.angles[frame]) * zoom
+        linear = np.array([[cos, -sin], [sin, cos]])
+        centre = (self.centres[frame] + self.camera[frame]) % self.size
+        middle = (_TEXTURE_PX - 1) / 2
+        shift = centre - linear @ np.array([middle, middle])
+        # Pixel centres are integers: scaling about the corner (-0.5, -0.5) keeps them aligned.
+        return np.column_stack([linear, shift + 0.5]) * scale - np.array([[0, 0, 0.5], [0, 0, 0.5]])
+
+    def render(self) -> Image:
+        """Frames as uint8 RGB [T, size, size, 3]."""
+        noise = np.random.default_rng(self.noise_seed)
+        frames = np.empty((len(self.angles), self.size, self.size, 3), np.uint8)
+        for index in range(len(frames)):
+            picture = self._paint(index)
+            picture += noise.normal(0, self.noise_std, picture.shape).astype(np.float32)
+            frames[index] = np.clip(np.rint(picture), 0, 255).astype(np.uint8)
+        return frames
+
+    def _paint(self, frame: int) -> NDArray[np.float32]:
+        side = self.size * _SUPERSAMPLING
+        shift = self.camera[frame] * _SUPERSAMPLING - self.size * _SUPERSAMPLING / 2
+        matrix = np.array([[1, 0, shift[0]], [0, 1, shift[1]]])
+        canvas = cv2.warpAffine(self.background, matrix, (side, side), borderMode=cv2.BORDER_WRAP).astype(np.float32)
+        for offset_x in (-side, 0, side):
+            for offset_y in (-side, 0, side):
+                matrix = self.sprite_matrix(frame, _SUPERSAMPLING)
+                matrix[:, 2] += (offset_x, offset_y)
+                if not _touches(matrix, side):
+                    continue
+                layer = cv2.warpAffine(self.sprite, matrix, (side, side), flags=cv2.INTER_LINEAR).astype(np.float32)
+                opacity = layer[..., 3:] / 255.0
+                canvas += opacity * (layer[..., :3] - canvas)
+        small: NDArray[np.float32] = cv2.resize(canvas, (self.size, self.size), interpolation=cv2.INTER_AREA)
+        return small
+
+
+def sample_scene(label: str, params: SynthesizeParams, seed: tuple[int, ...]) -> Scene:
+    """Draw a scene of class ``label``; the same ``seed`` gives the same scene on every machine.
+
+    Raises:
+        ValueError: ``label`` is not one of ``CLASSES``.
+    """
+    if label not in CLASSES:
+        raise ValueError(f"label {label!r} is not a motion primitive; known: {', '.join(CLASSES)}")
+    rng = np.random.default_rng(seed)
+    num_frames, size = params.num_frames, params.size
+    time = np.arange(num_frames) - (num_frames - 1) / 2
+    centres = rng.uniform(0, size, 2) + _path(label, time, params, rng)
+    angles = rng.uniform(0, 2 * np.pi) + _TURNS.get(label, 0) * np.radians(rng.uniform(*params.turn_degrees)) * time
+    growth = np.log(rng.uniform(*params.zoom))
+    moment = time * _ZOOMS[label] if label in _ZOOMS else np.full(num_frames, rng.choice(time))
+    sides = size * rng.uniform(*params.sprite_size) * np.exp(growth * moment)
+    heading, drift = rng.uniform(0, 2 * np.pi), rng.uniform(0, params.drift_px)
+    camera = np.outer(time - time[0], drift * np.array([np.cos(heading), np.sin(heading)]))
+    return Scene(
+        label=label,
+        centres=centres,
+        angles=angles,
+        sides=sides,
+        camera=camera,
+        sprite=_sprite(rng),
+        background=_background(rng, 2 * size * _SUPERSAMPLING),
+        size=size,
+        noise_seed=int(rng.integers(2**63)),
+        noise_std=params.noise_std,
+    )
+
+
+def _path(label: str, time: Floats, params: SynthesizeParams, rng: np.random.Generator) -> Floats:
+    """[T, 2] movement of the sprite's centre. Every class draws the same numbers, so that none shows in the rest."""
+    speed, radius = rng.uniform(*params.speed_px), rng.uniform(*params.swing_px)
+    phase = rng.uniform(0, 2 * np.pi) + 2 * np.pi * time / rng.uniform(*params.period_frames)
+    if label in _DIRECTIONS:
+        return np.outer(time * speed, _DIRECTIONS[label])
+    if label in _ORBITS:
+        return radius * np.column_stack([np.cos(phase), _ORBITS[label] * np.sin(phase)])
+    if label in _SHAKES:
+        return radius * np.outer(np.sin(phase), _SHAKES[label])
+    return np.zeros((len(time), 2))
+
+
+def _touches(matrix: Floats, side: int) -> bool:
+    """Whether the texture's square, mapped by ``matrix``, reaches into the canvas."""
+    corners = np.array([[x, y, 1] for x in (0, _TEXTURE_PX) for y in (0, _TEXTURE_PX)]) @ matrix.T
+    return bool((corners.max(axis=0) >= -1).all() and (corners.min(axis=0) <= side).all())
+
+
+def _sprite(rng: np.random.Generator) -> Image:
+    """A random star-shaped polygon with edges inside: stripes in two colours. RGBA, square."""
+    num_corners = int(rng.integers(3, 8))
+    turn = 2 * np.pi * (np.arange(num_corners) + rng.uniform(-0.25, 0.25, num_corners)) / num_corners
+    radius = rng.uniform(0.55, 1.0, num_corners) * _TEXTURE_PX * 0.48
+    corners = _TEXTURE_PX / 2 + radius[:, None] * np.column_stack([np.cos(turn), np.sin(turn)])
+    sprite = np.zeros((_TEXTURE_PX, _TEXTURE_PX, 4), np.uint8)
+    bright, dark = rng.integers(150, 256, 3), rng.integers(0, 106, 3)
+    ys, xs = np.mgrid[:_TEXTURE_PX, :_TEXTURE_PX]
+    heading, width = rng.uniform(0, np.pi), rng.uniform(0.22, 0.45) * _TEXTURE_PX
+    wave = np.sin(2 * np.pi * ((xs * np.cos(heading) + ys * np.sin(heading)) / width + rng.uniform()))
+    sprite[..., :3] = np.where(wave[..., None] > 0, bright, dark)
+    mask = np.zeros(sprite.shape[:2], np.uint8)
+    cv2.fillPoly(mask, [np.rint(corners * 16).astype(np.int32)], 255, lineType=cv2.LINE_AA, shift=4)
+    sprite[..., 3] = mask
+    return sprite
+
+
+def _background(rng: np.random.Generator, side: int) -> Image:
+    """Smooth random texture, periodic, mid grey on average. RGB [side, side, 3]."""
+    coarse = rng.uniform(70, 186, (8, 8, 3)).astype(np.float32)
+    tiled = np.tile(coarse, (3, 3, 1))
+    smooth = cv2.resize(tiled, (3 * side, 3 * side), interpolation=cv2.INTER_CUBIC)[side : 2 * side, side : 2 * side]
+    return np.clip(np.rint(smooth), 0, 255).astype(np.uint8)
