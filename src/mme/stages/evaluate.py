@@ -1,0 +1,65 @@
+"""Evaluate the finetuned model on a split and write its figures, tables and pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from mme.config import load_params
+from mme.data.manifest import Manifest
+from mme.evaluate import Evaluation, calibration, confusion_pairs, evaluate, metrics, per_class, predictions
+from mme.files import atomic_path, write_json
+from mme.inference import Classifier
+from mme.plots import calibration_figure, confusion_figure, save_figure
+from mme.tracking import start_run
+
+MANIFEST = Path("data/manifest.parquet")
+MODEL = Path("models/finetune")
+REPORT = Path("reports/evaluate")
+
+
+def main() -> None:
+    """Run the stage in the current folder.
+
+    Raises:
+        ValueError: the inputs do not fit together, or a video of the split cannot be read. The report is written
+            before the latter is raised, and lists the videos.
+    """
+    params = load_params()
+    manifest = Manifest.load(MANIFEST)
+    classifier = Classifier.load(MODEL, params.run.device)
+    with start_run("evaluate", params) as run:
+        run.log_dataset(MANIFEST, manifest.digest, context=params.evaluate.split)
+        evaluation = evaluate(classifier, manifest, params.evaluate, params.run.num_workers)
+        write_report(evaluation, params.evaluate.split, REPORT)
+        run.log_metrics({f"{params.evaluate.split}/{name}": value for name, value in metrics(evaluation).items()})
+        run.log_artifact(REPORT)
+        if evaluation.unreadable:
+            listed = "; ".join(f"{video.id}: {video.reason}" for video in evaluation.unreadable)
+            raise ValueError(f"{len(evaluation.unreadable)} videos of {params.evaluate.split} are unreadable: {listed}")
+
+
+def write_report(evaluation: Evaluation, split: str, folder: Path) -> None:
+    """Write ``metrics.json`` (figures under the split's name), the tables and the pictures."""
+    figures = metrics(evaluation)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(
+        folder / "metrics.json",
+        {split: figures, "unreadable": {video.id: video.reason for video in evaluation.unreadable}},
+    )
+    write_table(per_class(evaluation), folder / "per_class.csv")
+    write_table(confusion_pairs(evaluation), folder / "confusion.csv")
+    write_table(predictions(evaluation), folder / "predictions.csv")
+    save_figure(confusion_figure(evaluation.confusion, evaluation.labels), folder / "confusion.png")
+    save_figure(calibration_figure(calibration(evaluation), figures["calibration_error"]), folder / "calibration.png")
+
+
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """Write a CSV file, atomically and with equal bytes for equal tables."""
+    with atomic_path(path) as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n")
+
+
+if __name__ == "__main__":
+    main()
