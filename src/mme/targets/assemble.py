@@ -1,0 +1,254 @@
+"""The target of a clip: tracks and frames of one crop made into what each token predicts.
+
+Sun et al. 2023, section 3.2: ``z = (z_p, z_s)``, position changes and shape changes of each cell along its trajectory.
+Conventions of coordinates: see `mme.targets.trajectories`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mme.config import CELLS_PER_PATCH_SIDE, ClipParams, ModelParams, PretrainParams
+from mme.targets.camera import warp
+from mme.targets.hog import hog_along
+from mme.targets.trajectories import TrackSlice
+
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A rectangle of the source frame that is resized to the clip's frame, and then mirrored if ``flip``.
+
+    Edges in source pixels: the whole frame is ``Crop(0, 0, height, width, False)``.
+    """
+
+    top: float
+    left: float
+    height: float
+    width: float
+    flip: bool
+
+
+@dataclass(frozen=True)
+class TargetSpec:
+    """What a clip's target looks like.
+
+    Attributes:
+        height, width: of the clip's frames, pixels.
+        patch_size: side of a token, clip pixels; a cell is half of it.
+        num_tubelets: tubelets in a clip.
+        tubelet_stride: raw frames from the start of a tubelet to the start of the next.
+        length: L, steps of a trajectory.
+        shape: HOG ``along`` the trajectory or at its ``start`` only.
+        position_norm, position_scale_px: see `normalise_positions`.
+        hog_window: side of the HOG window, clip pixels.
+    """
+
+    height: int
+    width: int
+    patch_size: int
+    num_tubelets: int
+    tubelet_stride: int
+    length: int
+    shape: Literal["along", "start"]
+    position_norm: Literal["none", "scale", "patch_std"]
+    position_scale_px: float
+    hog_window: int
+
+    @classmethod
+    def from_params(cls, clip: ClipParams, model: ModelParams, pretrain: PretrainParams) -> TargetSpec:
+        """The target that ``params.yaml`` describes."""
+        return cls(
+            height=clip.size,
+            width=clip.size,
+            patch_size=model.patch_size,
+            num_tubelets=clip.num_frames // model.tubelet_frames,
+            tubelet_stride=model.tubelet_frames * clip.stride_frames,
+            length=pretrain.length,
+            shape=pretrain.shape,
+            position_norm=pretrain.position_norm,
+            position_scale_px=pretrain.position_scale_px,
+            hog_window=pretrain.hog_window,
+        )
+
+    @property
+    def cell(self) -> int:
+        """Side of a cell, clip pixels."""
+        return self.patch_size // CELLS_PER_PATCH_SIDE
+
+    @property
+    def num_hog_frames(self) -> int:
+        """Raw frames of the clip that `assemble` reads, counted from the clip's first."""
+        last_start = (self.num_tubelets - 1) * self.tubelet_stride
+        return last_start + (self.length if self.shape == "along" else 1)
+
+    def starts(self, clip_start: int) -> list[int]:
+        """Raw frames at which the trajectories of a clip start."""
+        return [clip_start + tubelet * self.tubelet_stride for tubelet in range(self.num_tubelets)]
+
+
+@dataclass(frozen=True)
+class MotionTarget:
+    """Target of one clip: N tokens in (tubelet, y, x) order, C = 4 cells a token in (y, x) order.
+
+    Attributes:
+        position: float32 ``[N, C, L, 2]``, normalised displacements ``(x, y)``.
+        shape: float32 ``[N, C, L or 1, 9]``, HOG.
+        valid: bool ``[N, C]``, whether every step is valid and within the clip's frame; elsewhere both are zero.
+    """
+
+    position: NDArray[np.float32]
+    shape: NDArray[np.float32]
+    valid: NDArray[np.bool_]
+
+
+def assemble(tracks: TrackSlice, crop: Crop, frames: NDArray[np.uint8] | None, spec: TargetSpec) -> MotionTarget:
+    """Target of one clip.
+
+    Args:
+        tracks: from the start frames of the clip's tubelets.
+        crop: what part of the source frame the clip shows.
+        frames: uint8 ``[F, H, W, 3]``, the clip's view of the raw frames (cropped, resized, flipped) from its first
+            frame on, dense in time; at least ``spec.num_hog_frames``. None leaves ``shape`` zero-length.
+        spec: the target's form.
+
+    Raises:
+        ValueError: too few frames, steps or starts, or frames of another size.
+    """
+    _check(tracks, frames, spec)
+    path, residual, valid = clip_tracks(tracks, crop, spec)  # (T, y, x, L + 1, 2), (T, y, x, L, 2), (T, y, x)
+    position = normalise_positions(_by_token(residual), _by_token(valid), spec)
+    if frames is None:
+        shape = np.zeros((*position.shape[:2], 0, 9), dtype=np.float32)
+    else:
+        shape = _by_token(_shape_changes(path, frames, spec))
+    valid = _by_token(valid)
+    return MotionTarget(position * valid[..., None, None], shape * valid[..., None, None], valid)
+
+
+def clip_tracks(
+    tracks: TrackSlice, crop: Crop, spec: TargetSpec
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
+    """Tracks of the clip's cells in clip pixels.
+
+    Returns:
+        raw positions ``[T, y, x, L + 1, 2]``, camera-compensated displacements ``[T, y, x, L, 2]`` and validity
+        ``[T, y, x]``, T tubelets, in the clip's (mirrored) arrangement.
+    """
+    centres_x, centres_y = _source_centres(crop, spec)
+    displacements, num_valid = _interpolate(tracks, centres_x, centres_y, spec.length)  # (T, y, x, L, 2), (T, y, x)
+    begin = np.stack(np.meshgrid(centres_x, centres_y), axis=-1)[None, :, :, None, :]  # (1, y, x, 1, 2)
+    after = begin + np.cumsum(displacements, axis=3)
+    path = np.concatenate([np.broadcast_to(begin, (*after.shape[:3], 1, 2)), after], axis=3)
+    camera = warp(tracks.homographies[:, None, None, : spec.length], path[..., :-1, :])
+    residual = path[..., 1:, :] - camera
+
+    scale = np.array([spec.width / crop.width, spec.height / crop.height])
+    path = (path + 0.5 - np.array([crop.left, crop.top])) * scale - 0.5
+    residual = residual * scale
+    if crop.flip:
+        path[..., 0] = spec.width - 1 - path[..., 0]
+        residual[..., 0] *= -1
+    inside = (path >= -0.5) & (path <= np.array([spec.width, spec.height]) - 0.5)
+    valid = (num_valid >= spec.length) & inside.all(axis=(3, 4))
+    return path.astype(np.float32), residual.astype(np.float32), valid
+
+
+def normalise_positions(
+    residual: NDArray[np.float32], valid: NDArray[np.bool_], spec: TargetSpec
+) -> NDArray[np.float32]:
+    """Normalise displacements ``[N, C, L, 2]`` in clip pixels a frame; ``valid`` is ``[N, C]``.
+
+    - ``none``: as they are.
+    - ``scale``: divided by ``position_scale_px``.
+    - ``patch_std``: the patch's mean motion (over its valid cells and steps, x and y apart) is taken off, and the rest
+      divided by its deviation, at least ``position_scale_px``; so a patch where nothing moves gives zeros, not noise.
+    """
+    if spec.position_norm == "none":
+        return residual
+    if spec.position_norm == "scale":
+        return residual / np.float32(spec.position_scale_px)
+    weight = valid[:, :, None, None].astype(np.float32)
+    count = np.maximum(weight.sum(axis=(1, 2), keepdims=True) * residual.shape[2], 1)
+    mean = (residual * weight).sum(axis=(1, 2), keepdims=True) / count  # (N, 1, 1, 2)
+    centred = residual - mean
+    variance = (np.square(centred) * weight).sum(axis=(1, 2, 3), keepdims=True) / (2 * count)
+    return centred / np.maximum(np.sqrt(variance), np.float32(spec.position_scale_px))
+
+
+def _check(tracks: TrackSlice, frames: NDArray[np.uint8] | None, spec: TargetSpec) -> None:
+    if len(tracks.starts) != spec.num_tubelets:
+        raise ValueError(f"{len(tracks.starts)} start frames for {spec.num_tubelets} tubelets")
+    if tracks.displacements.shape[3] < spec.length:
+        raise ValueError(f"tracks of {tracks.displacements.shape[3]} steps are shorter than length {spec.length}")
+    if frames is not None and frames.shape[1:] != (spec.height, spec.width, 3):
+        raise ValueError(f"frames must be [F, {spec.height}, {spec.width}, 3], got {list(frames.shape)}")
+    if frames is not None and len(frames) < spec.num_hog_frames:
+        raise ValueError(f"{len(frames)} frames are too few, shape '{spec.shape}' needs {spec.num_hog_frames}")
+
+
+def _source_centres(crop: Crop, spec: TargetSpec) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Source x of each column and y of each row of cell centres, in the clip's (mirrored) order."""
+    x = (np.arange(spec.width // spec.cell) + 0.5) * spec.cell  # distance from the clip's left edge
+    y = (np.arange(spec.height // spec.cell) + 0.5) * spec.cell
+    if crop.flip:
+        x = spec.width - x
+    return crop.left + x * (crop.width / spec.width) - 0.5, crop.top + y * (crop.height / spec.height) - 0.5
+
+
+def _interpolate(
+    tracks: TrackSlice, xs: NDArray[np.float64], ys: NDArray[np.float64], length: int
+) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
+    """Stored tracks at source columns ``xs`` and rows ``ys``: bilinear, linear beyond the outermost nodes.
+
+    A point has as many valid steps as the worst of the nodes that it is interpolated from.
+    """
+    rows, columns = tracks.num_valid.shape[1:]
+    y0, y1, wy = _nodes(ys, tracks.cell, rows)
+    x0, x1, wx = _nodes(xs, tracks.cell, columns)
+    values, counts = tracks.displacements[:, :, :, :length], tracks.num_valid
+    upper, lower = values[:, y0], values[:, y1]
+    values = upper + (lower - upper) * wy[:, None, None, None]
+    counts = np.minimum(counts[:, y0], counts[:, y1])
+    left, right = values[:, :, x0], values[:, :, x1]
+    values = left + (right - left) * wx[:, None, None]
+    return values, np.minimum(counts[:, :, x0], counts[:, :, x1])
+
+
+def _nodes(
+    centres: NDArray[np.float64], cell: int, num_nodes: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Grid nodes on either side of each coordinate and the weight of the second; twice the same node on a node."""
+    place = (centres + 0.5) / cell - 0.5
+    nearest = np.clip(np.rint(place), 0, num_nodes - 1)
+    low = np.clip(np.floor(place), 0, max(num_nodes - 2, 0))
+    on_node = (np.abs(place - nearest) < 1e-6) | (num_nodes == 1)
+    low = np.where(on_node, nearest, low).astype(np.int64)
+    high = np.where(on_node, low, low + 1)
+    return low, high, np.where(on_node, 0.0, place - low)
+
+
+def _shape_changes(
+    path: NDArray[np.float32], frames: NDArray[np.uint8], spec: TargetSpec
+) -> NDArray[np.float32]:
+    """HOG ``[T, y, x, L or 1, 9]`` at raw positions ``[T, y, x, L + 1, 2]`` in clip pixels."""
+    starts = np.arange(spec.num_tubelets) * spec.tubelet_stride
+    if spec.shape == "start":
+        index = np.arange(spec.num_tubelets)[:, None, None, None]
+        return hog_along(frames[starts], path[..., :1, :], index, spec.hog_window)
+    index = (starts[:, None] + np.arange(spec.length))[:, None, None, :]
+    return hog_along(frames[: spec.num_hog_frames], path[..., :-1, :], index, spec.hog_window)
+
+
+def _by_token(values: NDArray[Scalar]) -> NDArray[Scalar]:
+    """Cells ``[T, y, x, ...]`` to tokens and their cells ``[N, C, ...]``."""
+    side = CELLS_PER_PATCH_SIDE
+    num_tubelets, rows, columns, *rest = values.shape
+    split = values.reshape(num_tubelets, rows // side, side, columns // side, side, *rest)
+    split = split.swapaxes(2, 3)  # (T, token y, token x, cell y, cell x, ...)
+    return split.reshape(-1, side * side, *rest)

@@ -1,0 +1,119 @@
+"""Camera motion between two frames: the homography that most of the textured flow agrees with.
+
+After Wang & Schmid, "Action recognition with improved trajectories" (ICCV 2013), section 3.1, with the dense flow as the
+only source of matches. Pixel centres are at integer coordinates ``(x, y)``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+NUM_POINTS = 1600
+"""Flow vectors that are looked at, about: enough for a homography, few enough for a millisecond."""
+
+MIN_POINTS = 24
+"""Textured points below which no homography is trusted."""
+
+MIN_CORNER_STRENGTH = 4.0
+"""Smallest eigenvalue of the structure tensor, squared grey levels per squared pixel, from which flow is determined.
+
+Sensor noise and compression at two grey levels stay below it."""
+
+_BLOCK_PX = 7
+
+
+@dataclass(frozen=True)
+class CameraMotion:
+    """Motion of the camera from frame t to t + 1.
+
+    Attributes:
+        homography: float64 ``[3, 3]``; a static point at ``(x, y)`` in frame t is at ``H @ (x, y, 1)`` in t + 1. The
+            identity when not trusted.
+        trusted: whether enough textured points agree.
+        inlier_ratio: share of the textured points that agree with the best homography.
+    """
+
+    homography: NDArray[np.float64]
+    trusted: bool
+    inlier_ratio: float
+
+
+def estimate_homography(
+    flow: NDArray[np.float32], threshold_px: float, min_inliers: float, gray: NDArray[np.uint8] | None = None
+) -> CameraMotion:
+    """Homography of the camera from flow ``[H, W, 2]``.
+
+    Args:
+        flow: pixels a frame, ``(x, y)``.
+        threshold_px: a point within this distance of the homography is an inlier.
+        min_inliers: share of inliers below which the homography is not trusted.
+        gray: ``[H, W]`` the first frame; flow is only believed where it has corners. None believes all of the flow.
+    """
+    points = _points(flow, gray)  # (N, 2)
+    if len(points) < MIN_POINTS:
+        return CameraMotion(np.eye(3), False, 0.0)
+    x, y = points[:, 0], points[:, 1]
+    source = points.astype(np.float64)
+    target = source + flow[y, x]
+    homography, inliers = _robust_fit(source, target, threshold_px)
+    ratio = float(inliers.mean())
+    if homography is None or ratio < min_inliers or not _plausible(homography, flow.shape[1], flow.shape[0]):
+        return CameraMotion(np.eye(3), False, ratio)
+    return CameraMotion(homography, True, ratio)
+
+
+def warp(homography: NDArray[np.floating], points: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Points ``[..., 2]`` moved by homographies ``[..., 3, 3]`` whose leading axes broadcast with the points'."""
+    x, y = points[..., 0], points[..., 1]
+    h = homography
+    depth = h[..., 2, 0] * x + h[..., 2, 1] * y + h[..., 2, 2]
+    moved_x = (h[..., 0, 0] * x + h[..., 0, 1] * y + h[..., 0, 2]) / depth
+    moved_y = (h[..., 1, 0] * x + h[..., 1, 1] * y + h[..., 1, 2]) / depth
+    return np.stack([moved_x, moved_y], axis=-1)
+
+
+def _points(flow: NDArray[np.float32], gray: NDArray[np.uint8] | None) -> NDArray[np.int64]:
+    """Grid points ``(x, y)`` ``[N, 2]`` at which flow is determined by texture."""
+    height, width = flow.shape[:2]
+    step = max(2, round((height * width / NUM_POINTS) ** 0.5))
+    ys, xs = np.arange(step // 2, height, step), np.arange(step // 2, width, step)
+    grid = np.stack(np.meshgrid(xs, ys), axis=-1)  # (rows, columns, 2)
+    if gray is None:
+        return grid.reshape(-1, 2)
+    # cv2 scales the tensor of a Sobel filter over 8-bit input by (1 / (4 * block * 255))^2 per product.
+    strength = cv2.cornerMinEigenVal(gray, _BLOCK_PX)[step // 2 :: step, step // 2 :: step]
+    return grid[strength * (255.0**2 * _BLOCK_PX) > MIN_CORNER_STRENGTH]
+
+
+def _robust_fit(
+    source: NDArray[np.float64], target: NDArray[np.float64], threshold_px: float
+) -> tuple[NDArray[np.float64] | None, NDArray[np.bool_]]:
+    """RANSAC (its random state is fixed by OpenCV, so equal input gives equal output), then least squares on inliers."""
+    homography, mask = cv2.findHomography(source, target, cv2.RANSAC, threshold_px, maxIters=500, confidence=0.995)
+    inliers = np.zeros(len(source), dtype=bool)
+    if homography is None:
+        return None, inliers
+    for _ in range(2):
+        inliers = np.linalg.norm(warp(homography, source) - target, axis=-1) <= threshold_px
+        if inliers.sum() < MIN_POINTS:
+            return None, inliers
+        refined, _ = cv2.findHomography(source[inliers], target[inliers], 0)
+        if refined is None:
+            return None, inliers
+        homography = refined
+    return np.asarray(homography, dtype=np.float64), inliers
+
+
+def _plausible(homography: NDArray[np.float64], width: int, height: int) -> bool:
+    """Whether the frame keeps its orientation and no side shrinks or grows beyond a factor of two in one frame."""
+    corners = np.array([[0, 0], [width - 1, 0], [width - 1, height - 1], [0, height - 1]], dtype=np.float64)
+    depth = corners @ homography[2, :2] + homography[2, 2]
+    if not np.isfinite(homography).all() or (depth <= 0).any():
+        return False
+    moved = warp(homography, corners)
+    area = 0.5 * np.sum(moved[:, 0] * np.roll(moved[:, 1], -1) - np.roll(moved[:, 0], -1) * moved[:, 1])
+    return bool(0.25 < area / ((width - 1) * (height - 1)) < 4.0)

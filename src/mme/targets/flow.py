@@ -1,0 +1,81 @@
+"""Dense optical flow by DIS (Kroeger et al. 2016), median-filtered.
+
+Coordinates are ``(x, y)`` in pixels with pixel centres at integer positions; arrays are indexed ``[..., y, x]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Preset = Literal["ultrafast", "fast", "medium"]
+
+_PRESETS: dict[Preset, int] = {
+    "ultrafast": cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST,
+    "fast": cv2.DISOPTICAL_FLOW_PRESET_FAST,
+    "medium": cv2.DISOPTICAL_FLOW_PRESET_MEDIUM,
+}
+
+MIN_SIDE = 16
+"""Shortest frame side in pixels that DIS can work on: two of its 8-pixel patches."""
+
+
+class DenseFlow:
+    """Flow between consecutive frames, with one DIS object that keeps its buffers from pair to pair.
+
+    Args:
+        preset: DIS preset; ``medium`` has a median end-point error of 0.23 px on known warps of real frames.
+        median_px: side of the median filter on the flow, 3 or 5; 0 switches it off.
+    """
+
+    def __init__(self, preset: Preset, median_px: int) -> None:
+        if preset not in _PRESETS:
+            raise ValueError(f"preset: {preset!r} is none of {sorted(_PRESETS)}")
+        if median_px not in (0, 3, 5):
+            raise ValueError(f"median_px: {median_px} is none of 0, 3, 5")
+        self.median_px = median_px
+        self._dis = cv2.DISOpticalFlow.create(_PRESETS[preset])
+
+    def pair(self, first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Flow ``[H, W, 2]`` of gray frames ``[H, W]``: ``second[p + flow[p]]`` shows what ``first[p]`` shows."""
+        if cv2.getNumThreads() != 1:
+            # DIS cuts the frame into as many stripes as there are threads and propagates within a stripe only, so
+            # another number of threads gives another flow.
+            cv2.setNumThreads(1)
+        flow = self._dis.calc(first, second, None)  # type: ignore[call-overload]
+        if self.median_px:
+            flow = cv2.medianBlur(flow, self.median_px)
+        return np.asarray(flow, dtype=np.float32)
+
+    def sequence(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Flow ``[T-1, H, W, 2]`` from each RGB frame of ``[T, H, W, 3]`` to the next."""
+        gray = list(gray_frames(frames))
+        return np.stack([self.pair(a, b) for a, b in zip(gray[:-1], gray[1:], strict=True)])
+
+    def backward(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Flow ``[T-1, H, W, 2]`` back from each RGB frame but the first to the one before it."""
+        gray = list(gray_frames(frames))
+        return np.stack([self.pair(b, a) for a, b in zip(gray[:-1], gray[1:], strict=True)])
+
+
+def gray_frames(frames: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
+    """Luma ``uint8 [H, W]`` of each RGB frame ``uint8 [H, W, 3]``.
+
+    Raises:
+        ValueError: a frame has another shape or type than the first, or is too small for DIS.
+    """
+    shape: tuple[int, ...] | None = None
+    for frame in frames:
+        if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
+            raise ValueError(f"frames must be uint8 [H, W, 3], got {frame.dtype} {list(frame.shape)}")
+        if shape is None:
+            shape = frame.shape
+            if min(shape[:2]) < MIN_SIDE:
+                raise ValueError(f"frames of {shape[1]} x {shape[0]} px are too small for flow, {MIN_SIDE} px a side needed")
+        if frame.shape != shape:
+            raise ValueError(f"frame size changes within the video: {list(shape)} to {list(frame.shape)}")
+        yield np.asarray(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
