@@ -1,0 +1,70 @@
+# The one menu: `make` prints it. Every target does its own set-up, so a fresh clone needs python3 (3.11 or newer), make and git.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+HOST ?= 127.0.0.1
+PORT ?= 8000
+UI_PORT ?= 5000
+TEST_PROCESSES ?= 2
+
+# DVC starts the stages with `python`, which is the environment's.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Nothing phones home.
+export DVC_NO_ANALYTICS := true
+export MLFLOW_DISABLE_TELEMETRY := true
+export DO_NOT_TRACK := true
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help venv repro serve ui test check format bench lock clean
+
+help: ## show this menu
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(STAMP) ## make the virtual environment .venv from requirements.lock
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, $(PYTHON) is {v}: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(STAMP)
+
+repro: $(STAMP) ## run the pipeline: data, pretraining, finetuning, evaluation, registration
+	$(BIN)/dvc repro register
+	@$(BIN)/mme summary
+
+serve: $(STAMP) ## answer requests on http://127.0.0.1:8000 with the model of `make repro`
+	$(BIN)/python -m uvicorn serving.app:app --host $(HOST) --port $(PORT)
+
+ui: $(STAMP) ## browse and compare the recorded runs on http://127.0.0.1:5000
+	$(BIN)/mlflow ui --port $(UI_PORT)
+
+test: $(STAMP) ## run the tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES)
+
+check: $(STAMP) ## lint, formatting, types and import directions
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP) ## mend what ruff can mend
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(STAMP) ## time decoding, extraction, training steps and answers
+	@set -e; for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
+
+lock: ## resolve pyproject.toml afresh into requirements.lock
+	rm -rf .work/lock && $(PYTHON) -m venv .work/lock
+	.work/lock/bin/python -m pip install --disable-pip-version-check hatchling '.[dev]'
+	@(sed -n '/^#/p' requirements.lock; .work/lock/bin/python -m pip freeze --all \
+		| sed -E -e '/^(mme|pip|nvidia-|cuda-|triton)/d' -e 's/\+[a-z0-9.]+$$//') > .work/requirements.lock
+	mv .work/requirements.lock requirements.lock
+
+clean: ## remove caches and unfinished work; data, models, runs and .venv stay
+	rm -rf .work build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dvc_plots
+	find src serving tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
