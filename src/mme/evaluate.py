@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from typing import SupportsFloat
 
 import numpy as np
 import pandas as pd
@@ -139,7 +140,7 @@ def _targets(videos: list[Video], split: str, labels: tuple[str, ...]) -> dict[s
     targets: dict[str, int] = {}
     for video in videos:
         if video.label is None or video.label not in index:
-            raise ValueError(f"split {split}: video {video.id} has label {video.label!r}, the model knows {list(labels)}")
+            raise ValueError(f"split {split}: {video.id} has the label {video.label!r}, the model knows {list(labels)}")
         targets[video.id] = index[video.label]
     return targets
 
@@ -149,7 +150,7 @@ def metrics(evaluation: Evaluation) -> dict[str, float | int]:
 
     ``top1`` and ``top5`` are shares of the videos (``top5`` means all labels where there are fewer);
     ``mean_class_accuracy`` averages the share of each label that has videos; ``nll`` is the mean negative log
-    likelihood in nats; ``calibration_error`` the expected gap of confidence and accuracy over ``CALIBRATION_BINS`` bins.
+    likelihood in nats; ``calibration_error`` the expected gap of confidence and accuracy (``CALIBRATION_BINS`` bins).
     """
     probabilities, targets = torch.from_numpy(evaluation.probabilities), torch.from_numpy(evaluation.targets)
     num_labels = len(evaluation.labels)
@@ -157,7 +158,7 @@ def metrics(evaluation: Evaluation) -> dict[str, float | int]:
     def top(k: int) -> Tensor:
         return multiclass_accuracy(probabilities, targets, num_labels, average="micro", top_k=min(k, num_labels))
 
-    figures = {
+    figures: dict[str, SupportsFloat] = {
         "top1": top(1),
         "top5": top(5),
         "mean_class_accuracy": per_class(evaluation)["top1"].mean(),

@@ -145,7 +145,9 @@ class Classifier:
         """
         return self._means(batch, self._model, max_clips)
 
-    def features(self, video: Source, segments: int | None = None, crops: int | None = None) -> Float32[np.ndarray, " D"]:
+    def features(
+        self, video: Source, segments: int | None = None, crops: int | None = None
+    ) -> Float32[np.ndarray, " D"]:
         """The encoder as a feature extractor: pooled, normalised features ``[D]``, mean over the views.
 
         Raises:
@@ -184,8 +186,9 @@ class Classifier:
 
 def softmax(logits: Float[np.ndarray, "*batch K"]) -> Float[np.ndarray, "*batch K"]:
     """Probabilities over the last axis, in float64."""
-    powers: Float[np.ndarray, "*batch K"] = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
-    return powers / powers.sum(axis=-1, keepdims=True)
+    powers = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
+    shares: Float[np.ndarray, "*batch K"] = powers / powers.sum(axis=-1, keepdims=True)
+    return shares
 
 
 def choose_device(name: str) -> torch.device:

@@ -22,7 +22,7 @@ def save_figure(figure: Figure, path: Path | str) -> None:
 
 
 def confusion_figure(counts: Int64[np.ndarray, "K K"], labels: tuple[str, ...]) -> Figure:
-    """Confusion matrix: rows are actual labels, shaded by the share of the row, with the number of videos written in."""
+    """Confusion matrix: rows are actual labels, shaded by their share, with the number of videos written in."""
     num_labels = len(labels)
     side = float(np.clip(2.5 + 0.4 * num_labels, 5, 20))
     figure = Figure(figsize=(side + 0.8, side), layout="constrained")
@@ -34,7 +34,8 @@ def confusion_figure(counts: Int64[np.ndarray, "K K"], labels: tuple[str, ...]) 
         axes.set_yticks(range(num_labels), labels)
     if num_labels <= MAX_LABELS_WITH_COUNTS:
         for y, x in np.argwhere(counts):
-            axes.text(x, y, str(counts[y, x]), ha="center", va="center", color="white" if shares[y, x] > 0.5 else "black")
+            colour = "white" if shares[y, x] > 0.5 else "black"
+            axes.text(x, y, str(counts[y, x]), ha="center", va="center", color=colour)
     correct = counts.trace() / max(counts.sum(), 1)
     axes.set(xlabel="predicted", ylabel="actual", title=f"{counts.sum()} videos, {correct:.1%} correct")
     figure.colorbar(image, ax=axes, label="share of the actual label's videos", shrink=0.8)
@@ -52,11 +53,12 @@ def calibration_figure(bins: pd.DataFrame, calibration_error: float) -> Figure:
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     used = bins[bins["num_videos"] > 0]
     widths = used["high"] - used["low"]
-    upper.bar(used["low"], used["accuracy"], widths, align="edge", color="tab:blue", edgecolor="white", label="accuracy")
+    style = {"align": "edge", "edgecolor": "white"}
+    upper.bar(used["low"], used["accuracy"], widths, color="tab:blue", label="accuracy", **style)
     upper.plot([0, 1], [0, 1], color="black", linewidth=1, linestyle="--", label="perfect calibration")
     upper.plot(used["confidence"], used["accuracy"], "o", color="tab:orange", markersize=4, label="mean confidence")
     upper.set(ylabel="share correct", xlim=(0, 1), ylim=(0, 1), title=f"calibration error {calibration_error:.3f}")
     upper.legend(loc="upper left")
-    lower.bar(used["low"], used["num_videos"], widths, align="edge", color="tab:gray", edgecolor="white")
+    lower.bar(used["low"], used["num_videos"], widths, color="tab:gray", **style)
     lower.set(xlabel="confidence of the predicted label", ylabel="videos")
     return figure

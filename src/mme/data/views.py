@@ -27,7 +27,7 @@ class Views:
     """Views of one video, before normalisation.
 
     Attributes:
-        frames: RGB, uint8 ``[V, T, S, S, 3]``, segment by segment, each with its crops from left (top) to right (bottom).
+        frames: RGB, uint8 ``[V, T, S, S, 3]``, segment by segment, each with its crops from left or top on.
         info: what the file says of itself; None where the source was decoded frames.
         decode_ms: time spent on decoding and resizing.
     """
@@ -91,10 +91,11 @@ def segment_starts(num_frames: int, span_frames: int, segments: int) -> list[int
 
 
 def view_indices(num_frames: int, clip: ClipParams, segments: int) -> NDArray[np.int64]:
-    """Frame numbers of every clip, int64 ``[segments, T]``; where the video ends too early its last frame is repeated."""
+    """Frame numbers of every clip, int64 ``[segments, T]``; beyond the video's end its last frame is repeated."""
     starts = np.array(segment_starts(num_frames, clip.span_frames, segments), dtype=np.int64)
     steps = np.arange(clip.num_frames, dtype=np.int64) * clip.stride_frames
-    return np.minimum(starts[:, None] + steps, num_frames - 1)
+    indices: NDArray[np.int64] = np.minimum(starts[:, None] + steps, num_frames - 1)
+    return indices
 
 
 def crop_offsets(long_side: int, size: int, crops: int) -> list[int]:
