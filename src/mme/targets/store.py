@@ -1,67 +1,19 @@
-"""Tracks on disk: a few big safetensors shards and an index.
-
-A video has four tensors, ``{id}/displacements`` (float16 ``[S, h, w, L, 2]``, pixels), ``{id}/num_valid`` (uint8),
-``{id}/homographies`` (float32) and ``{id}/trusted`` (uint8). Half precision rounds a displacement by at most 2^-11 of
-itself: 0.001 px at 2 px a frame, 0.016 px at 32 px a frame, well below the error of the flow.
-"""
+"""Tracks read from disk, slice by slice; `mme.targets.shards` writes them and says what a shard holds."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import safe_open
-from safetensors.numpy import save_file
 
-from mme.files import atomic_path, read_json, write_json
-from mme.targets.trajectories import Tracks, TrackSlice, step_homographies
-
-FORMAT = 1
-INDEX_NAME = "index.json"
-
-
-def write_shard(path: Path | str, videos: Iterable[tuple[str, Tracks]]) -> dict[str, dict[str, Any]]:
-    """Write the tracks of several videos into one file, atomically.
-
-    Returns:
-        the videos' entries for `write_index`.
-    """
-    path = Path(path)
-    tensors: dict[str, np.ndarray[Any, Any]] = {}
-    entries: dict[str, dict[str, Any]] = {}
-    for video_id, tracks in videos:
-        arrays = {
-            "displacements": tracks.displacements.astype(np.float16),
-            "num_valid": tracks.num_valid,
-            "homographies": tracks.homographies,
-            "trusted": tracks.trusted.astype(np.uint8),
-        }
-        content = hashlib.sha256()
-        for name, array in arrays.items():
-            tensors[f"{video_id}/{name}"] = np.ascontiguousarray(array)
-            content.update(np.ascontiguousarray(array).tobytes())
-        entries[video_id] = {
-            "shard": path.name,
-            "cell": tracks.cell,
-            "height": tracks.height,
-            "width": tracks.width,
-            "num_starts": len(tracks.displacements),
-            "digest": content.hexdigest()[:16],
-        }
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary)
-    return entries
-
-
-def write_index(folder: Path | str, entries: dict[str, dict[str, Any]], params: dict[str, Any]) -> None:
-    """Write the index of a folder of shards; ``params`` is what the tracks were extracted with."""
-    write_json(Path(folder) / INDEX_NAME, {"format": FORMAT, "params": params, "videos": entries})
-
+from mme.files import read_json
+from mme.targets.shards import FORMAT, INDEX_NAME
+from mme.targets.trajectories import TrackSlice, step_homographies
 
 class TrackStore:
     """Tracks in a folder of shards, read slice by slice; may be pickled and used across forks.

@@ -91,11 +91,21 @@ class Tracks:
 
 @dataclass(frozen=True)
 class StartTracks:
-    """Tracks from one start frame: displacements ``[h, w, L, 2]``, num_valid ``[h, w]``, motion of the camera."""
+    """Tracks from one start frame.
+
+    Attributes:
+        displacements: float32 ``[h, w, L, 2]``, as in `TrackSlice`.
+        num_valid: uint8 ``[h, w]``, as in `TrackSlice`.
+        camera: motion of the camera from this frame to the next.
+        complete: whether the video has L frames after this one.
+        frame_size: height and width, pixels.
+    """
 
     displacements: NDArray[np.float32]
     num_valid: NDArray[np.uint8]
     camera: CameraMotion
+    complete: bool
+    frame_size: tuple[int, int]
 
 
 def cell_centres(height: int, width: int, cell: int) -> NDArray[np.float32]:
@@ -113,22 +123,15 @@ def step_homographies(homographies: NDArray[np.float32], starts: NDArray[np.int6
 
 def extract(frames: Iterable[NDArray[np.uint8]], params: TrajectoriesParams) -> Tracks:
     """Tracks of a whole video in memory; see `iter_tracks`."""
-    size: list[int] = []
-
-    def sized() -> Iterator[NDArray[np.uint8]]:
-        for frame in frames:
-            size[:] = frame.shape[:2]
-            yield frame
-
-    starts = list(iter_tracks(sized(), params))
+    starts = list(iter_tracks(frames, params))
     return Tracks(
         displacements=np.stack([start.displacements for start in starts]),
         num_valid=np.stack([start.num_valid for start in starts]),
         homographies=np.stack([start.camera.homography for start in starts]).astype(np.float32),
         trusted=np.array([start.camera.trusted for start in starts]),
         cell=params.cell,
-        height=size[0],
-        width=size[1],
+        height=starts[0].frame_size[0],
+        width=starts[0].frame_size[1],
     )
 
 
@@ -153,12 +156,12 @@ def iter_tracks(frames: Iterable[NDArray[np.uint8]], params: TrajectoriesParams)
             backward = dense.pair(gray, previous) if params.forward_backward else None
             cameras.append(_camera(forward, previous, params))
             if tracker.step(forward, backward):
-                yield StartTracks(*tracker.pop(), cameras.pop(0))
+                yield StartTracks(*tracker.pop(), cameras.pop(0), True, gray.shape)
         previous = gray
-    if tracker is None:
+    if tracker is None or previous is None:
         raise ValueError("a video of fewer than 2 frames has no motion")
     for camera in cameras:
-        yield StartTracks(*tracker.pop(), camera)
+        yield StartTracks(*tracker.pop(), camera, False, previous.shape)
 
 
 def _camera(flow: NDArray[np.float32], gray: NDArray[np.uint8], params: TrajectoriesParams) -> CameraMotion:

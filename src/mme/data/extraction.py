@@ -1,0 +1,195 @@
+"""Tracks of a manifest's videos, in parallel processes, into a folder of shards.
+
+Work in progress lives in a folder of its own: one part a video, merged into a shard as soon as the shard's videos are
+done. Parts and shards appear whole or not at all, and do not depend on who made them; so a run that was killed goes on
+where it stopped, and its result is that of an uninterrupted run with any number of workers.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+
+from mme.config import TrajectoriesParams
+from mme.data.manifest import Manifest, Video
+from mme.data.video import VideoError, decode_stream, open_stream, to_rgb
+from mme.files import atomic_path, digest, read_json, write_json
+from mme.targets.shards import FORMAT, Entry, merge_parts, read_part, write_index, write_part
+from mme.targets.trajectories import iter_tracks
+
+_TASKS_A_WORKER = 4
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What became of the videos: index entries of the good ones, reasons of the bad ones, by video id."""
+
+    entries: dict[str, Entry]
+    failures: dict[str, str]
+
+
+def iter_frames(path: Path) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+    """RGB frames of a video file one by one, so that memory does not grow with its length.
+
+    Raises:
+        VideoError: the file cannot be decoded.
+    """
+    with open_stream(path) as (container, stream):
+        for frame in decode_stream(path, container, stream):
+            yield to_rgb(frame)
+
+
+def extraction_key(videos: Sequence[Video], paths: Sequence[Path], params: TrajectoriesParams) -> str:
+    """Digest of everything that the shards depend on."""
+    files = [
+        [video.id, video.sha256, video.width, video.height, video.num_frames, path.stat().st_size]
+        for video, path in zip(videos, paths, strict=True)
+    ]
+    return digest([FORMAT, cv2.__version__, params.model_dump(mode="json", exclude={"max_bad_ratio"}), files])
+
+
+def extract_part(path: Path, num_frames: int, folder: Path, params: TrajectoriesParams) -> str | None:
+    """Write one video's part, unless it is there already.
+
+    Returns:
+        why the video is bad, or None.
+
+    Raises:
+        OSError: the part cannot be written.
+    """
+    if read_part(folder) is not None:
+        return None
+    try:
+        entry = write_part(folder, iter_tracks(iter_frames(path), params), params.cell)
+    except (VideoError, ValueError) as error:
+        return str(error)
+    if entry["num_starts"] + 1 != num_frames:
+        shutil.rmtree(folder)
+        return f"{path}: {entry['num_starts'] + 1} frames decoded, the manifest has {num_frames}"
+    return None
+
+
+class Extractor:
+    """Extracts the tracks of a manifest's videos shard by shard.
+
+    Args:
+        manifest: where the videos are.
+        params: which videos, and how.
+        work: folder for work in progress; kept on errors, emptied by `finish`.
+    """
+
+    def __init__(self, manifest: Manifest, params: TrajectoriesParams, work: Path) -> None:
+        self.params = params
+        self.videos = manifest.videos(params.splits)
+        if not self.videos:
+            raise ValueError(f"{manifest.folder}: no usable videos in splits {list(params.splits)}")
+        self._paths = {video.id: manifest.path_of(video) for video in self.videos}
+        self.key = extraction_key(self.videos, list(self._paths.values()), params)
+        self._parts = work / self.key / "parts"
+        self._shards = work / self.key / "shards"
+        size = params.videos_per_shard
+        self._groups = [self.videos[first : first + size] for first in range(0, len(self.videos), size)]
+
+    def run(self, num_workers: int, on_video: Callable[[int], None]) -> Extraction:
+        """Extract all shards that are not there yet.
+
+        Args:
+            num_workers: processes.
+            on_video: called with the number of videos that were just finished.
+
+        Raises:
+            OSError: the work folder cannot be written.
+            concurrent.futures.process.BrokenProcessPool: a worker was killed, for lack of memory as a rule.
+        """
+        self._parts.mkdir(parents=True, exist_ok=True)
+        self._shards.mkdir(parents=True, exist_ok=True)
+        for leftover in [*self._parts.glob(".*"), *self._shards.glob(".*")]:
+            shutil.rmtree(leftover, ignore_errors=True)
+        done = [number for number in range(len(self._groups)) if self._entries_path(number).exists()]
+        todo = [number for number in range(len(self._groups)) if number not in set(done)]
+        on_video(sum(len(self._groups[number]) for number in done))
+        if todo:
+            self._extract(todo, num_workers, on_video)
+        result = Extraction({}, {})
+        for number in range(len(self._groups)):
+            saved = read_json(self._entries_path(number))
+            result.entries.update(saved["entries"])
+            result.failures.update(saved["failures"])
+        return result
+
+    def finish(self, output: Path, result: Extraction) -> None:
+        """Move the shards to ``output`` with an index, and drop the work folder."""
+        with atomic_path(output) as temporary:
+            temporary.mkdir()
+            for number in range(len(self._groups)):
+                if self._shard_path(number).exists():
+                    shutil.move(self._shard_path(number), temporary / self._shard_path(number).name)
+            params = {**self.params.model_dump(mode="json", exclude={"max_bad_ratio"}), "opencv": cv2.__version__}
+            write_index(temporary, result.entries, params)
+        shutil.rmtree(self._shards.parent)
+
+    def _extract(self, todo: Sequence[int], num_workers: int, on_video: Callable[[int], None]) -> None:
+        tasks = ((number, video) for number in todo for video in self._groups[number])
+        missing = {number: len(self._groups[number]) for number in todo}
+        failures: dict[int, dict[str, str]] = {number: {} for number in todo}
+        pending: dict[Future[str | None], tuple[int, Video]] = {}
+        with _pool(min(num_workers, sum(missing.values()))) as pool:
+            while True:
+                while len(pending) < _TASKS_A_WORKER * num_workers and (task := next(tasks, None)):
+                    pending[self._submit(pool, task[1])] = task
+                if not pending:
+                    return
+                for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                    number, video = pending.pop(future)
+                    if reason := future.result():
+                        failures[number][video.id] = reason
+                    on_video(1)
+                    missing[number] -= 1
+                    if not missing[number]:
+                        self._merge(number, failures[number])
+
+    def _submit(self, pool: ProcessPoolExecutor, video: Video) -> Future[str | None]:
+        path = self._paths[video.id]
+        return pool.submit(extract_part, path, video.num_frames, self._parts / video.id, self.params)
+
+    def _merge(self, number: int, failures: dict[str, str]) -> None:
+        parts = {v.id: self._parts / v.id for v in self._groups[number] if v.id not in failures}
+        entries = merge_parts(self._shard_path(number), parts) if parts else {}
+        write_json(self._entries_path(number), {"entries": entries, "failures": dict(sorted(failures.items()))})
+        for folder in parts.values():
+            shutil.rmtree(folder)
+
+    def _shard_path(self, number: int) -> Path:
+        return self._shards / f"tracks-{number:05d}.safetensors"
+
+    def _entries_path(self, number: int) -> Path:
+        return self._shards / f"tracks-{number:05d}.json"
+
+
+def _pool(num_workers: int) -> ProcessPoolExecutor:
+    # Not fork: a fork of a process that has threads (progress bar, OpenCV) may hang.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return ProcessPoolExecutor(num_workers, mp_context=context, initializer=_die_with_parent)
+
+
+def _die_with_parent() -> None:
+    """Workers wait on a queue whose other end they hold themselves, so they would outlive a killed parent for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
