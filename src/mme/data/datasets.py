@@ -1,0 +1,150 @@
+"""Training samples: what a video looks like in epoch ``e`` is a function of (seed, e, index) alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mme.config import FinetuneParams, Params
+from mme.data.frames import FrameCache
+from mme.data.manifest import Manifest, Video
+from mme.data.transforms import SEED_FINETUNE, SEED_PRETRAIN, apply_crop, draw_crop, sample_rng
+from mme.data.views import prepare, view_indices
+from mme.models.masking import draw_mask
+from mme.targets.assemble import TargetSpec, assemble
+from mme.targets.store import TrackStore
+
+Key = tuple[int, int]
+"""(epoch, index of the video), as `mme.data.sampler.EpochSampler` yields it."""
+
+
+def _video_bytes(video: Video) -> int:
+    return video.num_frames * video.height * video.width * 3
+
+
+class PretrainDataset(Dataset[dict[str, Any]]):
+    """Masked clips with their motion targets.
+
+    A sample holds ``clip`` uint8 [T, S, S, 3], ``hidden`` bool [N] (``True`` = hidden) and, for the hidden tokens M
+    only, ``position`` float32 [M, C, L, 2], ``shape`` float32 [M, C, L or 1, 9] and ``valid`` bool [M, C]; which of the
+    two targets there is depends on the objective. Pixel targets are made from the clip by the training module.
+
+    Raises:
+        KeyError: a video has no trajectories (a missing trajectory is an error, never a zero target).
+    """
+
+    def __init__(self, params: Params, manifest: Manifest, tracks: TrackStore, splits: Sequence[str]) -> None:
+        self.params, self.manifest, self.tracks = params, manifest, tracks
+        self.videos = manifest.videos(splits)
+        if not self.videos:
+            raise ValueError(f"{manifest.folder}: no videos in splits {list(splits)}")
+        missing = [video.id for video in self.videos if video.id not in tracks]
+        if missing:
+            raise KeyError(f"no trajectories of {len(missing)} videos, the first {missing[0]!r}; run `dvc repro`")
+        self.cache = FrameCache(params.pretrain.frame_cache_mb)
+        self.spec = TargetSpec.from_params(params.clip, params.model, params.pretrain)
+        side = params.clip.size // params.model.patch_size
+        self.grid = (self.spec.num_tubelets, side, side)
+        self.with_position = params.pretrain.objective in ("mme", "trajectory")
+        self.with_shape = params.pretrain.objective in ("mme", "hog")
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def __getitem__(self, key: Key) -> dict[str, Any]:
+        epoch, index = key
+        rng = sample_rng(SEED_PRETRAIN, self.params.run.seed, epoch, index)
+        return self.sample(self.videos[index], rng)
+
+    def sample(self, video: Video, rng: np.random.Generator) -> dict[str, Any]:
+        """Draw a clip, a crop and a mask of ``video``."""
+        clip, pretrain = self.params.clip, self.params.pretrain
+        span = max(clip.span_frames, self.spec.starts(0)[-1] + pretrain.length + 1)
+        start = int(rng.integers(0, video.num_frames - span + 1))
+        crop = draw_crop(rng, video.height, video.width, pretrain.min_scale, pretrain.horizontal_flip)
+        hidden = draw_mask(rng, self.grid, pretrain.mask_ratio, pretrain.mask)
+        num_dense = max(clip.span_frames, self.spec.num_hog_frames if self.with_shape else 0)
+        frames = self.cache.read(
+            self.manifest.path_of(video), np.arange(start, start + num_dense), _video_bytes(video)
+        )
+        view = apply_crop(frames, crop, clip.size)
+        sample: dict[str, Any] = {
+            "clip": torch.from_numpy(np.ascontiguousarray(view[: clip.span_frames : clip.stride_frames])),
+            "hidden": torch.from_numpy(hidden),
+        }
+        if not (self.with_position or self.with_shape):
+            return sample
+        slices = self.tracks.read(video.id, self.spec.starts(start), pretrain.length)
+        target = assemble(slices, crop, view if self.with_shape else None, self.spec)
+        sample["valid"] = torch.from_numpy(target.valid[hidden])
+        if self.with_position:
+            sample["position"] = torch.from_numpy(target.position[hidden])
+        if self.with_shape:
+            sample["shape"] = torch.from_numpy(target.shape[hidden])
+        return sample
+
+
+class LabelledDataset(Dataset[dict[str, Tensor]]):
+    """Labelled clips: ``clip`` uint8 [T, S, S, 3] and ``label``, an index into ``labels``.
+
+    In training a clip starts anywhere, is cropped at random and, where ``horizontal_flip`` is on, flipped half of the
+    times; ``flip_pairs`` swaps the labels that a mirror image swaps. Otherwise it is the centre view that evaluation
+    takes.
+    """
+
+    def __init__(self, params: Params, manifest: Manifest, split: str, training: bool) -> None:
+        self.params, self.manifest, self.training = params, manifest, training
+        self.labels = manifest.labels
+        self.videos = [video for video in manifest.videos(split) if video.label is not None]
+        if not self.videos:
+            raise ValueError(f"{manifest.folder}: no labelled videos in split '{split}'")
+        self.cache = FrameCache(params.finetune.frame_cache_mb)
+        self.mirrored = mirrored_labels(self.labels, params.finetune)
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def __getitem__(self, key: Key) -> dict[str, Tensor]:
+        epoch, index = key
+        video = self.videos[index]
+        assert video.label is not None
+        label = self.labels.index(video.label)
+        if not self.training:
+            frames = prepare(self.manifest.path_of(video), self.params.clip, segments=1, crops=1).frames[0]
+            return _labelled(frames, label)
+        finetune, clip = self.params.finetune, self.params.clip
+        rng = sample_rng(SEED_FINETUNE, self.params.run.seed, epoch, index)
+        offset = int(rng.integers(0, max(1, video.num_frames - clip.span_frames + 1)))
+        indices = np.minimum(offset + np.arange(clip.num_frames) * clip.stride_frames, video.num_frames - 1)
+        frames = self.cache.read(self.manifest.path_of(video), indices, _video_bytes(video))
+        crop = draw_crop(rng, video.height, video.width, finetune.min_scale, finetune.horizontal_flip)
+        return _labelled(apply_crop(frames, crop, clip.size), self.mirrored[label] if crop.flip else label)
+
+
+def _labelled(frames: NDArray[np.uint8], label: int) -> dict[str, Tensor]:
+    return {"clip": torch.from_numpy(np.ascontiguousarray(frames)), "label": torch.tensor(label)}
+
+
+def mirrored_labels(labels: Sequence[str], params: FinetuneParams) -> list[int]:
+    """For each label the index of the label of its mirror image.
+
+    Raises:
+        ValueError: ``flip_pairs`` names an unknown label, or one twice.
+    """
+    mirrored = list(range(len(labels)))
+    if not params.horizontal_flip:
+        return mirrored
+    named = [label for pair in params.flip_pairs for label in pair]
+    faults = sorted({label for label in named if label not in labels or named.count(label) > 1})
+    if faults:
+        raise ValueError(f"finetune.flip_pairs: {faults} are unknown or named twice; labels: {', '.join(labels)}")
+    for first, second in params.flip_pairs:
+        a, b = labels.index(first), labels.index(second)
+        mirrored[a], mirrored[b] = b, a
+    return mirrored
