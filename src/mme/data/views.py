@@ -6,6 +6,8 @@ It needs numpy and OpenCV only, so that a decoding process can run it without a 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -16,7 +18,7 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 
 from mme.config import ClipParams
-from mme.data.video import VideoInfo, probe, read_frames
+from mme.data.video import VideoError, VideoInfo, probe, read_frames
 
 Source: TypeAlias = Path | str | bytes | UInt8[np.ndarray, "T H W 3"]
 """A video: a path, the bytes of a file, or decoded RGB frames."""
@@ -55,15 +57,31 @@ def prepare(source: Source, clip: ClipParams, segments: int, crops: int) -> View
         info, num_frames, pixel_aspect = None, _num_frames(source), 1.0
     else:
         source = Path(source) if isinstance(source, str) else source
-        info = probe(source)
+        with _faults_of(source):
+            info = probe(source)
         num_frames, pixel_aspect = info.num_frames, info.pixel_aspect
     indices = view_indices(num_frames, clip, segments)
     needed, positions = np.unique(indices, return_inverse=True)
-    frames = source[needed] if isinstance(source, np.ndarray) else read_frames(source, [int(i) for i in needed])
+    if isinstance(source, np.ndarray):
+        frames = source[needed]
+    else:
+        with _faults_of(source):
+            frames = read_frames(source, [int(index) for index in needed])
     squares = square_crops(frames, clip.size, crops, pixel_aspect)  # (C, U, S, S, 3)
     views = squares[:, positions.reshape(indices.shape)]  # (C, segments, T, S, S, 3)
     views = np.ascontiguousarray(views.swapaxes(0, 1)).reshape(-1, *views.shape[2:])
     return Views(views, info, 1000 * (time.perf_counter() - started))
+
+
+@contextmanager
+def _faults_of(source: Path | bytes) -> Iterator[None]:
+    """A damaged file may promise frames that it does not have, or hold bytes that are no text where tags stand."""
+    try:
+        yield
+    except VideoError:
+        raise
+    except ValueError as error:
+        raise VideoError("undecodable", source, str(error)) from error
 
 
 def _num_frames(frames: NDArray[np.uint8]) -> int:
