@@ -1,9 +1,16 @@
 """Histograms of oriented gradients (Dalal & Triggs 2005) at any sub-pixel position, for many frames at once.
 
-Definition: the gradient of luma by central differences (zero across the frame's border); unsigned orientation in nine
-circular bins whose centres are at 0, 20, ..., 160 degrees, so that an axis-aligned edge falls on a centre or midway
-between two by design, never on the border of the range; the magnitude is shared linearly between the two nearest bins; the
-histogram sums a square window; it is divided by ``max(norm, floor)``.
+Definition:
+
+- gradient ``(dx, dy)``: differences of luma between the right and left, lower and upper neighbour; zero across the
+  frame's border;
+- unsigned orientation in nine circular bins with centres at 0, 20, ..., 160 degrees, 0 being a vertical edge (gradient
+  along x). Vertical edges fall on a centre, so that noise does not toss them between the ends of the range; horizontal
+  edges fall midway between the bins 4 and 5, which share them evenly. The magnitude is shared linearly between the two
+  nearest bins, so that there is no jump anywhere;
+- the histogram at a position sums a square window centred on it, the frame being zero outside;
+- normalisation: divided by ``max(norm, floor)``, the floor being `NORM_FLOOR_PER_PIXEL` times the window's area. With a
+  tiny floor a flat cell would become a unit vector of noise, which nothing can predict.
 """
 
 from __future__ import annotations
@@ -17,9 +24,13 @@ from numpy.typing import NDArray
 NUM_BINS = 9
 
 NORM_FLOOR_PER_PIXEL = 8.0
-"""Mean gradient magnitude (grey levels over two pixels) below which a histogram fades to zero.
+"""Mean gradient (grey levels between the two neighbours) below which a histogram fades to zero."""
 
-With a tiny floor a flat cell becomes a unit vector of noise, which nothing can predict."""
+_SPAN = 511
+"""Values that a difference of two 8-bit levels can take."""
+
+_FLAT = 255 * _SPAN + 255
+"""Place in the table of the gradient (0, 0)."""
 
 
 def orientation_maps(frames: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -31,69 +42,24 @@ def orientation_maps(frames: NDArray[np.uint8]) -> NDArray[np.float32]:
     Returns:
         float32 ``[T, H, W, 9]``.
     """
-    num_frames, height, width = frames.shape[:3]
-    gray = cv2.cvtColor(frames.reshape(num_frames * height, width, 3), cv2.COLOR_RGB2GRAY)
-    gray = gray.reshape(num_frames, height, width).astype(np.int32)
-    index = np.zeros((num_frames, height, width), dtype=np.int32)
-    index[:, :, 1:-1] += gray[:, :, 2:] - gray[:, :, :-2]
-    index[:, 1:-1] += (gray[:, 2:] - gray[:, :-2]) * _SPAN
-    index += 255 * _SPAN + 255
-    return _soft_bins().take(index, axis=0, mode="clip")
+    return _soft_bins().take(_gradient_codes(frames)[:, :-1, :-1], axis=0, mode="clip")
 
 
-_SPAN = 511
-"""Values that a difference of two 8-bit levels can take."""
+def window_sums(frames: NDArray[np.uint8], window: int) -> NDArray[np.float32]:
+    """Sums of `orientation_maps` over ``window x window`` pixels, float32 ``[T, H + 1, W + 1, 9]``.
 
-
-@functools.cache
-def _soft_bins() -> NDArray[np.float32]:
-    """Soft histogram of every possible gradient, ``[(dy + 255) * 511 + dx + 255, 9]``.
-
-    Differences of 8-bit levels take few values, so a table is both exact and faster than trigonometry.
+    Entry ``[t, i, j]`` is the histogram at the position ``(j, i)`` if the window is odd, ``(j - 0.5, i - 0.5)`` if even.
     """
-    dy, dx = np.mgrid[-255:256, -255:256].astype(np.float64)
-    place = np.degrees(np.arctan2(dy, dx)) % 180.0 / (180.0 / NUM_BINS)  # (511, 511) in units of bins
-    low = np.floor(place)
-    weight = place - low
-    magnitude = np.hypot(dx, dy)
-    table = np.zeros((_SPAN, _SPAN, NUM_BINS), dtype=np.float32)
-    for bin_ in range(NUM_BINS):
-        table[..., bin_] += magnitude * (1 - weight) * (low % NUM_BINS == bin_)
-        table[..., bin_] += magnitude * weight * ((low + 1) % NUM_BINS == bin_)
-    return table.reshape(-1, NUM_BINS)
-
-
-def window_sums(maps: NDArray[np.float32], window: int) -> NDArray[np.float32]:
-    """Sums over ``window x window`` pixels, float32 ``[T, H + 1, W + 1, 9]``; pixels outside the frame count as zero.
-
-    Entry ``[t, i, j]`` belongs to the position ``(j, i)`` (odd window; the last row and column are unused) or
-    ``(j - 0.5, i - 0.5)`` (even window).
-    """
-    num_frames, height, width, _ = maps.shape
-    before, after = window // 2, (window - 1) // 2 + 1
-    padded = np.zeros((num_frames, height + before + after, width + before + after, NUM_BINS), dtype=np.float32)
-    padded[:, before : before + height, before : before + width] = maps
-    rows = _running_sum(padded, window, 1)[:, : height + 1]
-    return _running_sum(rows, window, 2)[:, :, : width + 1]
-
-
-def _running_sum(values: NDArray[np.float32], window: int, axis: int) -> NDArray[np.float32]:
-    """Sums of ``window`` neighbours along an axis, by doubling: log2(window) additions an entry."""
-    length = values.shape[axis] - window + 1
-    take = lambda a, start, n: a[(slice(None),) * axis + (slice(start, start + n),)]  # noqa: E731
-    total: NDArray[np.float32] | None = None
-    power, span, offset = values, 1, 0
-    while True:
-        if window & span:
-            part = take(power, offset, length)
-            total = part if total is None else total + part
-            offset += span
-        if 2 * span > window:
-            assert total is not None
-            return total
-        size = power.shape[axis] - span
-        power = take(power, 0, size) + take(power, span, size)
-        span *= 2
+    codes = _gradient_codes(frames)
+    table = _soft_bins()
+    sums = np.empty((*codes.shape, NUM_BINS), dtype=np.float32)
+    maps = np.empty(sums.shape[1:], dtype=np.float32)
+    for frame_codes, frame_sums in zip(codes, sums, strict=True):  # frame by frame: a frame's maps stay in the cache
+        table.take(frame_codes, axis=0, mode="clip", out=maps)
+        cv2.boxFilter(
+            maps, cv2.CV_32F, (window, window), frame_sums, normalize=False, borderType=cv2.BORDER_CONSTANT
+        )
+    return sums
 
 
 def hog_along(
@@ -103,15 +69,14 @@ def hog_along(
 
     Args:
         frames: uint8 RGB ``[T, H, W, 3]``.
-        points: ``(x, y)`` ``[..., 2]``, pixels, pixel centres at integers.
+        points: ``(x, y)`` ``[..., 2]``, pixels, pixel centres at integers; clamped to the frame.
         frame_index: frame of each point, broadcastable to ``points.shape[:-1]``.
         window: side of the window, pixels.
 
     Returns:
-        float32 ``[..., 9]``; each of norm at most 1.
+        float32 ``[..., 9]``, of norm at most 1.
     """
-    sums = window_sums(orientation_maps(frames), window)
-    return normalise(sample_windows(sums, points, frame_index, window), window)
+    return normalise(sample_windows(window_sums(frames, window), points, frame_index, window), window)
 
 
 def sample_windows(
@@ -125,17 +90,48 @@ def sample_windows(
     x0 = np.minimum(x.astype(np.int32), columns - 2)
     y0 = np.minimum(y.astype(np.int32), rows - 2)
     wx, wy = (x - x0.astype(np.float32))[..., None], (y - y0.astype(np.float32))[..., None]
-    flat = np.ascontiguousarray(sums).reshape(-1, NUM_BINS)
+    flat = sums.reshape(-1, NUM_BINS)
     index = (frame_index * rows + y0) * columns + x0
-    top, top_right = flat.take(index, axis=0), flat.take(index + 1, axis=0)
-    bottom, bottom_right = flat.take(index + columns, axis=0), flat.take(index + columns + 1, axis=0)
-    top += (top_right - top) * wx
-    bottom += (bottom_right - bottom) * wx
-    top += (bottom - top) * wy
-    return top
+    result = flat.take(index, axis=0)
+    result *= (1 - wx) * (1 - wy)
+    for offset, weight in ((1, wx * (1 - wy)), (columns, (1 - wx) * wy), (columns + 1, wx * wy)):
+        corner = flat.take(index + offset, axis=0)
+        corner *= weight
+        result += corner
+    return result
 
 
 def normalise(histograms: NDArray[np.float32], window: int) -> NDArray[np.float32]:
-    """``h / max(||h||, floor)`` with a floor in proportion to the window's area."""
+    """``h / max(norm, floor)``, the floor in proportion to the window's area."""
     norm = np.sqrt(np.einsum("...k,...k->...", histograms, histograms))
-    return histograms / np.maximum(norm, np.float32(NORM_FLOOR_PER_PIXEL * window**2))[..., None]
+    floor = np.float32(NORM_FLOOR_PER_PIXEL * window**2)
+    return np.asarray(histograms / np.maximum(norm, floor)[..., None], dtype=np.float32)
+
+
+def _gradient_codes(frames: NDArray[np.uint8]) -> NDArray[np.int32]:
+    """Place of each pixel's gradient in `_soft_bins`, int32 ``[T, H + 1, W + 1]``; the last row and column are flat."""
+    num_frames, height, width = frames.shape[:3]
+    gray = cv2.cvtColor(frames.reshape(num_frames * height, width, 3), cv2.COLOR_RGB2GRAY)
+    levels = gray.reshape(num_frames, height, width).astype(np.int32)
+    codes = np.full((num_frames, height + 1, width + 1), _FLAT, dtype=np.int32)
+    codes[:, :height, 1 : width - 1] += levels[:, :, 2:] - levels[:, :, :-2]
+    codes[:, 1 : height - 1, :width] += (levels[:, 2:] - levels[:, :-2]) * _SPAN
+    return codes
+
+
+@functools.cache
+def _soft_bins() -> NDArray[np.float32]:
+    """Soft histogram of every possible gradient, ``[(dy + 255) * 511 + dx + 255, 9]``.
+
+    Differences of 8-bit levels take few values, so a table is both exact and faster than trigonometry.
+    """
+    dy, dx = np.mgrid[-255:256, -255:256].astype(np.float64)
+    place = np.degrees(np.arctan2(dy, dx)) % 180.0 / (180.0 / NUM_BINS)  # (511, 511), in bins
+    low = np.floor(place)
+    weight = place - low
+    magnitude = np.hypot(dx, dy)
+    table = np.zeros((_SPAN, _SPAN, NUM_BINS), dtype=np.float32)
+    for number in range(NUM_BINS):
+        table[..., number] += magnitude * (1 - weight) * (low % NUM_BINS == number)
+        table[..., number] += magnitude * weight * ((low + 1) % NUM_BINS == number)
+    return table.reshape(-1, NUM_BINS)
