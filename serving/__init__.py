@@ -1,1 +1,4 @@
-"""The classification service."""
+"""The classification service: FastAPI in front of ``mme.inference``, decoding in child processes.
+
+Nothing is imported here, so that a decoding process stays small.
+"""

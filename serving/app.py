@@ -1,0 +1,149 @@
+"""The application: ``create_app`` puts settings, engine and addresses together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import FileResponse, JSONResponse
+from fastapi.staticfiles import StaticFiles
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+
+from serving import api
+from serving.engine import Engine
+from serving.metrics import Metrics
+from serving.middleware import RequestContext
+from serving.problems import KINDS, Problem, ProblemDocument, documented
+from serving.schemas import Health, Readiness
+from serving.security import ApiKeys, RateLimit
+from serving.settings import Settings
+
+STATIC = Path(__file__).parent / "static"
+
+DESCRIPTION = """Send a video, get the action it shows.
+
+Every error is a problem document (RFC 9457) whose `type` names its cause; `GET /problems/NAME` explains one. Every
+answer carries `X-Request-ID`, the caller's own if it sent one.
+"""
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The application, with settings from the environment unless given."""
+    settings = settings or Settings()
+    metrics = Metrics()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        engine = Engine(settings, metrics)
+        app.state.engine = engine
+        try:
+            await engine.start()
+            yield
+        finally:
+            await engine.close()
+
+    app = FastAPI(
+        title="MME", summary="Action recognition as a service", description=DESCRIPTION, version=_version(),
+        lifespan=lifespan, docs_url=None, redoc_url=None,
+    )  # fmt: skip
+    app.state.api_keys = ApiKeys(settings.api_keys)
+    app.state.rate_limit = RateLimit(settings.rate_per_minute)
+    app.add_middleware(RequestContext, metrics=metrics)
+    _answer_with_problems(app)
+    app.include_router(api.router)
+    _add_operations(app, metrics)
+    _add_page(app)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+def _version() -> str:
+    try:
+        return version("mme")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "0+unknown"
+
+
+def _add_operations(app: FastAPI, metrics: Metrics) -> None:
+    @app.get("/health", summary="Is the process alive?", tags=["operations"])
+    async def health() -> Health:
+        return Health(status="ok")
+
+    @app.get(
+        "/ready", summary="Are requests answered?", tags=["operations"],
+        responses=documented("model-not-loaded", "draining", "internal"),
+    )  # fmt: skip
+    async def ready(request: Request) -> Readiness:
+        engine = api.engine_of(request)
+        loaded = engine.check_ready()
+        return Readiness(status="ready", model=api.name_of(loaded), last_load_error=engine.host.last_error)
+
+    @app.get("/metrics", summary="For Prometheus", tags=["operations"], response_class=Response)
+    async def scrape() -> Response:
+        return Response(metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get(
+        "/problems/{name}", summary="What a problem's type means", tags=["operations"],
+        responses=documented("not-found"),
+    )  # fmt: skip
+    async def explain(name: str) -> dict[str, Any]:
+        if name not in KINDS:
+            raise Problem("not-found", f"there is no problem called {name}")
+        kind = KINDS[name]
+        return {"type": f"/problems/{name}", "status": kind.status, "title": kind.title, "advice": kind.advice}
+
+
+def _add_page(app: FastAPI) -> None:
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(STATIC / "index.html")
+
+    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+
+
+def _answer_with_problems(app: FastAPI) -> None:
+    def respond(request: Request, problem: Problem) -> JSONResponse:
+        return problem.response(request.state.request_id)
+
+    @app.exception_handler(Problem)
+    async def known(request: Request, problem: Problem) -> JSONResponse:
+        return respond(request, problem)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        errors = [{"location": [str(part) for part in item["loc"]], "message": item["msg"]} for item in error.errors()]
+        detail = "; ".join(f"{'.'.join(item['location'])}: {item['message']}" for item in errors)
+        return respond(request, Problem("invalid-parameter", detail, errors=errors))
+
+    @app.exception_handler(HTTPException)
+    async def unknown(request: Request, error: HTTPException) -> JSONResponse:
+        path = request.url.path
+        if error.status_code == KINDS["method-not-allowed"].status:
+            problem = Problem("method-not-allowed", f"{path} does not take {request.method}")
+        elif error.status_code == KINDS["not-found"].status:
+            problem = Problem("not-found", f"there is nothing at {path}")
+        else:
+            problem = Problem("malformed-body", error.detail)
+        problem.headers |= error.headers or {}
+        return respond(request, problem)
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's document, with the problem's schema among its components."""
+    if app.openapi_schema is None:
+        document = get_openapi(
+            title=app.title, version=app.version, summary=app.summary, description=app.description, routes=app.routes
+        )
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        schemas["ProblemDocument"] = ProblemDocument.model_json_schema(ref_template="#/components/schemas/{model}")
+        for unused in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(unused, None)
+        app.openapi_schema = document
+    return app.openapi_schema
