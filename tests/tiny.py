@@ -72,7 +72,9 @@ def moving_frames(
     y, x = np.mgrid[:height, :width].astype(np.float64)
     phase, waves = rng.uniform(0, 2 * np.pi, 3), rng.uniform(0.1, 0.5, (3, 2))
     frames = [
-        np.stack([127 + 110 * np.sin(waves[c, 0] * y + waves[c, 1] * (x - 2 * t) + phase[c]) for c in range(3)], axis=-1)
+        np.stack(
+            [127 + 110 * np.sin(waves[c, 0] * y + waves[c, 1] * (x - 2 * t) + phase[c]) for c in range(3)], axis=-1
+        )
         for t in range(num_frames)
     ]
     return np.stack(frames).round().astype(np.uint8)

@@ -56,7 +56,15 @@ def calibration_figure(bins: pd.DataFrame, calibration_error: float) -> Figure:
     style = {"align": "edge", "edgecolor": "white"}
     upper.bar(used["low"], used["accuracy"], widths, color="tab:blue", label="accuracy", **style)
     upper.plot([0, 1], [0, 1], color="black", linewidth=1, linestyle="--", label="perfect calibration")
-    upper.plot(used["confidence"], used["accuracy"], "o", color="tab:orange", markersize=4, label="mean confidence")
+    upper.plot(
+        used["confidence"],
+        used["accuracy"],
+        "o",
+        color="tab:orange",
+        markersize=4,
+        clip_on=False,
+        label="mean confidence",
+    )
     upper.set(ylabel="share correct", xlim=(0, 1), ylim=(0, 1), title=f"calibration error {calibration_error:.3f}")
     upper.legend(loc="upper left")
     lower.bar(used["low"], used["num_videos"], widths, color="tab:gray", **style)

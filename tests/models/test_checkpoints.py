@@ -76,7 +76,9 @@ def test_missing_and_unexpected_keys_are_listed(tmp_path: Path) -> None:
     state["extra.weight"] = state.pop("norm.weight")
     del state["head.bias"]
     save_file(state, path)
-    with pytest.raises(ValueError, match=r"missing head\.bias; missing norm\.weight; unexpected extra\.weight") as error:
+    with pytest.raises(
+        ValueError, match=r"missing head\.bias; missing norm\.weight; unexpected extra\.weight"
+    ) as error:
         load_folder(path.parent)
     assert str(path) in str(error.value)
 
