@@ -1,27 +1,42 @@
 """MME: masked motion encoding, an experiment-tracked implementation."""
 
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
 from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
 
 
-def _declare_torchvision_operators() -> None:
-    """Let torchvision's registry build import beside a CPU-only torch.
+class _TorchvisionOperators(MetaPathFinder):
+    """Lets torchvision's registry build import beside a CPU-only torch.
 
     timm, torchmetrics and pytorch-lightning import torchvision, whose registry build is compiled against CUDA: beside a
     CPU build of torch its C++ extension does not load, and registering the fake kernels of ``nms`` and ``qnms`` fails
-    because the operators do not exist. Nothing here calls them; declaring them is enough. It is done only where the
-    installed torch is a CPU build, which its version tells without importing it.
+    because the operators do not exist. Nothing here calls them; declaring them is enough. That is done when
+    torchvision is first imported, and not before: processes that only decode never load torch.
     """
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        """Find nothing; declare the operators as torchvision's import begins."""
+        if name == "torchvision":
+            sys.meta_path.remove(self)
+            import torch
+
+            self.library = torch.library.Library("torchvision", "FRAGMENT")
+            for operator in ("nms", "qnms"):
+                self.library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            sys.modules[__name__].__dict__["_operators"] = self.library  # operators live as long as this object
+        return None
+
+
+def _needs_operators() -> bool:
+    """Whether torch is a CPU build (its version tells without importing it) and torchvision is not."""
     try:
-        if not version("torch").endswith("+cpu") or version("torchvision").endswith("+cpu"):
-            return
+        return version("torch").endswith("+cpu") and not version("torchvision").endswith("+cpu")
     except PackageNotFoundError:
-        return
-    import torch
-
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for operator in ("nms", "qnms"):
-        library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    globals()["_torchvision_operators"] = library  # operators live as long as their library object
+        return False
 
 
-_declare_torchvision_operators()
+if _needs_operators():
+    sys.meta_path.insert(0, _TorchvisionOperators())

@@ -60,7 +60,8 @@ class Scene:
         angles: [T] radians, clockwise.
         sides: [T] side of the sprite's texture in pixels.
         camera: [T, 2] displacement (x, y) of the whole picture since frame 0.
-        sprite: RGBA texture.
+        sprite: RGB texture, square.
+        outline: its opacity, float32 in [0, 1].
         background: RGB texture, twice the frame's size.
         size: side of a frame in pixels.
         noise_seed: seed of the sensor noise.
@@ -73,6 +74,7 @@ class Scene:
     sides: Floats
     camera: Floats
     sprite: Image
+    outline: NDArray[np.float32]
     background: Image
     size: int
     noise_seed: int
@@ -103,18 +105,17 @@ class Scene:
         side = self.size * _SUPERSAMPLING
         shift = self.camera[frame] * _SUPERSAMPLING - self.size * _SUPERSAMPLING / 2
         matrix = np.array([[1, 0, shift[0]], [0, 1, shift[1]]])
-        canvas = cv2.warpAffine(self.background, matrix, (side, side), borderMode=cv2.BORDER_WRAP).astype(np.float32)
+        canvas = cv2.warpAffine(self.background, matrix, (side, side), borderMode=cv2.BORDER_WRAP)
+        placed = self.sprite_matrix(frame, _SUPERSAMPLING)
         for offset_x in (-side, 0, side):
             for offset_y in (-side, 0, side):
-                matrix = self.sprite_matrix(frame, _SUPERSAMPLING)
-                matrix[:, 2] += (offset_x, offset_y)
+                matrix = placed + np.array([[0, 0, offset_x], [0, 0, offset_y]])
                 if not _touches(matrix, side):
                     continue
-                layer = cv2.warpAffine(self.sprite, matrix, (side, side), flags=cv2.INTER_LINEAR).astype(np.float32)
-                opacity = layer[..., 3:] / 255.0
-                canvas += opacity * (layer[..., :3] - canvas)
-        small: NDArray[np.float32] = cv2.resize(canvas, (self.size, self.size), interpolation=cv2.INTER_AREA)
-        return small
+                colour = cv2.warpAffine(self.sprite, matrix, (side, side), borderMode=cv2.BORDER_REPLICATE)
+                opacity = cv2.warpAffine(self.outline, matrix, (side, side))
+                canvas = cv2.blendLinear(colour, canvas, opacity, 1 - opacity)
+        return cv2.resize(canvas, (self.size, self.size), interpolation=cv2.INTER_AREA).astype(np.float32)
 
 
 def sample_scene(label: str, params: SynthesizeParams, seed: tuple[int, ...]) -> Scene:
@@ -135,13 +136,15 @@ def sample_scene(label: str, params: SynthesizeParams, seed: tuple[int, ...]) ->
     sides = size * rng.uniform(*params.sprite_size) * np.exp(growth * moment)
     heading, drift = rng.uniform(0, 2 * np.pi), rng.uniform(0, params.drift_px)
     camera = np.outer(time - time[0], drift * np.array([np.cos(heading), np.sin(heading)]))
+    sprite, outline = _sprite(rng)
     return Scene(
         label=label,
         centres=centres,
         angles=angles,
         sides=sides,
         camera=camera,
-        sprite=_sprite(rng),
+        sprite=sprite,
+        outline=outline,
         background=_background(rng, 2 * size * _SUPERSAMPLING),
         size=size,
         noise_seed=int(rng.integers(2**63)),
@@ -168,27 +171,27 @@ def _touches(matrix: Floats, side: int) -> bool:
     return bool((corners.max(axis=0) >= -1).all() and (corners.min(axis=0) <= side).all())
 
 
-def _sprite(rng: np.random.Generator) -> Image:
-    """A random star-shaped polygon with edges inside: stripes in two colours. RGBA, square."""
+def _sprite(rng: np.random.Generator) -> tuple[Image, NDArray[np.float32]]:
+    """A random star-shaped polygon with edges inside: stripes in two colours; texture and opacity."""
     num_corners = int(rng.integers(3, 8))
     turn = 2 * np.pi * (np.arange(num_corners) + rng.uniform(-0.25, 0.25, num_corners)) / num_corners
     radius = rng.uniform(0.55, 1.0, num_corners) * _TEXTURE_PX * 0.48
     corners = _TEXTURE_PX / 2 + radius[:, None] * np.column_stack([np.cos(turn), np.sin(turn)])
-    sprite = np.zeros((_TEXTURE_PX, _TEXTURE_PX, 4), np.uint8)
     bright, dark = rng.integers(150, 256, 3), rng.integers(0, 106, 3)
     ys, xs = np.mgrid[:_TEXTURE_PX, :_TEXTURE_PX]
     heading, width = rng.uniform(0, np.pi), rng.uniform(0.22, 0.45) * _TEXTURE_PX
     wave = np.sin(2 * np.pi * ((xs * np.cos(heading) + ys * np.sin(heading)) / width + rng.uniform()))
-    sprite[..., :3] = np.where(wave[..., None] > 0, bright, dark)
+    sprite = np.where(wave[..., None] > 0, bright, dark).astype(np.uint8)
     mask = np.zeros(sprite.shape[:2], np.uint8)
     cv2.fillPoly(mask, [np.rint(corners * 16).astype(np.int32)], 255, lineType=cv2.LINE_AA, shift=4)
-    sprite[..., 3] = mask
-    return sprite
+    return sprite, mask.astype(np.float32) / 255
 
 
 def _background(rng: np.random.Generator, side: int) -> Image:
     """Smooth random texture, periodic, mid grey on average. RGB [side, side, 3]."""
-    coarse = rng.uniform(70, 186, (8, 8, 3)).astype(np.float32)
-    tiled = np.tile(coarse, (3, 3, 1))
-    smooth = cv2.resize(tiled, (3 * side, 3 * side), interpolation=cv2.INTER_CUBIC)[side : 2 * side, side : 2 * side]
-    return np.clip(np.rint(smooth), 0, 255).astype(np.uint8)
+    cells, margin = 8, 2  # a margin of its own repetition makes the interpolated texture periodic
+    coarse = np.pad(rng.uniform(70, 186, (cells, cells, 3)), ((margin, margin), (margin, margin), (0, 0)), mode="wrap")
+    padded = side // cells * (cells + 2 * margin)
+    smooth = cv2.resize(coarse.astype(np.float32), (padded, padded), interpolation=cv2.INTER_CUBIC)
+    start = side // cells * margin
+    return np.clip(np.rint(smooth[start : start + side, start : start + side]), 0, 255).astype(np.uint8)
