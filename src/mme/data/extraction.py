@@ -18,11 +18,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from jaxtyping import UInt8
 
 from mme.config import TrajectoriesParams
 from mme.data.manifest import Manifest, Video
-from mme.data.video import VideoError, decode_stream, open_stream, to_rgb
+from mme.data.video import VideoError, decode_stream, open_stream, upright
 from mme.files import atomic_path, digest, read_json, write_json
 from mme.targets.shards import FORMAT, Entry, merge_parts, read_part, write_index, write_part
 from mme.targets.trajectories import iter_tracks
@@ -45,8 +46,10 @@ def iter_frames(path: Path) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
         VideoError: the file cannot be decoded.
     """
     with open_stream(path) as (container, stream):
+        converter = VideoReformatter()  # one for all frames: setting it up takes longer than a small frame
         for frame in decode_stream(path, container, stream):
-            yield to_rgb(frame)
+            rgb = converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+            yield upright(rgb, frame.rotation)
 
 
 def extraction_key(videos: Sequence[Video], paths: Sequence[Path], params: TrajectoriesParams) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mme.config import CELLS_PER_PATCH_SIDE, ClipParams, ModelParams, PretrainParams
-from mme.targets.camera import warp
+from mme.targets.camera import camera_shift
 from mme.targets.hog import hog_along
 from mme.targets.trajectories import TrackSlice
 
@@ -142,21 +142,27 @@ def clip_tracks(
     """
     centres_x, centres_y = _source_centres(crop, spec)
     displacements, num_valid = _interpolate(tracks, centres_x, centres_y, spec.length)  # (T, y, x, L, 2), (T, y, x)
-    begin = np.stack(np.meshgrid(centres_x, centres_y), axis=-1)[None, :, :, None, :]  # (1, y, x, 1, 2)
-    after = begin + np.cumsum(displacements, axis=3)
-    path = np.concatenate([np.broadcast_to(begin, (*after.shape[:3], 1, 2)), after], axis=3)
-    camera = warp(tracks.homographies[:, None, None, : spec.length], path[..., :-1, :])
-    residual = path[..., 1:, :] - camera
+    num_tubelets, rows, columns = num_valid.shape
+    path = np.empty((num_tubelets, rows, columns, spec.length + 1, 2), dtype=np.float32)
+    path[..., 0, 0] = centres_x
+    path[..., 0, 1] = centres_y[:, None]
+    path[..., 1:, :] = displacements
+    np.cumsum(path, axis=3, out=path)
+    camera = camera_shift(tracks.homographies[:, None, None, : spec.length], path[..., :-1, :])
+    residual = displacements - camera
 
-    scale = np.array([spec.width / crop.width, spec.height / crop.height])
-    path = (path + 0.5 - np.array([crop.left, crop.top])) * scale - 0.5
-    residual = residual * scale
+    scale = np.array([spec.width / crop.width, spec.height / crop.height], dtype=np.float32)
+    origin = np.array([crop.left - 0.5, crop.top - 0.5], dtype=np.float32)
+    path -= origin
+    path *= scale
+    path -= np.float32(0.5)
+    residual *= scale
     if crop.flip:
         path[..., 0] = spec.width - 1 - path[..., 0]
         residual[..., 0] *= -1
-    inside = (path >= -0.5) & (path <= np.array([spec.width, spec.height]) - 0.5)
-    valid = (num_valid >= spec.length) & inside.all(axis=(3, 4))
-    return path.astype(np.float32), residual.astype(np.float32), valid
+    low, high = path.min(axis=3), path.max(axis=3)  # (T, y, x, 2)
+    inside = (low >= -0.5) & (high <= np.array([spec.width, spec.height], dtype=np.float32) - 0.5)
+    return path, residual, (num_valid >= spec.length) & inside.all(axis=-1)
 
 
 def normalise_positions(
@@ -178,7 +184,8 @@ def normalise_positions(
     mean = (residual * weight).sum(axis=(1, 2), keepdims=True) / count  # (N, 1, 1, 2)
     centred = residual - mean
     variance = (np.square(centred) * weight).sum(axis=(1, 2, 3), keepdims=True) / (2 * count)
-    return centred / np.maximum(np.sqrt(variance), np.float32(spec.position_scale_px))
+    deviation = np.maximum(np.sqrt(variance), np.float32(spec.position_scale_px))
+    return np.asarray(centred / deviation, dtype=np.float32)
 
 
 def _check(tracks: TrackSlice, frames: NDArray[np.uint8] | None, spec: TargetSpec) -> None:
@@ -198,12 +205,14 @@ def _source_centres(crop: Crop, spec: TargetSpec) -> tuple[NDArray[np.float64], 
     y = (np.arange(spec.height // spec.cell) + 0.5) * spec.cell
     if crop.flip:
         x = spec.width - x
-    return crop.left + x * (crop.width / spec.width) - 0.5, crop.top + y * (crop.height / spec.height) - 0.5
+    source_x = crop.left - 0.5 + x * (crop.width / spec.width)
+    source_y = crop.top - 0.5 + y * (crop.height / spec.height)
+    return source_x.astype(np.float64), source_y.astype(np.float64)
 
 
 def _interpolate(
     tracks: TrackSlice, xs: NDArray[np.float64], ys: NDArray[np.float64], length: int
-) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """Stored tracks at source columns ``xs`` and rows ``ys``: bilinear, linear beyond the outermost nodes.
 
     A point has as many valid steps as the worst of the nodes that it is interpolated from.
@@ -212,17 +221,31 @@ def _interpolate(
     y0, y1, wy = _nodes(ys, tracks.cell, rows)
     x0, x1, wx = _nodes(xs, tracks.cell, columns)
     values, counts = tracks.displacements[:, :, :, :length], tracks.num_valid
-    upper, lower = values[:, y0], values[:, y1]
-    values = upper + (lower - upper) * wy[:, None, None, None]
+    values = _blend(values.take(y0, axis=1), values, y1, wy[:, None, None, None], 1)
+    values = _blend(values.take(x0, axis=2), values, x1, wx[:, None, None], 2)
     counts = np.minimum(counts[:, y0], counts[:, y1])
-    left, right = values[:, :, x0], values[:, :, x1]
-    values = left + (right - left) * wx[:, None, None]
     return values, np.minimum(counts[:, :, x0], counts[:, :, x1])
+
+
+def _blend(
+    low: NDArray[np.float32],
+    values: NDArray[np.float32],
+    index: NDArray[np.int64],
+    weight: NDArray[np.float32],
+    axis: int,
+) -> NDArray[np.float32]:
+    """``low + (values[index] - low) * weight``, in place of ``low``."""
+    if weight.any():  # all zero if the clip's cells are the stored ones
+        step = values.take(index, axis=axis)
+        step -= low
+        step *= weight
+        low += step
+    return low
 
 
 def _nodes(
     centres: NDArray[np.float64], cell: int, num_nodes: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
     """Grid nodes on either side of each coordinate and the weight of the second; twice the same node on a node."""
     place = (centres + 0.5) / cell - 0.5
     nearest = np.clip(np.rint(place), 0, num_nodes - 1)
@@ -230,12 +253,10 @@ def _nodes(
     on_node = (np.abs(place - nearest) < 1e-6) | (num_nodes == 1)
     low = np.where(on_node, nearest, low).astype(np.int64)
     high = np.where(on_node, low, low + 1)
-    return low, high, np.where(on_node, 0.0, place - low)
+    return low, high, np.where(on_node, 0.0, place - low).astype(np.float32)
 
 
-def _shape_changes(
-    path: NDArray[np.float32], frames: NDArray[np.uint8], spec: TargetSpec
-) -> NDArray[np.float32]:
+def _shape_changes(path: NDArray[np.float32], frames: NDArray[np.uint8], spec: TargetSpec) -> NDArray[np.float32]:
     """HOG ``[T, y, x, L or 1, 9]`` at raw positions ``[T, y, x, L + 1, 2]`` in clip pixels."""
     starts = np.arange(spec.num_tubelets) * spec.tubelet_stride
     if spec.shape == "start":

@@ -1,7 +1,7 @@
 """Camera motion between two frames: the homography that most of the textured flow agrees with.
 
-After Wang & Schmid, "Action recognition with improved trajectories" (ICCV 2013), section 3.1, with the dense flow as the
-only source of matches. Pixel centres are at integer coordinates ``(x, y)``.
+After Wang & Schmid, "Action recognition with improved trajectories" (ICCV 2013), section 3.1, with the dense flow as
+the only source of matches. Pixel centres are at integer coordinates ``(x, y)``.
 """
 
 from __future__ import annotations
@@ -66,14 +66,26 @@ def estimate_homography(
     return CameraMotion(homography, True, ratio)
 
 
-def warp(homography: NDArray[np.floating], points: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Points ``[..., 2]`` moved by homographies ``[..., 3, 3]`` whose leading axes broadcast with the points'."""
+def camera_shift(homography: NDArray[np.floating], points: NDArray[np.floating]) -> NDArray[np.floating]:
+    """How far the camera moves static points: ``H(p) - p``.
+
+    Computed from ``H - I``, so that float32 is exact enough for small motions far from the origin.
+
+    Args:
+        homography: ``[..., 3, 3]``, leading axes broadcast with those of the points.
+        points: ``(x, y)`` ``[..., 2]``.
+
+    Returns:
+        ``[..., 2]``.
+    """
     x, y = points[..., 0], points[..., 1]
     h = homography
-    depth = h[..., 2, 0] * x + h[..., 2, 1] * y + h[..., 2, 2]
-    moved_x = (h[..., 0, 0] * x + h[..., 0, 1] * y + h[..., 0, 2]) / depth
-    moved_y = (h[..., 1, 0] * x + h[..., 1, 1] * y + h[..., 1, 2]) / depth
-    return np.stack([moved_x, moved_y], axis=-1)
+    perspective = h[..., 2, 0] * x + h[..., 2, 1] * y + (h[..., 2, 2] - 1)  # depth - 1
+    shift = np.empty(points.shape, dtype=np.result_type(homography, points))
+    shift[..., 0] = (h[..., 0, 0] - 1 - perspective) * x + h[..., 0, 1] * y + h[..., 0, 2]
+    shift[..., 1] = h[..., 1, 0] * x + (h[..., 1, 1] - 1 - perspective) * y + h[..., 1, 2]
+    shift /= (perspective + 1)[..., None]
+    return shift
 
 
 def _points(flow: NDArray[np.float32], gray: NDArray[np.uint8] | None) -> NDArray[np.int64]:
@@ -92,28 +104,35 @@ def _points(flow: NDArray[np.float32], gray: NDArray[np.uint8] | None) -> NDArra
 def _robust_fit(
     source: NDArray[np.float64], target: NDArray[np.float64], threshold_px: float
 ) -> tuple[NDArray[np.float64] | None, NDArray[np.bool_]]:
-    """RANSAC (its random state is fixed by OpenCV, so equal input gives equal output), then least squares on inliers."""
-    homography, mask = cv2.findHomography(source, target, cv2.RANSAC, threshold_px, maxIters=500, confidence=0.995)
+    """RANSAC, then least squares on the inliers, and which points these are.
+
+    OpenCV fixes the random state of RANSAC, so equal input gives equal output.
+    """
+    homography, _ = cv2.findHomography(source, target, cv2.RANSAC, threshold_px, maxIters=500, confidence=0.995)
     inliers = np.zeros(len(source), dtype=bool)
     if homography is None:
         return None, inliers
     for _ in range(2):
-        inliers = np.linalg.norm(warp(homography, source) - target, axis=-1) <= threshold_px
+        inliers = (
+            np.linalg.norm(source + camera_shift(np.asarray(homography, dtype=np.float64), source) - target, axis=-1)
+            <= threshold_px
+        )
         if inliers.sum() < MIN_POINTS:
             return None, inliers
-        refined, _ = cv2.findHomography(source[inliers], target[inliers], 0)
-        if refined is None:
+        homography, _ = cv2.findHomography(source[inliers], target[inliers], 0)
+        if homography is None:
             return None, inliers
-        homography = refined
     return np.asarray(homography, dtype=np.float64), inliers
 
 
 def _plausible(homography: NDArray[np.float64], width: int, height: int) -> bool:
     """Whether the frame keeps its orientation and no side shrinks or grows beyond a factor of two in one frame."""
-    corners = np.array([[0, 0], [width - 1, 0], [width - 1, height - 1], [0, height - 1]], dtype=np.float64)
+    corners: NDArray[np.float64] = np.array(
+        [[0, 0], [width - 1, 0], [width - 1, height - 1], [0, height - 1]], np.float64
+    )
     depth = corners @ homography[2, :2] + homography[2, 2]
     if not np.isfinite(homography).all() or (depth <= 0).any():
         return False
-    moved = warp(homography, corners)
+    moved = corners + camera_shift(homography, corners)
     area = 0.5 * np.sum(moved[:, 0] * np.roll(moved[:, 1], -1) - np.roll(moved[:, 0], -1) * moved[:, 1])
     return bool(0.25 < area / ((width - 1) * (height - 1)) < 4.0)

@@ -5,6 +5,7 @@ Coordinates are ``(x, y)`` in pixels with pixel centres at integer positions; ar
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
@@ -53,13 +54,11 @@ class DenseFlow:
 
     def sequence(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Flow ``[T-1, H, W, 2]`` from each RGB frame of ``[T, H, W, 3]`` to the next."""
-        gray = list(gray_frames(frames))
-        return np.stack([self.pair(a, b) for a, b in zip(gray[:-1], gray[1:], strict=True)])
+        return np.stack([self.pair(first, second) for first, second in itertools.pairwise(gray_frames(frames))])
 
     def backward(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Flow ``[T-1, H, W, 2]`` back from each RGB frame but the first to the one before it."""
-        gray = list(gray_frames(frames))
-        return np.stack([self.pair(b, a) for a, b in zip(gray[:-1], gray[1:], strict=True)])
+        return np.stack([self.pair(second, first) for first, second in itertools.pairwise(gray_frames(frames))])
 
 
 def gray_frames(frames: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
@@ -75,7 +74,9 @@ def gray_frames(frames: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint
         if shape is None:
             shape = frame.shape
             if min(shape[:2]) < MIN_SIDE:
-                raise ValueError(f"frames of {shape[1]} x {shape[0]} px are too small for flow, {MIN_SIDE} px a side needed")
+                raise ValueError(
+                    f"frames of {shape[1]} x {shape[0]} px are too small for flow, less than {MIN_SIDE} px"
+                )
         if frame.shape != shape:
             raise ValueError(f"frame size changes within the video: {list(shape)} to {list(frame.shape)}")
         yield np.asarray(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), dtype=np.uint8)

@@ -48,7 +48,7 @@ def orientation_maps(frames: NDArray[np.uint8]) -> NDArray[np.float32]:
 def window_sums(frames: NDArray[np.uint8], window: int) -> NDArray[np.float32]:
     """Sums of `orientation_maps` over ``window x window`` pixels, float32 ``[T, H + 1, W + 1, 9]``.
 
-    Entry ``[t, i, j]`` is the histogram at the position ``(j, i)`` if the window is odd, ``(j - 0.5, i - 0.5)`` if even.
+    Entry ``[t, i, j]`` is the histogram at the position ``(j, i)``, or ``(j - 0.5, i - 0.5)`` if the window is even.
     """
     codes = _gradient_codes(frames)
     table = _soft_bins()
@@ -56,9 +56,7 @@ def window_sums(frames: NDArray[np.uint8], window: int) -> NDArray[np.float32]:
     maps = np.empty(sums.shape[1:], dtype=np.float32)
     for frame_codes, frame_sums in zip(codes, sums, strict=True):  # frame by frame: a frame's maps stay in the cache
         table.take(frame_codes, axis=0, mode="clip", out=maps)
-        cv2.boxFilter(
-            maps, cv2.CV_32F, (window, window), frame_sums, normalize=False, borderType=cv2.BORDER_CONSTANT
-        )
+        cv2.boxFilter(maps, cv2.CV_32F, (window, window), frame_sums, normalize=False, borderType=cv2.BORDER_CONSTANT)
     return sums
 
 
@@ -92,7 +90,7 @@ def sample_windows(
     wx, wy = (x - x0.astype(np.float32))[..., None], (y - y0.astype(np.float32))[..., None]
     flat = sums.reshape(-1, NUM_BINS)
     index = (frame_index * rows + y0) * columns + x0
-    result = flat.take(index, axis=0)
+    result: NDArray[np.float32] = flat.take(index, axis=0)
     result *= (1 - wx) * (1 - wy)
     for offset, weight in ((1, wx * (1 - wy)), (columns, (1 - wx) * wy), (columns + 1, wx * wy)):
         corner = flat.take(index + offset, axis=0)

@@ -92,7 +92,7 @@ def _write_raw(folder: Path, starts: Iterable[StartTracks], cell: int) -> Entry:
 
 def read_part(folder: Path) -> Entry | None:
     """The entry of a finished part, or None if there is none."""
-    return read_json(folder / _ENTRY_NAME) if folder.is_dir() else None  # type: ignore[no-any-return]
+    return read_json(folder / _ENTRY_NAME) if folder.is_dir() else None
 
 
 def merge_parts(path: Path, parts: Mapping[str, Path]) -> dict[str, Entry]:

@@ -15,6 +15,7 @@ from mme.files import read_json
 from mme.targets.shards import FORMAT, INDEX_NAME
 from mme.targets.trajectories import TrackSlice, step_homographies
 
+
 class TrackStore:
     """Tracks in a folder of shards, read slice by slice; may be pickled and used across forks.
 

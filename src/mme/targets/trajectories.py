@@ -4,8 +4,8 @@ Conventions, stated here once for the package: pixel centres are at integer coor
 ``[..., y, x]``; a cell of ``cell`` pixels covers pixels ``i * cell .. i * cell + cell - 1``, so its centre is at
 ``(i + 0.5) * cell - 0.5``. Step k of the start frame s goes from frame s + k to s + k + 1.
 
-Tracks follow the raw flow, so that points stay on the thing they started on; camera motion is stored beside them and taken
-out when a target is assembled.
+Tracks follow the raw flow, so that points stay on the thing they started on; camera motion is stored beside them and
+taken out when a target is assembled.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mme.config import TrajectoriesParams
-from mme.targets.camera import CameraMotion, estimate_homography, warp
+from mme.targets.camera import CameraMotion, camera_shift, estimate_homography
 from mme.targets.flow import DenseFlow, gray_frames
 
 
@@ -26,7 +26,7 @@ class TrackSlice:
     """Tracks from S start frames of one video, in pixels of its frames.
 
     Attributes:
-        displacements: float32 ``[S, h, w, L, 2]``, ``p_{t+1} - p_t`` on the raw flow, zero from the first invalid step on.
+        displacements: float32 ``[S, h, w, L, 2]``, ``p_{t+1} - p_t`` on the raw flow; zero from the first invalid step.
         num_valid: uint8 ``[S, h, w]``, leading steps that are valid: the point stays within the frame's pixel centres
             and, if asked for, the flow is forward-backward consistent.
         homographies: float32 ``[S, L, 3, 3]``, camera motion of each step; identity where untrusted or past the end.
@@ -47,13 +47,12 @@ class TrackSlice:
         """Raw positions ``p_t .. p_{t+L}``, float32 ``[S, h, w, L + 1, 2]``."""
         grid = cell_centres(self.height, self.width, self.cell)[None, :, :, None, :]
         moved = np.cumsum(self.displacements, axis=3, dtype=np.float32) + grid
-        return np.concatenate([np.broadcast_to(grid, moved.shape[:3] + (1, 2)), moved], axis=3)
+        return np.concatenate([np.broadcast_to(grid, (*moved.shape[:3], 1, 2)), moved], axis=3)
 
     def residuals(self) -> NDArray[np.float32]:
         """Camera-compensated displacements ``(p_{t+1} - p_t) - (H_t(p_t) - p_t)``, float32 ``[S, h, w, L, 2]``."""
-        before = self.positions()[..., :-1, :].astype(np.float64)
-        camera = warp(self.homographies[:, None, None].astype(np.float64), before) - before
-        return (self.displacements - camera).astype(np.float32)
+        before = self.positions()[..., :-1, :]
+        return np.asarray(self.displacements - camera_shift(self.homographies[:, None, None], before), dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -117,8 +116,10 @@ def cell_centres(height: int, width: int, cell: int) -> NDArray[np.float32]:
 
 def step_homographies(homographies: NDArray[np.float32], starts: NDArray[np.int64], length: int) -> NDArray[np.float32]:
     """Camera motion ``[S, L, 3, 3]`` of each step of each start out of ``[T - 1, 3, 3]``; identity past the end."""
-    padded = np.concatenate([homographies, np.broadcast_to(np.eye(3, dtype=np.float32), (length, 3, 3))])
-    return padded[starts[:, None] + np.arange(length)]
+    padded: NDArray[np.float32] = np.concatenate(
+        [homographies, np.broadcast_to(np.eye(3, dtype=np.float32), (length, 3, 3))]
+    )
+    return padded.take(starts[:, None] + np.arange(length), axis=0)
 
 
 def extract(frames: Iterable[NDArray[np.uint8]], params: TrajectoriesParams) -> Tracks:
@@ -262,4 +263,4 @@ def sample_bilinear(field: NDArray[np.float32], points: NDArray[np.float32]) -> 
     top += (top_right - top) * wx
     bottom += (bottom_right - bottom) * wx
     top += (bottom - top) * wy
-    return top.view(np.float32).reshape(points.shape)
+    return np.asarray(top.view(np.float32), dtype=np.float32).reshape(points.shape)
