@@ -12,6 +12,7 @@ import torch
 from mme.data.video import VideoError, read_frames, write_video
 from mme.inference import Classifier, choose_device, softmax
 from mme.models.checkpoints import content_digest
+from mme.training.loop import model_input
 from tests.tiny import LABELS, moving_frames, save_tiny_folder, tiny_config, tiny_model
 
 
@@ -134,9 +135,15 @@ def test_views_are_what_the_model_is_given(classifier: Classifier, video: Path) 
     assert views[1, :, 2, 3, 4].numpy() == pytest.approx(expected, abs=1e-5)
 
 
+def test_training_normalises_alike(classifier: Classifier, video: Path) -> None:
+    frames = torch.from_numpy(classifier.prepare(video).frames)
+    assert torch.equal(classifier.views(video), model_input(frames, classifier.config.clip))
+
+
 def test_features_lead_to_the_logits_through_the_head(classifier: Classifier, video: Path) -> None:
     features = classifier.features(video)
-    assert (features.shape, features.dtype) == ((16,), np.float32)
+    assert features.shape == (16,)
+    assert features.dtype == np.float32
     head = tiny_model(tiny_config()).head
     with torch.no_grad():
         logits = head(torch.from_numpy(features)).numpy()

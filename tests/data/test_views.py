@@ -13,7 +13,7 @@ import pytest
 
 from mme.config import ClipParams
 from mme.data import video, views
-from mme.data.video import VideoError, write_video
+from mme.data.video import VideoError, probe, read_frames, write_video
 from mme.data.views import crop_offsets, fitted_size, prepare, segment_starts, square_crops, view_indices
 from tests.tiny import moving_frames, tiny_config
 
@@ -57,7 +57,7 @@ def test_indices_beyond_the_end_are_the_last_frame() -> None:
 
 @pytest.mark.parametrize(("segments", "crops"), [(0, 1), (-1, 1), (1, 2), (1, 0)])
 def test_views_out_of_range_are_refused(segments: int, crops: int) -> None:
-    with pytest.raises(ValueError, match="segments|crops"):
+    with pytest.raises(ValueError, match=r"segments|crops"):
         prepare(moving_frames(), CLIP, segments, crops)
 
 
@@ -117,7 +117,7 @@ def test_path_string_bytes_and_array_give_the_same_views(tmp_path: Path) -> None
     from_path = prepare(path, CLIP, 2, 3)
     assert from_path.info is not None
     assert (from_path.info.num_frames, from_path.info.width, from_path.info.height) == (20, 48, 32)
-    decoded = views.read_frames(path)
+    decoded = read_frames(path)
     for source in (str(path), path.read_bytes(), decoded):
         assert np.array_equal(prepare(source, CLIP, 2, 3).frames, from_path.frames)
     assert prepare(decoded, CLIP, 2, 3).info is None
@@ -127,11 +127,10 @@ def test_only_needed_frames_are_decoded(tmp_path: Path, monkeypatch: pytest.Monk
     path = tmp_path / "video.mp4"
     write_video(path, moving_frames(), fps=10, crf=10, gop_frames=4)
     asked: list[list[int]] = []
-    read = views.read_frames
 
     def spy(source: Path | bytes, indices: list[int]) -> object:
         asked.append(indices)
-        return read(source, indices)
+        return read_frames(source, indices)
 
     monkeypatch.setattr(views, "read_frames", spy)
     prepare(path, CLIP, segments=2, crops=3)
@@ -167,7 +166,7 @@ def test_a_frame_that_was_promised_but_is_missing_is_a_video_error(
 ) -> None:
     path = tmp_path / "video.mp4"
     write_video(path, moving_frames(), fps=10, crf=10, gop_frames=4)
-    promised = dataclasses.replace(views.probe(path), num_frames=21)
+    promised = dataclasses.replace(probe(path), num_frames=21)
     monkeypatch.setattr(views, "probe", lambda source: promised)
     with pytest.raises(VideoError, match="frame 20") as error:
         prepare(path, CLIP, 2, 1)

@@ -58,7 +58,7 @@ def test_saving_replaces_an_older_folder(tmp_path: Path) -> None:
 
 def test_digest_depends_on_what_decides_an_answer_only(tmp_path: Path) -> None:
     digest = content_digest(save_tiny_folder(tmp_path / "a"))
-    unrelated = {"name": "other", "provenance": {"created": "now"}, "metrics": {"test/top1": 0.1}}
+    unrelated: dict[str, Any] = {"name": "other", "provenance": {"created": "now"}, "metrics": {"test/top1": 0.1}}
     assert content_digest(save_tiny_folder(tmp_path / "b", **unrelated)) == digest
     clip = tiny_config().clip.model_dump()
     for changes in (
