@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -87,6 +88,7 @@ class IngestParams(Section):
     source: Literal["motion-primitives", "folder", "csv"]
     root: Path
     list_file: Path | None
+    group_pattern: str | None
     short_side: Annotated[int, Field(ge=16, multiple_of=2)]
     crf: Annotated[int, Field(ge=0, le=51)]
     gop_frames: Positive
@@ -100,8 +102,19 @@ class IngestParams(Section):
     def _consistent(self) -> Self:
         if self.source == "csv" and self.list_file is None:
             raise ValueError("list_file: source 'csv' needs the path of its list")
+        if self.group_pattern is not None:
+            if self.source != "folder":
+                raise ValueError(f"group_pattern: only source 'folder' has one, {self.source!r} has a column 'group'")
+            try:
+                num_groups = re.compile(self.group_pattern).groups
+            except re.error as error:
+                raise ValueError(f"group_pattern: {self.group_pattern!r}: {error}") from error
+            if num_groups != 1:
+                raise ValueError(f"group_pattern: {self.group_pattern!r} has {num_groups} groups, must have one")
         if self.val_ratio + self.test_ratio >= 1:
-            raise ValueError(f"val_ratio + test_ratio = {self.val_ratio + self.test_ratio:g} leaves nothing to train on")
+            raise ValueError(
+                f"val_ratio + test_ratio = {self.val_ratio + self.test_ratio:g} leaves nothing to train on"
+            )
         return self
 
 
@@ -201,7 +214,9 @@ class PretrainParams(_Optimised):
     @model_validator(mode="after")
     def _decoder(self) -> Self:
         if self.decoder_dim % self.decoder_heads or self.decoder_dim % 8:
-            raise ValueError(f"decoder_dim: {self.decoder_dim} must be divisible by 8 and by {self.decoder_heads} heads")
+            raise ValueError(
+                f"decoder_dim: {self.decoder_dim} must be divisible by 8 and by {self.decoder_heads} heads"
+            )
         return self
 
 
