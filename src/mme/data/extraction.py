@@ -21,10 +21,11 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from jaxtyping import UInt8
 
+import mme.targets
 from mme.config import TrajectoriesParams
 from mme.data.manifest import Manifest, Video
 from mme.data.video import VideoError, decode_stream, open_stream, upright
-from mme.files import atomic_path, digest, read_json, write_json
+from mme.files import atomic_path, digest, read_json, sha256_file, write_json
 from mme.targets.shards import FORMAT, Entry, merge_parts, read_part, write_index, write_part
 from mme.targets.trajectories import iter_tracks
 
@@ -53,12 +54,13 @@ def iter_frames(path: Path) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
 
 
 def extraction_key(videos: Sequence[Video], paths: Sequence[Path], params: TrajectoriesParams) -> str:
-    """Digest of everything that the shards depend on."""
+    """Digest of everything that the shards depend on: files, parameters, and the code that makes tracks of them."""
     files = [
         [video.id, video.sha256, video.width, video.height, video.num_frames, path.stat().st_size]
         for video, path in zip(videos, paths, strict=True)
     ]
-    return digest([FORMAT, cv2.__version__, params.model_dump(mode="json", exclude={"max_bad_ratio"}), files])
+    code = [sha256_file(file) for file in sorted(Path(mme.targets.__file__).parent.glob("*.py"))]
+    return digest([FORMAT, cv2.__version__, code, params.model_dump(mode="json", exclude={"max_bad_ratio"}), files])
 
 
 def extract_part(path: Path, num_frames: int, folder: Path, params: TrajectoriesParams) -> str | None:
