@@ -70,9 +70,7 @@ class PretrainDataset(Dataset[dict[str, Any]]):
         crop = draw_crop(rng, video.height, video.width, pretrain.min_scale, pretrain.horizontal_flip)
         hidden = draw_mask(rng, self.grid, pretrain.mask_ratio, pretrain.mask)
         num_dense = max(clip.span_frames, self.spec.num_hog_frames if self.with_shape else 0)
-        frames = self.cache.read(
-            self.manifest.path_of(video), np.arange(start, start + num_dense), _video_bytes(video)
-        )
+        frames = self.cache.read(self.manifest.path_of(video), np.arange(start, start + num_dense), _video_bytes(video))
         view = apply_crop(frames, crop, clip.size)
         sample: dict[str, Any] = {
             "clip": torch.from_numpy(np.ascontiguousarray(view[: clip.span_frames : clip.stride_frames])),

@@ -17,9 +17,7 @@ def sample_rng(stream: int, seed: int, epoch: int, index: int) -> np.random.Gene
     return np.random.default_rng((stream, seed, epoch, index))
 
 
-def draw_crop(
-    rng: np.random.Generator, height: int, width: int, min_scale: float, horizontal_flip: bool
-) -> Crop:
+def draw_crop(rng: np.random.Generator, height: int, width: int, min_scale: float, horizontal_flip: bool) -> Crop:
     """A random square, its side a share of at least ``min_scale`` of the short side, flipped half of the times.
 
     The square lies on whole pixels, so that cutting it out is exact.

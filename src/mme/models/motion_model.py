@@ -1,4 +1,4 @@
-"""The masked motion model: encode what is visible, predict the motion of what is hidden (Sun et al. 2023, section 3)."""
+"""The masked motion model (Sun et al. 2023, section 3): encode what is visible, predict the motion of what is hidden."""
 
 from __future__ import annotations
 
@@ -50,7 +50,10 @@ class MotionModel(nn.Module):
         self.decoder_norm = nn.LayerNorm(params.decoder_dim)
         self.target_shapes = target_shapes(params, model)
         self.heads = nn.ModuleDict(
-            {name: nn.Linear(params.decoder_dim, int(torch.Size(shape).numel())) for name, shape in self.target_shapes.items()}
+            {
+                name: nn.Linear(params.decoder_dim, int(torch.Size(shape).numel()))
+                for name, shape in self.target_shapes.items()
+            }
         )
         for part in (self.decoder_embed, self.decoder_blocks, self.heads):
             init_weights(part)
@@ -70,16 +73,12 @@ class MotionModel(nn.Module):
         decoded = self.forward_decoder(visible, hidden)
         return self.forward_heads(decoded)
 
-    def forward_encoder(
-        self, clip: Float[Tensor, "B 3 T H W"], hidden: Bool[Tensor, "B N"]
-    ) -> Float[Tensor, "B V D"]:
+    def forward_encoder(self, clip: Float[Tensor, "B 3 T H W"], hidden: Bool[Tensor, "B N"]) -> Float[Tensor, "B V D"]:
         """Encode the visible tokens."""
         encoded: Tensor = self.norm(self.encoder(clip, hidden))
         return encoded
 
-    def forward_decoder(
-        self, visible: Float[Tensor, "B V D"], hidden: Bool[Tensor, "B N"]
-    ) -> Float[Tensor, "B M E"]:
+    def forward_decoder(self, visible: Float[Tensor, "B V D"], hidden: Bool[Tensor, "B N"]) -> Float[Tensor, "B M E"]:
         """Put mask tokens where tokens are hidden, decode all, keep the hidden ones."""
         embedded = self.decoder_embed(visible)  # (B, V, E)
         tokens = self.mask_token.to(embedded.dtype).expand(*hidden.shape, -1).clone()  # (B, N, E)
@@ -91,6 +90,4 @@ class MotionModel(nn.Module):
 
     def forward_heads(self, decoded: Float[Tensor, "B M E"]) -> dict[str, Tensor]:
         """Linear heads, one a target."""
-        return {
-            name: self.heads[name](decoded).unflatten(-1, shape) for name, shape in self.target_shapes.items()
-        }
+        return {name: self.heads[name](decoded).unflatten(-1, shape) for name, shape in self.target_shapes.items()}
