@@ -23,8 +23,9 @@ from jaxtyping import UInt8
 
 import mme.targets
 from mme.config import TrajectoriesParams
+from mme.data.containers import VideoError, open_stream
 from mme.data.manifest import Manifest, Video
-from mme.data.video import VideoError, decode_stream, open_stream, upright
+from mme.data.video import decode_stream, upright
 from mme.files import atomic_path, digest, read_json, sha256_file, write_json
 from mme.targets.shards import FORMAT, Entry, merge_parts, read_part, write_index, write_part
 from mme.targets.trajectories import iter_tracks
