@@ -116,8 +116,8 @@ class Manifest:
 
     @cached_property
     def labels(self) -> list[str]:
-        """Classes of the usable videos, sorted."""
-        return sorted({row.label for row in self.rows if row.label is not None and row.status == "ok"})
+        """Classes of the usable videos, sorted; a label that only the pretraining split has is none."""
+        return sorted({row.label for row in self.videos(("train", "val", "test")) if row.label is not None})
 
     def path_of(self, video: Video) -> Path:
         """The file of a usable video.

@@ -1,0 +1,284 @@
+"""Every file of a source into the normal form, a manifest, and a list of what cannot be used.
+
+Work in progress lives in a folder of its own, named after what the result depends on: one video a good file, and a
+journal with one line a finished file. A run that was killed goes on where it stopped; the output takes its place as a
+whole, at the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from mme.config import IngestParams
+from mme.data.containers import Reason
+from mme.data.killable import Lost, run_killable
+from mme.data.manifest import VIDEOS_FOLDER, Manifest, Video, write_quarantine
+from mme.data.normalise import Job, NormalForm, Outcome, normalise
+from mme.data.sources import Listing, SourceFile, list_source
+from mme.data.splits import assign_splits
+from mme.files import atomic_path, digest
+
+FORMAT = 1
+"""Counts up when the same source and parameters would give other videos."""
+
+MANIFEST_FILE = "manifest.parquet"
+QUARANTINE_FILE = "quarantine.csv"
+
+_MAX_SLUG = 64
+_MAX_LISTED = 20
+
+
+@dataclass(frozen=True)
+class Ingested:
+    """What became of a source.
+
+    Attributes:
+        manifest: good videos and bad ones.
+        details: of the bad ones, by source path.
+        ignored: files that by their names are no videos.
+        num_copied: videos that were in the normal form already.
+    """
+
+    manifest: Manifest
+    details: dict[str, str]
+    ignored: list[str]
+    num_copied: int
+
+    def report(self) -> dict[str, Any]:
+        """Counts by split, class and reason; the same for the same source, however long it took."""
+        rows = self.manifest.rows
+        good = [row for row in rows if row.status == "ok"]
+        bad = self.manifest.quarantined
+        splits = {}
+        for split in sorted({row.split for row in good}):
+            part = [row for row in good if row.split == split]
+            splits[split] = {
+                "videos": len(part),
+                "frames": sum(row.num_frames for row in part),
+                "groups": len({row.group for row in part if row.group is not None}),
+                "classes": dict(sorted(Counter(row.label for row in part if row.label is not None).items())),
+            }
+        return {
+            "videos": len(good),
+            "classes": len(self.manifest.labels),
+            "copied": self.num_copied,
+            "splits": splits,
+            "quarantined": {"videos": len(bad), "reasons": dict(sorted(Counter(row.reason for row in bad).items()))},
+            "ignored": {"files": len(self.ignored), "first": self.ignored[:_MAX_LISTED]},
+            "duplicates": _duplicates(good),
+            "warnings": _warnings(good),
+        }
+
+    def quarantine(self) -> list[tuple[str, str, str]]:
+        """Path, reason and detail of every bad file."""
+        return [(row.source_path, str(row.reason), self.details[row.source_path]) for row in self.manifest.quarantined]
+
+
+class Ingest:
+    """One pass over a source."""
+
+    def __init__(self, params: IngestParams, seed: int, work: Path | str) -> None:
+        """List the source and see what is done already.
+
+        Args:
+            params: source and normal form.
+            seed: of the splits.
+            work: folder for work in progress.
+
+        Raises:
+            ValueError: the source is missing, empty, or its list is wrong.
+        """
+        self._params = params
+        self.listing: Listing = list_source(params)
+        ratios = (params.val_ratio, params.test_ratio)
+        self._splits = assign_splits(self.listing.files, *ratios, seed)
+        self._form = NormalForm(params.short_side, params.crf, params.gop_frames, params.min_frames)
+        self._work = Path(work)
+        self._folder = self._work / digest([FORMAT, str(params.root.resolve()), asdict(self._form)])
+        self._outcomes = self._read_journal()
+
+    @property
+    def num_done(self) -> int:
+        """Files that an interrupted run has left done."""
+        return len(self._outcomes)
+
+    def run(self, num_workers: int, advance: Callable[[], None]) -> Ingested:
+        """Bring every file that is not done yet into the normal form.
+
+        Args:
+            num_workers: processes at a time.
+            advance: called once a file.
+        """
+        jobs = {}
+        for file in self.listing.files:
+            if file.path not in self._outcomes:
+                jobs[self._target(file.path)] = file.path
+        todo = [Job(self._params.root / path, target, self._form) for target, path in jobs.items()]
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with self._journal().open("a", encoding="utf-8") as journal:
+            for job, result in run_killable(normalise, todo, num_workers, self._params.deadline_s):
+                path = jobs[job.target]
+                if isinstance(result, Lost):
+                    reason: Reason = "timed-out" if result.cause == "timed-out" else "undecodable"
+                    self._outcomes[path] = Outcome(reason=reason, detail=result.detail)  # tried again in the next run
+                else:
+                    self._outcomes[path] = result
+                    self._write_journal(journal, path, result)
+                advance()
+        return self._collect()
+
+    def check(self, result: Ingested) -> None:
+        """Refuse a source of which too much is bad.
+
+        Raises:
+            ValueError: the share of bad files is above ``max_bad_ratio``; their list is in the folder for work.
+        """
+        bad, total = result.quarantine(), len(result.manifest)
+        if len(bad) <= self._params.max_bad_ratio * total:
+            return
+        path = self._work / QUARANTINE_FILE
+        write_quarantine(path, bad)
+        lines = [f"  {name}: {reason}: {detail}" for name, reason, detail in bad[:_MAX_LISTED]]
+        raise ValueError(
+            f"{len(bad)} of {total} files cannot be used, more than ingest.max_bad_ratio {self._params.max_bad_ratio:g}"
+            f" allows; all of them are listed in {path}:\n" + "\n".join(lines)
+        )
+
+    def finish(self, result: Ingested, output: Path | str) -> None:
+        """Move videos, quarantine list and manifest to their places in ``output``, and remove the work in progress."""
+        output = Path(output)
+        with atomic_path(output / VIDEOS_FOLDER) as folder:
+            folder.mkdir()
+            for row in result.manifest.rows:
+                if row.status == "ok":
+                    _link(self._target(row.source_path), folder / row.path)
+        write_quarantine(output / QUARANTINE_FILE, result.quarantine())
+        result.manifest.save(output / MANIFEST_FILE)
+        shutil.rmtree(self._work)
+
+    def _collect(self) -> Ingested:
+        pairs = zip(self.listing.files, self._splits, strict=True)
+        rows = [_row(file, split, self._outcomes[file.path]) for file, split in pairs]
+        return Ingested(
+            manifest=Manifest(rows, self._work),
+            details={path: outcome.detail for path, outcome in self._outcomes.items() if outcome.reason},
+            ignored=self.listing.ignored,
+            num_copied=sum(outcome.copied for outcome in self._outcomes.values()),
+        )
+
+    def _target(self, path: str) -> Path:
+        return self._folder / f"{hashlib.sha256(path.encode()).hexdigest()[:20]}.mp4"
+
+    def _journal(self) -> Path:
+        return self._folder / "journal.jsonl"
+
+    def _stamp(self, path: str) -> list[int]:
+        """What changes when the file does."""
+        stat = os.stat(self._params.root / path)
+        return [stat.st_size, stat.st_mtime_ns]
+
+    def _write_journal(self, journal: TextIO, path: str, outcome: Outcome) -> None:
+        if outcome.reason is not None and not outcome.sha256:
+            return  # it could not even be read: worth another try
+        line = {"path": path, "stamp": self._stamp(path), "outcome": asdict(outcome)}
+        journal.write(json.dumps(line) + "\n")
+        journal.flush()
+
+    def _read_journal(self) -> dict[str, Outcome]:
+        """Outcomes that still hold: the source file is as it was, and its video is there."""
+        listed = {file.path for file in self.listing.files}
+        outcomes = {}
+        for line in _json_lines(self._journal()):
+            path, outcome = line["path"], Outcome(**line["outcome"])
+            if path not in listed or line["stamp"] != self._stamp(path):
+                continue
+            if outcome.reason is not None or self._target(path).exists():
+                outcomes[path] = outcome
+        return outcomes
+
+
+def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Lines of a journal; the last one may be torn where its writer was killed."""
+    if not path.exists():
+        return
+    text = path.read_text(encoding="utf-8")
+    if text and not text.endswith("\n"):
+        text = text[: text.rfind("\n") + 1]
+        with atomic_path(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    for line in text.splitlines():
+        yield json.loads(line)
+
+
+def _row(file: SourceFile, split: str, outcome: Outcome) -> Video:
+    video_id = video_id_of(file.path, outcome.sha256)
+    return Video(
+        id=video_id,
+        path=f"{video_id}.mp4" if outcome.reason is None else "",
+        sha256=outcome.sha256,
+        label=file.label,
+        split=split,
+        group=file.group,
+        num_frames=outcome.num_frames,
+        fps=outcome.fps,
+        width=outcome.width,
+        height=outcome.height,
+        status="ok" if outcome.reason is None else "quarantined",
+        reason=outcome.reason,
+        source_path=file.path,
+    )
+
+
+def video_id_of(path: str, sha256: str) -> str:
+    """A readable part of the path and eight digits that path and content decide; safe as a file name anywhere."""
+    stem = path.rpartition(".")[0] or path
+    ascii_only = unicodedata.normalize("NFKD", stem).encode("ascii", "ignore").decode()
+    slug = re.sub(r"[^A-Za-z0-9_]+", "-", ascii_only).strip("-")[-_MAX_SLUG:].strip("-") or "video"
+    return f"{slug}-{digest([path, sha256])[:8]}"
+
+
+def _duplicates(rows: list[Video]) -> dict[str, Any]:
+    """Files of equal content; one that is in training and in a test makes the test too easy."""
+    same: defaultdict[str, list[Video]] = defaultdict(list)
+    for row in rows:
+        same[row.sha256].append(row)
+    sets = [videos for videos in same.values() if len(videos) > 1]
+    sides = {"pretrain": "train"}
+    crossing = [videos for videos in sets if len({sides.get(video.split, video.split) for video in videos}) > 1]
+    listed = sorted(sorted(video.source_path for video in videos) for videos in crossing)
+    return {
+        "files": sum(len(videos) - 1 for videos in sets),
+        "across_splits": len(listed),
+        "first_across_splits": listed[:_MAX_LISTED],
+    }
+
+
+def _warnings(rows: list[Video]) -> list[str]:
+    """Classes that a split lacks."""
+    labels: set[str] = {row.label for row in rows if row.label is not None and row.split != "pretrain"}
+    found = []
+    for split in ("train", "val", "test") if labels else ():
+        missing = labels - {row.label for row in rows if row.split == split}
+        if missing == labels:
+            found.append(f"{split} has no video")
+        elif missing:
+            found.append(f"{split} has no video of {', '.join(sorted(missing))}")
+    return found
+
+
+def _link(source: Path, target: Path) -> None:
+    """A second name for a file, or a copy where the file system has none to give."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

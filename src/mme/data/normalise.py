@@ -1,0 +1,208 @@
+"""One source file into the normal form: decoded in full, upright, square pixels, one size of the short side, H.264."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import cv2
+import numpy as np
+from av.container import InputContainer
+from av.video.stream import VideoStream
+from jaxtyping import UInt8
+
+from mme.data.containers import Reason, VideoError, open_stream
+from mme.data.video import VideoInfo, VideoWriter, iter_frames, probe
+from mme.data.views import resize
+from mme.files import atomic_path, sha256_file
+
+_FRAMES_TOLERANCE = 0.05
+_DURATION_TOLERANCE = 0.10
+_FEW_FRAMES = 2
+"""Fewer frames than announced are no damage if they are at most these shares, or this many: edit lists hide frames,
+headers round, and some muxers count an empty last packet."""
+
+
+@dataclass(frozen=True)
+class NormalForm:
+    """What every ingested video looks like; the fields are those of ``ingest`` in ``params.yaml``."""
+
+    short_side: int
+    crf: int
+    gop_frames: int
+    min_frames: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file to bring into the normal form."""
+
+    source: Path
+    target: Path
+    form: NormalForm
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a file; ``reason`` is None if ``target`` was written.
+
+    Attributes:
+        sha256: of the source's bytes.
+        num_frames: frames written.
+        fps: frames a second.
+        width: pixels of the normal form.
+        height: pixels of the normal form.
+        copied: whether the source was in the normal form already.
+        reason: why the file cannot be used.
+        detail: the same in a sentence.
+    """
+
+    sha256: str = ""
+    num_frames: int = 0
+    fps: float = 0.0
+    width: int = 0
+    height: int = 0
+    copied: bool = False
+    reason: Reason | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What the file says of itself, beyond ``VideoInfo``."""
+
+    announced_frames: int
+    announced_s: float
+    is_normal: bool
+
+
+def normalise(job: Job) -> Outcome:
+    """Decode a file in full and write it in the normal form.
+
+    A source that is in the normal form already, apart from its quality, is copied byte for byte: that loses nothing.
+
+    Raises:
+        OSError: the target cannot be written.
+    """
+    cv2.setNumThreads(1)
+    sha256 = ""
+    try:
+        try:
+            sha256 = sha256_file(job.source)
+        except OSError as error:
+            raise VideoError("undecodable", job.source, f"cannot be read: {error.strerror}") from error
+        return _normalise(job, sha256)
+    except VideoError as error:
+        return Outcome(sha256=sha256, reason=error.reason, detail=error.detail)
+    except MemoryError:
+        return Outcome(sha256=sha256, reason="undecodable", detail="its frames do not fit into memory")
+
+
+def normal_size(width: int, height: int, pixel_aspect: float, short_side: int) -> tuple[int, int]:
+    """Width and height in square pixels, the shorter one ``short_side``, the longer one rounded to an even number."""
+    shown_width = width * pixel_aspect
+    scale = short_side / min(shown_width, height)
+    return _even(shown_width * scale, short_side), _even(height * scale, short_side)
+
+
+def _even(value: float, least: int) -> int:
+    return max(2 * round(value / 2), least)
+
+
+def _normalise(job: Job, sha256: str) -> Outcome:
+    info = probe(job.source)
+    width, height = normal_size(info.width, info.height, info.pixel_aspect, job.form.short_side)
+    header = _read_header(job, info)
+    rate = Fraction(info.fps).limit_denominator(65535)
+    with atomic_path(job.target) as temporary:
+        frames = (resize(frame[None], height, width)[0] for frame in iter_frames(job.source))
+        if header.is_normal:
+            num_frames = sum(1 for _ in frames)
+            shutil.copyfile(job.source, temporary)
+        else:
+            num_frames = _write(temporary, frames, (width, height), rate, job.form)
+        _check_complete(job, info, header, num_frames)
+    return Outcome(sha256, num_frames, float(rate), width, height, header.is_normal)
+
+
+def _write(
+    path: Path, frames: Iterator[UInt8[np.ndarray, "H W 3"]], size: tuple[int, int], rate: Fraction, form: NormalForm
+) -> int:
+    num_frames = 0
+    with VideoWriter(path, size, rate, form.crf, form.gop_frames) as writer:
+        for frame in frames:
+            writer.write(frame)
+            num_frames += 1
+    return num_frames
+
+
+def _check_complete(job: Job, info: VideoInfo, header: _Header, num_frames: int) -> None:
+    """Compare what was decoded with what the header announced, and with what is needed."""
+    if header.announced_frames:
+        expected, tolerance = float(header.announced_frames), _FRAMES_TOLERANCE
+    else:
+        expected, tolerance = header.announced_s * info.fps, _DURATION_TOLERANCE
+    if num_frames + max(_FEW_FRAMES, tolerance * expected) < expected:
+        raise VideoError("truncated", job.source, f"{num_frames} frames, its header announces {expected:.0f}")
+    if num_frames < job.form.min_frames:
+        raise VideoError("too-short", job.source, f"{num_frames} frames, fewer than {job.form.min_frames}")
+
+
+def _read_header(job: Job, info: VideoInfo) -> _Header:
+    with open_stream(job.source) as (container, stream):
+        return _Header(
+            announced_frames=stream.frames,
+            announced_s=_announced_seconds(container, stream),
+            is_normal=_is_normal(container, stream, info, job.form),
+        )
+
+
+def _announced_seconds(container: InputContainer, stream: VideoStream) -> float:
+    """The video's length as its header has it; 0 if it has none, or only one that a longer sound may have made."""
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    clock = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
+    if clock:
+        return int(clock[1]) * 3600 + int(clock[2]) * 60 + float(clock[3])
+    if container.duration and len(container.streams) == 1:
+        return container.duration / 1_000_000
+    return 0.0
+
+
+def _is_normal(container: InputContainer, stream: VideoStream, info: VideoInfo, form: NormalForm) -> bool:
+    """Whether a file need not be encoded again; called before anything is read from the stream."""
+    size = (info.width, info.height)
+    if not (
+        "mp4" in container.format.name.split(",")
+        and len(container.streams) == 1
+        and info.codec == "h264"
+        and stream.codec_context.pix_fmt == "yuv420p"
+        and not stream.codec_context.has_b_frames
+        and info.pixel_aspect == 1
+        and size == (stream.codec_context.width, stream.codec_context.height)
+        and size == normal_size(*size, 1.0, form.short_side)
+    ):
+        return False
+    times: list[int] = []
+    keys: list[int] = []
+    rotation: int | None = None
+    for packet in container.demux(stream):
+        if rotation is None:
+            rotation = next((frame.rotation for frame in packet.decode()), None)
+        if packet.pts is None:
+            continue
+        if packet.is_keyframe:
+            keys.append(len(times))
+        times.append(packet.pts)
+    steps = set(np.diff(times).tolist())
+    return (
+        rotation == 0
+        and len(steps) == 1
+        and min(steps) > 0
+        and keys[:1] == [0]
+        and max(np.diff([*keys, len(times)])) <= form.gop_frames
+    )

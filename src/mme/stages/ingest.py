@@ -1,0 +1,89 @@
+"""Stage ``ingest``: any source into videos of the normal form and a manifest."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from mme.config import load_params
+from mme.data.ingest import MANIFEST_FILE, Ingest, Ingested
+from mme.data.manifest import Manifest
+from mme.files import write_json
+
+OUTPUT = Path("data")
+REPORT = Path("reports/ingest.json")
+WORK = Path(".work/ingest")
+
+
+def main() -> None:
+    """Ingest as ``params.yaml`` says.
+
+    Raises:
+        ValueError: the source or its list is wrong, or the share of bad files is above ``ingest.max_bad_ratio``.
+    """
+    from mme.tracking import start_run  # not at the top: worker processes import this module, and have no use for it
+
+    params = load_params()
+    console = Console(stderr=True)
+    begin = time.perf_counter()
+    ingest = Ingest(params.ingest, params.run.seed, WORK)
+    columns = (
+        TextColumn("ingest"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("", total=len(ingest.listing.files), completed=ingest.num_done)
+        result = ingest.run(params.run.num_workers, lambda: progress.advance(task))
+    show(result, console)
+    ingest.check(result)
+    ingest.finish(result, OUTPUT)
+    write_json(REPORT, result.report())
+    with start_run("ingest", params) as run:
+        manifest = Manifest.load(OUTPUT / MANIFEST_FILE)
+        run.log_dataset(OUTPUT / MANIFEST_FILE, manifest.digest, "ingest")
+        run.log_metrics(
+            {
+                "ingest/videos": len(manifest) - len(manifest.quarantined),
+                "ingest/quarantined": len(manifest.quarantined),
+                "ingest/seconds": time.perf_counter() - begin,
+            }
+        )
+        run.log_artifact(REPORT)
+
+
+def show(result: Ingested, console: Console) -> None:
+    """Print videos by split, and bad ones by reason."""
+    report = result.report()
+    table = Table("split", "videos", "classes", "groups", "frames", title="ingested")
+    for name, split in report["splits"].items():
+        table.add_row(
+            name, *(str(value) for value in (split["videos"], len(split["classes"]), split["groups"], split["frames"]))
+        )
+    console.print(table)
+    bad = result.quarantine()
+    if bad:
+        table = Table("file", "reason", "detail", title=f"quarantined: {len(bad)}")
+        for row in bad[:50]:
+            table.add_row(*row)
+        console.print(table, markup=False)
+        if len(bad) > 50:
+            console.print(f"and {len(bad) - 50} more, see quarantine.csv")
+    for warning in report["warnings"]:
+        console.print(f"warning: {warning}", markup=False)
+    if report["duplicates"]["files"]:
+        console.print(
+            f"{report['duplicates']['files']} files have the content of another one,"
+            f" {report['duplicates']['across_splits']} of them in another split"
+        )
+
+
+if __name__ == "__main__":
+    main()
