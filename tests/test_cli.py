@@ -16,7 +16,7 @@ from mme.data.manifest import Manifest
 from mme.data.video import write_video
 from mme.files import write_json
 from mme.inference import Classifier
-from tests.test_evaluate import row
+from tests.rows import row
 from tests.tiny import moving_frames, save_tiny_folder
 
 ROOT = Path(__file__).parents[1]
@@ -152,8 +152,10 @@ def test_model_and_url_exclude_each_other(model: Path) -> None:
 
 def test_summary_shows_counts_accuracies_and_version(tmp_path: Path) -> None:
     splits = [("a", "train"), ("b", "train"), ("c", "val"), ("d", "test"), ("e", "pretrain")]
-    rows = [row(name, None if split == "pretrain" else "left", split) for name, split in splits]
-    Manifest([*rows, row("bad", None, reason="truncated")], tmp_path / "data").save(tmp_path / "data/manifest.parquet")
+    rows = [row(name, split, label=None if split == "pretrain" else "left") for name, split in splits]
+    Manifest([*rows, row("bad", "test", status="quarantined", reason="truncated")], tmp_path / "data").save(
+        tmp_path / "data/manifest.parquet"
+    )
     write_json(
         tmp_path / "reports/finetune/metrics.json", {"train": {"loss": 0.1}, "val": {"top1": 0.8125, "top5": 1.0}}
     )

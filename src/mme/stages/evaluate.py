@@ -30,7 +30,7 @@ def main() -> None:
     manifest = Manifest.load(MANIFEST)
     classifier = Classifier.load(MODEL, params.run.device)
     with start_run("evaluate", params) as run:
-        run.log_dataset(MANIFEST, manifest.digest, context=params.evaluate.split)
+        run.log_dataset(MANIFEST, manifest.digest, params.evaluate.split)
         evaluation = evaluate(classifier, manifest, params.evaluate, params.run.num_workers)
         write_report(evaluation, params.evaluate.split, REPORT)
         run.log_metrics({f"{params.evaluate.split}/{name}": value for name, value in metrics(evaluation).items()})

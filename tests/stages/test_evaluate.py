@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+
+from mme.data.manifest import Manifest
+from mme.data.video import write_video
+from mme.files import read_json
+from mme.inference import Classifier
+from mme.stages.evaluate import main
+from tests.rows import row
+from tests.tiny import LABELS, moving_frames, save_tiny_folder
+
+ROOT = Path(__file__).parents[2]
+REPORT = Path("reports/evaluate")
+FILES = ["calibration.png", "confusion.csv", "confusion.png", "metrics.json", "per_class.csv", "predictions.csv"]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project in which everything before the stage has run; tests share it, as making a run store takes seconds."""
+    folder = tmp_path_factory.mktemp("project")
+    shutil.copy(ROOT / "params.yaml", folder)
+    rows = [row(f"v{i}", "test", label=LABELS[i % 4]) for i in range(12)]
+    for seed, video in enumerate(rows):
+        path = folder / "data/videos" / video.path
+        write_video(path, moving_frames(seed=seed), fps=10, crf=10, gop_frames=4)
+    Manifest(rows, folder / "data").save(folder / "data/manifest.parquet")
+    save_tiny_folder(folder / "models/finetune")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _in_project(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def last_run() -> mlflow.entities.Run:
+    (run, *_) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    return run
+
+
+def test_the_report_agrees_with_the_classifier_and_the_record() -> None:
+    main()
+    assert sorted(path.name for path in REPORT.iterdir()) == FILES
+    figures = read_json(REPORT / "metrics.json")
+    classifier = Classifier.load("models/finetune")
+    videos = Manifest.load("data/manifest.parquet").videos("test")
+    answers = [classifier.classify(Path("data/videos") / video.path).predictions[0].label for video in videos]
+    hits = sum(answer == video.label for answer, video in zip(answers, videos, strict=True))
+    assert figures["test"]["top1"] == pytest.approx(hits / 12, abs=1e-6)
+    assert 0 < hits < 12
+    assert figures["unreadable"] == {}
+    table = pd.read_csv(REPORT / "predictions.csv")
+    assert list(table["predicted"]) == answers
+    pairs = pd.read_csv(REPORT / "confusion.csv")
+    assert list(zip(pairs["actual"], pairs["predicted"], strict=True)) == [
+        (video.label, answer) for video, answer in zip(videos, answers, strict=True)
+    ]
+    run = last_run()
+    assert run.data.metrics["test/top1"] == figures["test"]["top1"]
+    assert run.data.metrics["test/top5"] == 1
+    assert run.data.tags["stage"] == "evaluate"
+    logged = mlflow.artifacts.list_artifacts(run_id=run.info.run_id)
+    assert sorted(item.path for item in logged) == FILES
+
+
+def test_the_same_inputs_give_the_same_bytes() -> None:
+    main()
+    before = {path.name: path.read_bytes() for path in REPORT.iterdir()}
+    main()
+    assert {path.name: path.read_bytes() for path in REPORT.iterdir()} == before
+
+
+def test_an_unreadable_video_fails_the_stage_after_the_report() -> None:
+    path = Path("data/videos/v3.mp4")
+    content = path.read_bytes()
+    path.write_bytes(b"")
+    try:
+        with pytest.raises(ValueError, match="1 videos of test are unreadable: v3: empty"):
+            main()
+    finally:
+        path.write_bytes(content)
+    figures = read_json(REPORT / "metrics.json")
+    assert figures["unreadable"] == {"v3": "empty"}
+    assert (figures["test"]["num_videos"], figures["test"]["num_unreadable"]) == (11, 1)
+    run = last_run()
+    assert run.info.status == "FAILED"
+    assert run.data.metrics["test/num_unreadable"] == 1
