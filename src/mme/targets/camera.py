@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 NUM_POINTS = 1600
 """Flow vectors that are looked at, about: enough for a homography, few enough for a millisecond."""
 
+NUM_RANSAC_POINTS = 400
+"""Of these, about as many find the first guess."""
+
 MIN_POINTS = 24
 """Textured points below which no homography is trusted."""
 
@@ -24,6 +27,8 @@ MIN_CORNER_STRENGTH = 4.0
 Sensor noise and compression at two grey levels stay below it."""
 
 _BLOCK_PX = 7
+_NUM_REFITS = 4
+_MIN_WIDTH_PX = 0.05
 
 
 @dataclass(frozen=True)
@@ -104,25 +109,63 @@ def _points(flow: NDArray[np.float32], gray: NDArray[np.uint8] | None) -> NDArra
 def _robust_fit(
     source: NDArray[np.float64], target: NDArray[np.float64], threshold_px: float
 ) -> tuple[NDArray[np.float64] | None, NDArray[np.bool_]]:
-    """RANSAC, then least squares on the inliers, and which points these are.
+    """RANSAC on some points for a first guess, reweighted least squares on all for precision; and the inliers.
 
     OpenCV fixes the random state of RANSAC, so equal input gives equal output.
     """
-    homography, _ = cv2.findHomography(source, target, cv2.RANSAC, threshold_px, maxIters=500, confidence=0.995)
-    inliers = np.zeros(len(source), dtype=bool)
-    if homography is None:
-        return None, inliers
-    for _ in range(2):
-        inliers = (
-            np.linalg.norm(source + camera_shift(np.asarray(homography, dtype=np.float64), source) - target, axis=-1)
-            <= threshold_px
-        )
+    none = np.zeros(len(source), dtype=bool)
+    every = max(1, len(source) // NUM_RANSAC_POINTS)
+    guess, _ = cv2.findHomography(
+        source[::every], target[::every], cv2.RANSAC, threshold_px, maxIters=300, confidence=0.995
+    )
+    if guess is None:
+        return None, none
+    homography = np.asarray(guess, dtype=np.float64)
+    fit = _LeastSquares(source, target)
+    for _ in range(_NUM_REFITS):
+        distance = _distance(homography, source, target)
+        inliers = distance <= threshold_px
         if inliers.sum() < MIN_POINTS:
             return None, inliers
-        homography, _ = cv2.findHomography(source[inliers], target[inliers], 0)
-        if homography is None:
-            return None, inliers
-    return np.asarray(homography, dtype=np.float64), inliers
+        # Tukey's weights, as narrow as the flow is good: points at the rim of a moving object, whose flow is a blend
+        # of two motions, are within the threshold and would still pull the camera along.
+        width = min(threshold_px, max(_MIN_WIDTH_PX, 4 * float(np.median(distance[inliers]))))
+        homography = fit.solve(np.square(np.maximum(1 - np.square(distance / width), 0)))
+    return homography, _distance(homography, source, target) <= threshold_px
+
+
+def _distance(
+    homography: NDArray[np.float64], source: NDArray[np.float64], target: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    gap = source + camera_shift(homography, source) - target
+    return np.asarray(np.hypot(gap[:, 0], gap[:, 1]))
+
+
+class _LeastSquares:
+    """Weighted least squares of ``(I + D) p ~ q``, linear in the eight entries of D, in centred and scaled coordinates.
+
+    The error is measured before the division by the depth, which is 1 within a percent from frame to frame.
+    """
+
+    def __init__(self, source: NDArray[np.float64], target: NDArray[np.float64]) -> None:
+        middle = source.mean(axis=0)
+        scale = 1 / max(float(np.abs(source - middle).max()), 1.0)
+        self._to_unit = np.array([[scale, 0, -scale * middle[0]], [0, scale, -scale * middle[1]], [0, 0, 1]])
+        x, y = ((source - middle) * scale).T
+        qx, qy = ((target - middle) * scale).T
+        zero, one = np.zeros_like(x), np.ones_like(x)
+        rows_x = np.stack([x, y, one, zero, zero, zero, -qx * x, -qx * y], axis=-1)
+        rows_y = np.stack([zero, zero, zero, x, y, one, -qy * x, -qy * y], axis=-1)
+        self._rows = np.concatenate([rows_x, rows_y])  # (2 N, 8)
+        self._values = np.concatenate([qx - x, qy - y])
+
+    def solve(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The homography for weights ``[N]``, in the coordinates of the points."""
+        weighted = self._rows * np.tile(weights, 2)[:, None]
+        entries = np.linalg.lstsq(weighted.T @ self._rows, weighted.T @ self._values)[0]
+        unit = np.eye(3) + np.append(entries, 0.0).reshape(3, 3)
+        homography = np.linalg.inv(self._to_unit) @ unit @ self._to_unit
+        return np.asarray(homography / homography[2, 2], dtype=np.float64)
 
 
 def _plausible(homography: NDArray[np.float64], width: int, height: int) -> bool:
