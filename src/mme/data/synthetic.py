@@ -92,14 +92,14 @@ class Scene:
         return np.column_stack([linear, shift + 0.5]) * scale - np.array([[0, 0, 0.5], [0, 0, 0.5]])
 
     def render(self) -> Image:
-        """Frames as uint8 RGB [T, size, size, 3]."""
-        noise = np.random.default_rng(self.noise_seed)
-        frames = np.empty((len(self.angles), self.size, self.size, 3), np.uint8)
-        for index in range(len(frames)):
-            picture = self._paint(index)
-            picture += noise.normal(0, self.noise_std, picture.shape).astype(np.float32)
-            frames[index] = np.clip(np.rint(picture), 0, 255).astype(np.uint8)
-        return frames
+        """All frames, uint8 RGB [T, size, size, 3]."""
+        return np.stack([self.frame(index) for index in range(len(self.angles))])
+
+    def frame(self, index: int) -> Image:
+        """One frame, uint8 RGB [size, size, 3]."""
+        picture = self._paint(index)
+        noise = np.random.default_rng((self.noise_seed, index)).standard_normal(picture.shape, np.float32)
+        return np.clip(np.rint(picture + self.noise_std * noise), 0, 255).astype(np.uint8)
 
     def _paint(self, frame: int) -> NDArray[np.float32]:
         side = self.size * _SUPERSAMPLING
