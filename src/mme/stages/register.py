@@ -1,0 +1,78 @@
+"""Stage ``register``: export the evaluated model with its card, and let it into the registry through the gate."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from mme.config import load_params
+from mme.data.manifest import Manifest
+from mme.files import read_json, write_json
+from mme.gate import ALIASES, Verdict, judge
+from mme.release import CARD_FILE, Candidate, champion_to_beat, export, flat, publish
+from mme.tracking import Run, Version, get_version, set_alias, start_run, store_kind
+
+MANIFEST = Path("data/manifest.parquet")
+MODEL = Path("models/finetune")
+EVALUATION = Path("reports/evaluate")
+OUTPUT = Path("models/export")
+RECEIPT = Path("reports/register.json")
+
+
+def main() -> None:
+    """Export, register unless a version with this content exists, judge, and write the receipt.
+
+    Raises:
+        ValueError: an input is missing or damaged, or the evaluation does not have the gate's metric.
+    """
+    params = load_params()
+    manifest = Manifest.load(MANIFEST)
+    candidate = Candidate(params, manifest, flat(read_json(EVALUATION / "metrics.json")), read_per_class())
+    value = candidate.gate_value
+    with start_run("register", params) as run:
+        run.log_dataset(MANIFEST, manifest.digest, context=params.evaluate.split)
+        config = export(candidate, MODEL, OUTPUT, run.id)
+        version, created = publish(candidate, config, OUTPUT)
+        verdict = judge(params.registry, value, champion_to_beat(version))
+        if verdict.alias is not None:  # a version below the minimum earns no alias, and loses none that it has
+            set_alias(version, verdict.alias, ALIASES)
+            version = get_version(version.name, version.number)
+        record(run, version, verdict, {params.registry.metric: value})
+        write_json(RECEIPT, {**receipt(version, verdict, candidate.metrics), "created": created, "run_id": run.id})
+    Console(stderr=True).print(Text(f"{version.address}, {verdict.alias or 'no alias'}: {verdict.reason}"))
+
+
+def read_per_class() -> list[dict[str, str]]:
+    """Rows of the evaluation's table."""
+    with (EVALUATION / "per_class.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def record(run: Run, version: Version, verdict: Verdict, metrics: Mapping[str, float]) -> None:
+    """What the run of the stage shows."""
+    run.log_metrics({**metrics, "gate/passed": float(verdict.passed)})
+    run.set_tags({"model_version": str(version.number), "model_digest": version.tags["digest"]})
+    run.log_artifact(OUTPUT / CARD_FILE)
+
+
+def receipt(version: Version, verdict: Verdict, metrics: Mapping[str, float]) -> dict[str, Any]:
+    """What the stage did, for people and for ``mme summary``."""
+    return {
+        "name": version.name,
+        "version": version.number,
+        "address": version.address,
+        "alias": next((alias for alias in ALIASES if alias in version.aliases), None),
+        "digest": version.tags["digest"],
+        "gate": {"passed": verdict.passed, "reason": verdict.reason},
+        "metrics": dict(metrics),
+        "store": store_kind(),
+    }
+
+
+if __name__ == "__main__":
+    main()

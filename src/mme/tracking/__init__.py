@@ -1,0 +1,52 @@
+"""Runs, the model registry and what both record: the only package that speaks to MLflow.
+
+Runs go to ``mlflow.db`` and ``mlartifacts/`` in the working folder, where a bare ``mlflow ui`` looks for them, unless
+``MLFLOW_TRACKING_URI`` names another place. One run a stage execution, all in one experiment; every run carries all
+parameters, so that any two can be compared by any of them.
+"""
+
+from __future__ import annotations
+
+import os
+
+# Read by MLflow when it is imported: nothing phones home, and its first use of a database is no news.
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ["DO_NOT_TRACK"] = "true"
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+try:
+    import mlflow as _mlflow  # noqa: F401 - asks for it by the name of our own extra, before anything else does
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError("runs and registered models need MLflow: pip install 'mme[registry]'") from error
+
+from mme.tracking.registry import (
+    Package,
+    Version,
+    find_alias,
+    find_version,
+    get_version,
+    register,
+    resolve,
+    set_alias,
+    tag_version,
+)
+from mme.tracking.runs import Run, flatten, git_commit, start_run
+from mme.tracking.store import store_kind
+
+__all__ = [
+    "Package",
+    "Run",
+    "Version",
+    "find_alias",
+    "find_version",
+    "flatten",
+    "get_version",
+    "git_commit",
+    "register",
+    "resolve",
+    "set_alias",
+    "start_run",
+    "store_kind",
+    "tag_version",
+]

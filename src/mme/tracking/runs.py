@@ -1,0 +1,203 @@
+"""Runs: what a stage did, with which parameters, on which data."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import mlflow
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, RunStatus
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from mme.config import Params
+from mme.tracking.store import experiment_id, open_store
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MAX_PARAM_LENGTH = 6000
+"""Characters that MLflow keeps of a parameter's value."""
+
+
+class Run:
+    """A run that is being recorded. Safe to call from several threads.
+
+    Attributes:
+        id: MLflow's id of the run, by which it can be resumed.
+    """
+
+    def __init__(self, run_id: str, params: Params) -> None:
+        self.id = run_id
+        self._params = params
+        self._client = MlflowClient()
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Record figures under names such as ``val/top1``; ``step`` is what the names count in, usually epochs."""
+        now_ms = time.time_ns() // 1_000_000
+        entries = [Metric(name, float(value), now_ms, step) for name, value in metrics.items()]
+        self._client.log_batch(self.id, metrics=entries)
+
+    def log_artifact(self, path: Path | str, folder: str | None = None) -> None:
+        """Record a file, or all files of a folder, under ``folder`` of the run's artifacts."""
+        if Path(path).is_dir():
+            self._client.log_artifacts(self.id, str(path), folder)
+        else:
+            self._client.log_artifact(self.id, str(path), folder)
+
+    def log_figure(self, figure: Figure, name: str) -> None:
+        """Record a figure as the artifact ``name``, whose suffix tells the format."""
+        self._client.log_figure(self.id, figure, name)
+
+    def log_dataset(self, manifest: Path, digest: str, context: str) -> None:
+        """Record the data as the run's input.
+
+        Args:
+            manifest: the manifest's file; counts of its usable videos by split become the input's profile.
+            digest: of the data, also the run's tag ``data_digest``.
+            context: what the run does with it: ``training``, ``evaluation`` or the name of a split.
+        """
+        from mme.data.manifest import Manifest  # answering a video from the registry needs no manifest
+
+        rows = Manifest.load(manifest).rows
+        splits = Counter(row.split for row in rows if row.status == "ok")
+        dataset = Dataset(
+            name=self._params.ingest.root.name or self._params.ingest.source,
+            digest=digest,
+            source_type="local",
+            source=json.dumps({"uri": str(manifest)}),
+            profile=json.dumps({"num_rows": splits.total(), "quarantined": len(rows) - splits.total(), **splits}),
+        )
+        entry = DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
+        self._client.log_inputs(self.id, datasets=[entry])
+        self.set_tags({"data_digest": digest})
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set or replace tags."""
+        for name, value in tags.items():
+            self._client.set_tag(self.id, name, value)
+
+
+@contextmanager
+def start_run(
+    stage: str, params: Params, *, tags: Mapping[str, str] | None = None, resume_run_id: str | None = None
+) -> Iterator[Run]:
+    """Record what happens in the block as one run with system metrics.
+
+    The run ends as ``FINISHED``, as ``KILLED`` on Ctrl-C or SIGTERM, which reaches the block as ``KeyboardInterrupt``,
+    and as ``FAILED`` with the tag ``error`` on anything else.
+
+    Args:
+        stage: name of the run and its tag ``stage``.
+        params: recorded flattened, such as ``pretrain.mask_ratio``; their digest is the tag ``params_digest``.
+        tags: further tags.
+        resume_run_id: continue this run; where the tracking store does not know it, a new run begins.
+
+    Raises:
+        RuntimeError: a run is being recorded in this thread already.
+    """
+    if mlflow.active_run() is not None:
+        raise RuntimeError(f"cannot start the run {stage!r} inside another one")
+    open_store()
+    commit = git_commit()
+    active = mlflow.start_run(
+        run_id=resume_run_id if resume_run_id and _run_exists(resume_run_id) else None,
+        experiment_id=experiment_id(params.tracking.experiment),
+        run_name=stage,
+        tags={
+            "stage": stage,
+            "params_digest": params.digest(),
+            **({"git_commit": commit} if commit else {}),
+            **(tags or {}),
+        },
+        log_system_metrics=True,
+    )
+    run = Run(active.info.run_id, params)
+    try:
+        with _sigterm_as_interrupt():
+            mlflow.log_params(flatten(params))
+            yield run
+    except BaseException as error:
+        killed = _is_interrupt(error)
+        if not killed:
+            run.set_tags({"error": f"{type(error).__name__}: {error}"[:MAX_PARAM_LENGTH]})
+        mlflow.end_run(RunStatus.to_string(RunStatus.KILLED if killed else RunStatus.FAILED))
+        raise
+    mlflow.end_run()
+
+
+def flatten(params: Params) -> dict[str, str]:
+    """All parameters as ``section.name`` and text; lists as JSON."""
+    sections = params.model_dump(mode="json")
+    return {
+        f"{section}.{name}": (value if isinstance(value, str) else json.dumps(value))[:MAX_PARAM_LENGTH]
+        for section, values in sections.items()
+        for name, value in values.items()
+    }
+
+
+def git_commit() -> str | None:
+    """The checked-out commit, with ``-dirty`` where tracked files differ from it; None outside a git checkout.
+
+    ``dvc.lock`` does not count: DVC rewrites it while the pipeline runs.
+    """
+
+    def git(*arguments: str) -> str:
+        answer = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
+        return answer.stdout.strip()
+
+    try:
+        commit = git("rev-parse", "HEAD")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude,top)dvc.lock")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{commit}-dirty" if changed else commit
+
+
+def _run_exists(run_id: str) -> bool:
+    try:
+        return bool(MlflowClient().get_run(run_id).info.lifecycle_stage == "active")
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Whether Ctrl-C or SIGTERM is behind an exception: Lightning turns it into a ``SystemExit``."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM unwind the block as Ctrl-C does, in this process only: forked workers die of it as usual."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    owner = os.getpid()
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        if os.getpid() == owner:
+            raise KeyboardInterrupt("SIGTERM")
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
