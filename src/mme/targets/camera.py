@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-NUM_POINTS = 1600
+NUM_POINTS = 1200
 """Flow vectors that are looked at, about: enough for a homography, few enough for a millisecond."""
 
 NUM_RANSAC_POINTS = 400
@@ -21,13 +21,12 @@ NUM_RANSAC_POINTS = 400
 MIN_POINTS = 24
 """Textured points below which no homography is trusted."""
 
-MIN_CORNER_STRENGTH = 4.0
-"""Smallest eigenvalue of the structure tensor, squared grey levels per squared pixel, from which flow is determined.
+MIN_CORNER_STRENGTH = 0.5
+"""Mean squared gradient along the weakest direction, in grey levels a pixel of the frame at half its size, from which
+flow is determined. Sensor noise of five grey levels stays below it."""
 
-Sensor noise and compression at two grey levels stay below it."""
-
-_BLOCK_PX = 7
-_NUM_REFITS = 4
+_BLOCK_PX = 3
+_NUM_REFITS = 6
 _MIN_WIDTH_PX = 0.05
 
 
@@ -101,9 +100,11 @@ def _points(flow: NDArray[np.float32], gray: NDArray[np.uint8] | None) -> NDArra
     grid = np.stack(np.meshgrid(xs, ys), axis=-1)  # (rows, columns, 2)
     if gray is None:
         return grid.reshape(-1, 2)
-    # cv2 scales the tensor of a Sobel filter over 8-bit input by (1 / (4 * block * 255))^2 per product.
-    strength = cv2.cornerMinEigenVal(gray, _BLOCK_PX)[step // 2 :: step, step // 2 :: step]
-    return grid[strength * (255.0**2 * _BLOCK_PX) > MIN_CORNER_STRENGTH]
+    half = cv2.resize(gray, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    # cv2 takes 255 grey levels as 1, and its Sobel filter gives twice the gradient.
+    strength = cv2.cornerMinEigenVal(half, _BLOCK_PX) * (255 / 2) ** 2
+    rows, columns = np.minimum(ys // 2, half.shape[0] - 1), np.minimum(xs // 2, half.shape[1] - 1)
+    return np.asarray(grid[strength[rows[:, None], columns] > MIN_CORNER_STRENGTH], dtype=np.int64)
 
 
 def _robust_fit(
@@ -129,7 +130,8 @@ def _robust_fit(
             return None, inliers
         # Tukey's weights, as narrow as the flow is good: points at the rim of a moving object, whose flow is a blend
         # of two motions, are within the threshold and would still pull the camera along.
-        width = min(threshold_px, max(_MIN_WIDTH_PX, 4 * float(np.median(distance[inliers]))))
+        typical = np.partition(distance[inliers], inliers.sum() // 2)[inliers.sum() // 2]
+        width = min(threshold_px, max(_MIN_WIDTH_PX, 4 * float(typical)))
         homography = fit.solve(np.square(np.maximum(1 - np.square(distance / width), 0)))
     return homography, _distance(homography, source, target) <= threshold_px
 
@@ -137,8 +139,8 @@ def _robust_fit(
 def _distance(
     homography: NDArray[np.float64], source: NDArray[np.float64], target: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    gap = source + camera_shift(homography, source) - target
-    return np.asarray(np.hypot(gap[:, 0], gap[:, 1]))
+    gap = camera_shift(homography, source) - (target - source)
+    return np.asarray(np.sqrt(np.einsum("nk,nk->n", gap, gap)))
 
 
 class _LeastSquares:
@@ -151,20 +153,21 @@ class _LeastSquares:
         middle = source.mean(axis=0)
         scale = 1 / max(float(np.abs(source - middle).max()), 1.0)
         self._to_unit = np.array([[scale, 0, -scale * middle[0]], [0, scale, -scale * middle[1]], [0, 0, 1]])
+        self._from_unit = np.array([[1 / scale, 0, middle[0]], [0, 1 / scale, middle[1]], [0, 0, 1]])
         x, y = ((source - middle) * scale).T
         qx, qy = ((target - middle) * scale).T
         zero, one = np.zeros_like(x), np.ones_like(x)
-        rows_x = np.stack([x, y, one, zero, zero, zero, -qx * x, -qx * y], axis=-1)
-        rows_y = np.stack([zero, zero, zero, x, y, one, -qy * x, -qy * y], axis=-1)
-        self._rows = np.concatenate([rows_x, rows_y])  # (2 N, 8)
-        self._values = np.concatenate([qx - x, qy - y])
+        for_x = np.stack([x, y, one, zero, zero, zero, -qx * x, -qx * y])
+        for_y = np.stack([zero, zero, zero, x, y, one, -qy * x, -qy * y])
+        self._factors = np.concatenate([for_x, for_y], axis=1)  # (8, 2 N)
+        self._values = np.concatenate([qx - x, qy - y])  # (2 N)
 
     def solve(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
         """The homography for weights ``[N]``, in the coordinates of the points."""
-        weighted = self._rows * np.tile(weights, 2)[:, None]
-        entries = np.linalg.lstsq(weighted.T @ self._rows, weighted.T @ self._values)[0]
+        weighted = self._factors * np.concatenate([weights, weights])
+        entries = np.linalg.lstsq(weighted @ self._factors.T, weighted @ self._values)[0]
         unit = np.eye(3) + np.append(entries, 0.0).reshape(3, 3)
-        homography = np.linalg.inv(self._to_unit) @ unit @ self._to_unit
+        homography = self._from_unit @ unit @ self._to_unit
         return np.asarray(homography / homography[2, 2], dtype=np.float64)
 
 
