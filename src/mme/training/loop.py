@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import logging
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,14 @@ from torch.utils.data import DataLoader, Dataset
 from mme.config import ClipParams, Precision
 from mme.data.sampler import EpochSampler
 from mme.files import atomic_path
+
+logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its tips are no news of a run
+
+_IGNORED_WARNINGS = (
+    r"`isinstance\(treespec, LeafSpec\).*",  # Lightning 2.6 beside torch 2.13
+    r"Checkpoint directory .* exists and is not empty.*",  # it holds what is resumed
+    r"The '\w+' does not have many workers.*",  # the frame cache makes workers needless for small data sets
+)
 
 LogMetrics = Callable[[Mapping[str, float], int], None]
 """Receives the metrics of an epoch and its number."""
@@ -113,4 +123,7 @@ def fit(
     """Train, from ``last.ckpt`` in ``work`` on if an interrupted run left one."""
     last = work / "last.ckpt"
     resume = last if last.exists() else None
-    trainer.fit(module, training, validation, ckpt_path=resume, weights_only=False if resume else None)
+    with warnings.catch_warnings():
+        for message in _IGNORED_WARNINGS:
+            warnings.filterwarnings("ignore", message)
+        trainer.fit(module, training, validation, ckpt_path=resume, weights_only=False if resume else None)

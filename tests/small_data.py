@@ -1,0 +1,80 @@
+"""A data set in miniature, through the real code: videos, manifest, trajectories, and parameters that fit them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mme.config import Params, load_params
+from mme.data.extraction import Extractor
+from mme.data.manifest import Manifest, Video
+from mme.data.synthetic import CLASSES, sample_scene
+from mme.data.video import write_video
+from mme.files import sha256_file
+
+DEFAULTS = load_params(Path(__file__).parents[1] / "params.yaml")
+
+SMALL: dict[str, dict[str, Any]] = {
+    "synthesize": {"size": 32, "num_frames": 16, "drift_px": 0.0},
+    "ingest": {"short_side": 32, "min_frames": 12},
+    "trajectories": {"splits": ("pretrain", "val"), "max_length": 4, "videos_per_shard": 5},
+    "clip": {"num_frames": 4, "size": 32},
+    "model": {"dim": 32, "depth": 2, "num_heads": 2, "positions": "axes"},
+    "pretrain": {
+        "splits": ("pretrain",),
+        "length": 3,
+        "hog_window": 8,
+        "decoder_dim": 16,
+        "decoder_heads": 2,
+        "epochs": 3,
+        "warmup_epochs": 1,
+        "batch_size": 4,
+        "objective": "mme",
+    },
+    "finetune": {"epochs": 3, "warmup_epochs": 1, "batch_size": 4},
+}
+
+
+def small_params(**changes: dict[str, Any]) -> Params:
+    """``params.yaml`` with everything made small; ``changes`` by section."""
+    raw = DEFAULTS.model_dump()
+    for section, values in [*SMALL.items(), *changes.items()]:
+        raw[section] = raw[section] | values
+    return Params.model_validate(raw)
+
+
+def make_small_data(folder: Path, params: Params) -> Manifest:
+    """12 videos to pretrain on, 8 labelled ones to train on, 4 to validate on; tracks in ``folder/trajectories``."""
+    rows = []
+    for number, (split, count) in enumerate({"pretrain": 12, "train": 8, "val": 4}.items()):
+        for index in range(count):
+            label = CLASSES[index % 4]
+            video_id = f"{split}-{index}"
+            path = folder / "videos" / f"{video_id}.mp4"
+            frames = sample_scene(label, params.synthesize, (number, index)).render()
+            write_video(path, frames, 16, 14, 8)
+            labelled = None if split == "pretrain" else label
+            rows.append(_row(video_id, path, labelled, split, len(frames)))
+    manifest = Manifest(rows, folder)
+    manifest.save(folder / "manifest.parquet")
+    extractor = Extractor(manifest, params.trajectories, folder / "work")
+    extractor.finish(folder / "trajectories", extractor.run(1, lambda _: None))
+    return manifest
+
+
+def _row(video_id: str, path: Path, label: str | None, split: str, num_frames: int) -> Video:
+    return Video(
+        id=video_id,
+        path=path.name,
+        sha256=sha256_file(path),
+        label=label,
+        split=split,
+        group=None,
+        num_frames=num_frames,
+        fps=16.0,
+        width=32,
+        height=32,
+        status="ok",
+        reason=None,
+        source_path=path.name,
+    )
