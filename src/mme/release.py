@@ -14,7 +14,7 @@ from mme.data.manifest import Manifest
 from mme.files import atomic_path, digest, write_json
 from mme.gate import Champion
 from mme.model_card import Facts, write_card
-from mme.models.checkpoints import CONFIG_FILE, FolderConfig, content_digest, load_folder
+from mme.models.checkpoints import CONFIG_FILE, FolderConfig, ViewsConfig, content_digest, load_folder
 from mme.tracking import Package, Version, find_alias, find_version, get_version, git_commit, register, tag_version
 
 CARD_FILE = "README.md"
@@ -63,6 +63,8 @@ def flat(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 def export(candidate: Candidate, source: Path, output: Path, run_id: str) -> FolderConfig:
     """Write the model folder that is served: ``source`` with its evaluation, its provenance and a model card.
 
+    Its views are the evaluation's, so that what is served is what was measured.
+
     Raises:
         ValueError: ``source`` is not a sound model folder.
     """
@@ -73,8 +75,15 @@ def export(candidate: Candidate, source: Path, output: Path, run_id: str) -> Fol
         "register_run_id": run_id,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    metrics = {**trained.metrics, **candidate.metrics}
-    config = FolderConfig.model_validate({**trained.model_dump(), "provenance": provenance, "metrics": metrics})
+    evaluated = candidate.params.evaluate
+    config = trained.model_copy(
+        update={
+            "name": candidate.params.registry.name,
+            "views": ViewsConfig(segments=evaluated.segments, crops=evaluated.crops),
+            "provenance": provenance,
+            "metrics": {**trained.metrics, **candidate.metrics},
+        }
+    )
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     card = write_card(Facts(config, candidate.params, candidate.manifest, num_parameters, candidate.per_class))
     with atomic_path(output) as folder:
