@@ -160,19 +160,26 @@ def test_summary_shows_counts_accuracies_and_version(tmp_path: Path) -> None:
         tmp_path / "reports/finetune/metrics.json", {"train": {"loss": 0.1}, "val": {"top1": 0.8125, "top5": 1.0}}
     )
     write_json(tmp_path / "reports/evaluate/metrics.json", {"test": {"top1": 0.775, "top5": 0.99}, "unreadable": {}})
-    receipt = {"name": "mme-motion-primitives", "version": 3, "alias": "champion"}
+    receipt = {"name": "mme-motion-primitives", "version": 3, "alias": "champion", "gate": {"reason": "best so far"}}
     write_json(tmp_path / "reports/register.json", receipt)
     done = RUNNER.invoke(app, ["summary", "--folder", str(tmp_path)], env={"COLUMNS": "80"})
     assert done.exit_code == 0
     shown = [" ".join(line.split()) for line in done.stdout.splitlines()]
     assert "videos 1 pretrain, 2 train, 1 val, 1 test" in shown
-    assert "quarantined 1" in shown
+    assert "quarantined 1 truncated" in shown
     assert "val top-1 81.2%" in shown
     assert "test top-1 77.5%" in shown
     assert "test top-5 99.0%" in shown
     assert "registered mme-motion-primitives version 3" in shown
     assert "alias champion" in shown
     assert f"curl -F file=@{tmp_path}/data/videos/d.mp4 http://127.0.0.1:8000/classify" in shown
+
+
+def test_summary_says_why_a_version_has_no_alias(tmp_path: Path) -> None:
+    receipt = {"name": "m", "version": 1, "alias": None, "gate": {"reason": "test/top1 0.4 is below 0.5"}}
+    write_json(tmp_path / "reports/register.json", receipt)
+    done = RUNNER.invoke(app, ["summary", "--folder", str(tmp_path)], env={"COLUMNS": "100"})
+    assert "none: test/top1 0.4 is below 0.5" in done.stdout
 
 
 def test_summary_says_what_has_not_run(tmp_path: Path) -> None:

@@ -146,10 +146,11 @@ def _data_rows(folder: Path) -> list[tuple[str, str]]:
         return [("videos", NOT_RUN)]
     manifest = Manifest.load(path)
     counts = Counter(row.split for row in manifest.rows if row.status == "ok")
+    reasons = Counter(str(row.reason) for row in manifest.quarantined)
     order = [split for split in ("pretrain", "train", "val", "test") if counts[split]]
     return [
         ("videos", ", ".join(f"{counts[split]} {split}" for split in order)),
-        ("quarantined", str(len(manifest.quarantined))),
+        ("quarantined", ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items())) or "0"),
         ("labels", str(len(manifest.labels))),
     ]
 
@@ -174,7 +175,7 @@ def _registry_rows(folder: Path) -> list[tuple[str, str]]:
         return [("registered", NOT_RUN)]
     return [
         ("registered", f"{receipt['name']} version {receipt['version']}"),
-        ("alias", str(receipt["alias"] or "none: the gate was not passed")),
+        ("alias", receipt["alias"] or f"none: {receipt['gate']['reason']}"),
     ]
 
 
