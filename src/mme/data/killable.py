@@ -68,7 +68,8 @@ def _results(workers: list[_Worker[Task, Result]]) -> Iterator[tuple[Task, Resul
     if not workers:
         return
     nearest = min(worker.deadline for worker in workers)
-    wait([worker.connection for worker in workers], max(0.0, nearest - time.monotonic()))
+    timeout_s = None if nearest == float("inf") else max(0.0, nearest - time.monotonic())
+    wait([worker.connection for worker in workers], timeout_s)
     for worker in workers:
         outcome = worker.collect()
         if outcome is not None:

@@ -204,5 +204,5 @@ def _is_normal(container: InputContainer, stream: VideoStream, info: VideoInfo, 
         and len(steps) == 1
         and min(steps) > 0
         and keys[:1] == [0]
-        and max(np.diff([*keys, len(times)])) <= form.gop_frames
+        and max(np.diff([*keys, len(times)]).tolist()) <= form.gop_frames
     )

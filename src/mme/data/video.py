@@ -114,11 +114,13 @@ def read_frames(source: Source, indices: Sequence[int] | None = None) -> Frames:
         VideoError: the file cannot be decoded.
         ValueError: an index is out of range.
     """
+    if indices is not None and not len(indices):
+        raise ValueError(f"{name_of(source)}: no frame asked for")
     # For whole files PyAV is as fast as decord, for small ones twice as fast; decord gains where it can skip.
     if decord is not None and indices is not None and _suits_decord(source):
         try:
             return _read_decord(source, indices)
-        except (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError, AssertionError):
+        except (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError, AssertionError, IndexError):
             pass  # PyAV has fewer bugs (row padding of small odd widths, for one) and tells what is wrong with a file
     return _read_pyav(source, indices)
 
@@ -233,11 +235,13 @@ def upright(picture: UInt8[np.ndarray, "H W 3"], rotation_degrees: int) -> UInt8
 def _suits_decord(source: Source) -> bool:
     """Whether decord finds the same frames as PyAV, which decodes from the start and counts.
 
-    It seeks by time stamps, and containers without them (AVI) have it return wrong frames; it converts other pixel
-    formats than these in its own way; and files that cannot be opened have it write to stderr.
+    It seeks by time stamps to the key frame before: in containers without them (AVI), and where frames are stored in
+    another order than they are shown in, it can return another frame. It converts pixel formats other than these in
+    its own way, and writes to stderr when a file cannot be opened.
     """
     with open_stream(source) as (container, stream):
-        return _has_times(container) and stream.codec_context.pix_fmt in {"yuv420p", "yuvj420p"}
+        context = stream.codec_context
+        return _has_times(container) and not context.has_b_frames and context.pix_fmt in {"yuv420p", "yuvj420p"}
 
 
 def _has_times(container: InputContainer) -> bool:
@@ -247,7 +251,8 @@ def _has_times(container: InputContainer) -> bool:
 def _read_decord(source: Source, indices: Sequence[int]) -> Frames:
     # A fault tolerance of almost zero: decord's own answer to a frame it cannot decode is to repeat another one.
     reader = decord.VideoReader(open_argument(source), num_threads=1, fault_tol=1e-6)
-    _check_indices(source, indices, len(reader))
+    if not 0 <= min(indices) <= max(indices) < len(reader):
+        raise IndexError(f"{name_of(source)}: {len(reader)} frames")  # PyAV then tells whether the file is cut off
     frames: Frames = reader.get_batch(list(indices)).asnumpy()
     return frames
 
@@ -268,7 +273,9 @@ def _read_pyav(source: Source, indices: Sequence[int] | None) -> Frames:
     if not num_frames:
         raise VideoError("zero-frames", source, "its video stream holds no frame")
     order = range(num_frames) if indices is None else indices
-    _check_indices(source, order, num_frames)
+    for index in order:
+        if not 0 <= index < num_frames:
+            raise ValueError(f"{name_of(source)}: frame {index} is out of range, the video has {num_frames} frames")
     sizes = {frame.shape for frame in decoded.values()}
     if len(sizes) > 1:
         raise VideoError("undecodable", source, f"frames of different sizes: {sorted(sizes)}")
@@ -279,14 +286,6 @@ def _to_rgb(converter: VideoReformatter, frame: VideoFrame) -> UInt8[np.ndarray,
     # The converter is one for all frames: setting it up takes longer than converting a small frame.
     rgb: UInt8[np.ndarray, "H W 3"] = converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
     return upright(rgb, frame.rotation)
-
-
-def _check_indices(source: Source, indices: Sequence[int], num_frames: int) -> None:
-    if not len(indices):
-        raise ValueError(f"{name_of(source)}: no frame asked for")
-    for index in indices:
-        if not 0 <= index < num_frames:
-            raise ValueError(f"{name_of(source)}: frame {index} is out of range, the video has {num_frames} frames")
 
 
 def _scan(source: Source, container: InputContainer, stream: VideoStream) -> tuple[VideoFrame, int, list[int]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from mme.config import load_params
 from mme.data.ingest import MANIFEST_FILE, Ingest, Ingested
@@ -72,8 +73,8 @@ def show(result: Ingested, console: Console) -> None:
     if bad:
         table = Table("file", "reason", "detail", title=f"quarantined: {len(bad)}")
         for row in bad[:50]:
-            table.add_row(*row)
-        console.print(table, markup=False)
+            table.add_row(*(Text(value) for value in row))  # names may look like rich's markup
+        console.print(table)
         if len(bad) > 50:
             console.print(f"and {len(bad) - 50} more, see quarantine.csv")
     for warning in report["warnings"]:
