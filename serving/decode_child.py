@@ -22,7 +22,8 @@ import cv2
 import numpy as np
 
 from mme.config import ClipParams
-from mme.data.video import VideoError, VideoInfo, open_stream, probe
+from mme.data.containers import VideoError, open_stream
+from mme.data.video import VideoInfo, probe
 from mme.data.views import Views, prepare
 
 MEBIBYTE = 2**20
@@ -102,7 +103,7 @@ def _too_large(job: Job, detail: str) -> VideoError:
 
 
 def _answer(job: Job) -> tuple[dict[str, Any], memoryview | None]:
-    _limit_cpu(job.limits.max_cpu_s)
+    limit_cpu(job.limits.max_cpu_s)
     try:
         info = read_header(job)
         views = prepare(job.path, job.clip, job.segments, job.crops)
@@ -145,8 +146,8 @@ def _limit_process(memory_mb: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def _limit_cpu(seconds: float) -> None:
-    """The kernel kills the process when this job has used so much processor time."""
+def limit_cpu(seconds: float) -> None:
+    """The kernel kills the process when this job has used so much processor time, rounded up to whole seconds."""
     spent = time.process_time()
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(spent + seconds) + 1, hard))
+    resource.setrlimit(resource.RLIMIT_CPU, (max(1, math.ceil(spent + seconds)), hard))

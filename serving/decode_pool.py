@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import Any
 
-from mme.data.video import Reason, VideoError
+from mme.data.containers import Reason, VideoError
 from mme.data.views import Views
 from serving import decode_child
 from serving.decode_child import Job
@@ -108,7 +108,7 @@ class _Lost(Exception):  # noqa: N818 - an outcome of one attempt, never seen ou
             return cls("timed-out", "decoding used more processor time than is allowed")
         if code == -signal.SIGKILL:  # an operator, or the kernel when the machine's memory ran out
             return cls("too-large", "the decoding process was killed", again=True)
-        return cls("undecodable", "the decoder crashed")
+        return cls("undecodable", "the decoder crashed, or needed more memory than is allowed")
 
 
 class _Worker:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Iterator
@@ -17,7 +18,8 @@ import numpy as np
 from jaxtyping import Float32
 from starlette.requests import ClientDisconnect, Request
 
-from mme.data.video import VideoError, VideoInfo, write_video
+from mme.data.containers import VideoError
+from mme.data.video import VideoInfo, write_video
 from serving.batcher import Answer, Batcher, BatchLimits
 from serving.decode_child import Job, VideoLimits
 from serving.decode_pool import DecodeLimits, DecodePool
@@ -29,6 +31,9 @@ from serving.settings import Settings
 from serving.uploads import Upload
 
 log = logging.getLogger(__name__)
+
+MODEL_WAIT_S = 20.0
+"""The service starts without its model if that is not there by then."""
 
 Result = TypeVar("Result")
 
@@ -99,10 +104,20 @@ class Engine:
 
     async def start(self) -> None:
         """Processes, threads and the model; a model that is not there yet is looked for again and again."""
-        await asyncio.to_thread(_write_warm_clip, self.temp_dir / "warm.mp4")
-        await asyncio.gather(self._pool.start(), asyncio.to_thread(self.host.refresh))
-        self._batcher.start(lambda num_videos: self.admission.num_admitted > num_videos)
+        await asyncio.to_thread(_write_warm_clip, self.host.warm_clip)
         self.host.start(self.settings.poll_s)
+        await asyncio.gather(self._pool.start(), asyncio.to_thread(self.host.wait, MODEL_WAIT_S))
+        self._batcher.start(lambda num_videos: self.admission.num_admitted > num_videos)
+        await self._warm_up()
+
+    async def _warm_up(self) -> None:
+        """Send a clip through all parts, so that the first request finds them warm."""
+        if self.host.current is None:
+            return
+        clip = self.host.current.classifier.config.clip
+        limits = VideoLimits(math.inf, sys.maxsize, sys.maxsize, self.settings.decode_timeout_s)
+        views = await self._pool.decode(Job(self.host.warm_clip, clip, 1, 1, limits))
+        await self._batcher.predict(self.host.current.classifier, views)
 
     async def close(self) -> None:
         """Stop all of it; by now every request has its answer."""

@@ -39,11 +39,12 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class _Found:
-    """Where a model lies now; ``mark`` changes when it does."""
+    """What the address means now; ``mark`` changes when that does."""
 
-    folder: Path
-    version: str | None
+    address: str
     mark: str
+    version: str | None = None
+    digest: str | None = None
 
 
 class ModelHost:
@@ -54,7 +55,7 @@ class ModelHost:
     """
 
     def __init__(self, address: str, warm_clip: Path, metrics: Metrics) -> None:
-        """Nothing is loaded before ``refresh`` or ``start``.
+        """Nothing is loaded before ``start`` or ``refresh``.
 
         Args:
             address: a model folder, or ``models:/NAME@alias``.
@@ -63,15 +64,20 @@ class ModelHost:
         """
         self.current: LoadedModel | None = None
         self.last_error: str | None = None
-        self._address, self._warm_clip, self._metrics = address, warm_clip, metrics
+        self.warm_clip = warm_clip
+        self._address, self._metrics = address, metrics
         self._mark: str | None = None
-        self._stop = threading.Event()
+        self._looked, self._stop = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self, poll_s: float) -> None:
-        """Look for another model every so often, in a daemon thread: a registry that hangs delays no shutdown."""
+        """Look now and every so often, in a daemon thread: a registry that hangs delays neither start nor shutdown."""
         self._thread = threading.Thread(target=self._poll, args=(poll_s,), name="model-poll", daemon=True)
         self._thread.start()
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until the first look is over, whatever came of it."""
+        self._looked.wait(timeout_s)
 
     def close(self) -> None:
         """Stop looking."""
@@ -93,24 +99,28 @@ class ModelHost:
         return swapped
 
     def _poll(self, poll_s: float) -> None:
+        self.refresh()
+        self._looked.set()
         while not self._stop.wait(poll_s):
             self.refresh()
 
     def _find(self) -> _Found:
         if self._address.startswith(REGISTRY_PREFIX):
-            raise NotImplementedError
+            return _find_registered(self._address)
         folder = Path(self._address)
         stats = [(folder / name).stat() for name in (WEIGHTS_FILE, CONFIG_FILE)]
-        return _Found(folder, None, repr([(stat.st_mtime_ns, stat.st_size, stat.st_ino) for stat in stats]))
+        return _Found(self._address, repr([(stat.st_mtime_ns, stat.st_size, stat.st_ino) for stat in stats]))
 
     def _load(self, found: _Found) -> bool:
-        classifier = Classifier.load(found.folder)
+        classifier = Classifier.load(found.address)
         if self._find().mark != found.mark:
-            raise ValueError(f"{found.folder}: changed while it was being read")
+            raise ValueError(f"{found.address}: changed while it was being read")
+        if found.digest is not None and classifier.digest != found.digest:
+            raise ValueError(f"{classifier.folder}: its digest is {classifier.digest}, registered is {found.digest}")
         version = found.version or _recorded_version(classifier)
         if self.current is not None and (self.current.digest, self.current.version) == (classifier.digest, version):
             return False
-        classifier.classify(self._warm_clip)
+        classifier.classify(self.warm_clip)
         self._swap(LoadedModel(classifier, self._address, version, datetime.now(UTC)))
         return True
 
@@ -128,6 +138,22 @@ class ModelHost:
         if text != self.last_error:  # once, not at every look
             log.error("model not loaded", extra={"address": self._address, "cause": text})
         self.last_error = text
+
+
+def _find_registered(address: str) -> _Found:
+    from mme import tracking  # MLflow is needed for registered models only
+
+    name, at, alias = address.removeprefix(REGISTRY_PREFIX).partition("@")
+    tracking.resolve(address)  # says what is wrong with an address or a store
+    found = tracking.find_alias(name, alias) if at else tracking.get_version(*_split_version(name))
+    if found is None:
+        raise ValueError(f"{address}: the alias has just been removed")
+    return _Found(found.address, found.address, str(found.number), found.tags.get("digest"))
+
+
+def _split_version(text: str) -> tuple[str, int]:
+    name, _, number = text.rpartition("/")
+    return name, int(number)
 
 
 def _recorded_version(classifier: Classifier) -> str | None:

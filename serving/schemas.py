@@ -22,10 +22,10 @@ class Options(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    top_k: int
-    segments: int | None
-    crops: Crops | None
-    logits: bool
+    top_k: int = 5
+    segments: int | None = None
+    crops: Crops | None = None
+    logits: bool = False
 
 
 class Prediction(BaseModel):

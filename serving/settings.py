@@ -27,7 +27,6 @@ class Settings(BaseSettings):
     Attributes:
         model: a model folder, or ``models:/NAME@alias`` in the MLflow registry.
         poll_s: how often the folder or the alias is looked at for another version.
-        cache_dir: registered models are copied here, one folder a digest; None = a folder that goes with the process.
         max_upload_bytes: a request's whole body.
         upload_timeout_s: a body must have arrived within this time.
         max_files: files of one ``POST /classify/batch``.
@@ -54,7 +53,6 @@ class Settings(BaseSettings):
 
     model: Annotated[str, Field(min_length=1)] = "models/export"
     poll_s: PositiveFloat = 15.0
-    cache_dir: Path | None = None
 
     max_upload_bytes: Positive = 64 * 2**20
     upload_timeout_s: PositiveFloat = 60.0

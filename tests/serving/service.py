@@ -1,0 +1,83 @@
+"""Speaking to the application: settings for tests, and ASGI by hand where a client has to misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+
+from serving.engine import Engine
+from serving.settings import Settings
+
+BOUNDARY = "b0undary"
+FORM = {"content-type": f"multipart/form-data; boundary={BOUNDARY}"}
+RAW = {"content-type": "video/mp4"}
+
+
+def make_settings(folder: Path, temp_dir: Path, **changes: Any) -> Settings:
+    values = {"model": str(folder), "temp_dir": temp_dir, "num_decode_workers": 2, "torch_threads": 1, "poll_s": 3600.0}
+    return Settings(**(values | changes))
+
+
+def form(*parts: tuple[str, str | None, bytes]) -> bytes:
+    """A multipart body of (field, file name, content)."""
+    body = b""
+    for name, filename, content in parts:
+        given = "" if filename is None else f'; filename="{filename}"'
+        body += f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{name}"{given}\r\n\r\n'.encode()
+        body += content + b"\r\n"
+    return body + f"--{BOUNDARY}--\r\n".encode()
+
+
+@asynccontextmanager
+async def running(app: FastAPI) -> AsyncIterator[Engine]:
+    """The application between its start and its end."""
+    async with app.router.lifespan_context(app):
+        yield app.state.engine
+
+
+class Call:
+    """One request whose body and whose connection the test controls."""
+
+    def __init__(self, app: FastAPI, path: str, headers: dict[str, str], query: str = "") -> None:
+        self.status: int | None = None
+        self.headers: dict[str, str] = {}
+        self.body = b""
+        self._events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        scope = {
+            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http",
+            "path": path, "raw_path": path.encode(), "query_string": query.encode(), "root_path": "",
+            "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
+            "client": ("192.0.2.1", 1234), "server": ("test", 80),
+        }  # fmt: skip
+        self.task = asyncio.ensure_future(app(scope, self._events.get, self._take))
+
+    def send(self, chunk: bytes, *, more: bool = False) -> None:
+        self._events.put_nowait({"type": "http.request", "body": chunk, "more_body": more})
+
+    def disconnect(self) -> None:
+        self._events.put_nowait({"type": "http.disconnect"})
+
+    async def answer(self) -> tuple[int, Any]:
+        await asyncio.wait_for(self.task, 60)
+        assert self.status is not None
+        return self.status, json.loads(self.body)
+
+    async def _take(self, message: Any) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self.headers = {name.decode(): value.decode() for name, value in message["headers"]}
+        else:
+            self.body += message.get("body", b"")
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    """Wait for a condition; TimeoutError if it does not come."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():
+            await asyncio.sleep(0.01)

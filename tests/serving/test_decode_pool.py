@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from mme.data.containers import VideoError
+from mme.data.views import prepare
+from serving.decode_child import Job, VideoLimits
+from serving.decode_pool import DecodeLimits, DecodePool
+from serving.metrics import Metrics
+from tests import media
+from tests.serving.service import until
+from tests.tiny import tiny_config
+
+NO_LIMITS = VideoLimits(math.inf, 10**9, 10**9, 60.0)
+
+
+def job(path: Path, limits: VideoLimits = NO_LIMITS) -> Job:
+    return Job(path, tiny_config().clip, 2, 3, limits)
+
+
+@asynccontextmanager
+async def pool(num_workers: int = 1, timeout_s: float = 60.0, memory_mb: int = 1024) -> AsyncIterator[DecodePool]:
+    pool = DecodePool(num_workers, DecodeLimits(timeout_s, memory_mb), Metrics())
+    await pool.start()
+    try:
+        yield pool
+    finally:
+        processes = pool.process_ids
+        await pool.close()
+        assert not any(psutil.pid_exists(process) for process in processes)
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A video that takes some 200 ms to decode."""
+    return media.write(tmp_path_factory.mktemp("slow") / "slow.mp4", size=(1280, 720), num_frames=60)
+
+
+def test_views_equal_those_made_here(clip: Path) -> None:
+    async def scenario() -> None:
+        async with pool() as decoders:
+            there = await decoders.decode(job(clip))
+            here = prepare(clip, tiny_config().clip, 2, 3)
+            np.testing.assert_array_equal(there.frames, here.frames)
+            assert there.info == here.info
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("limits", "reasons"),
+    [({"timeout_s": 0.05}, {"timed-out"}), ({"memory_mb": 24}, {"too-large", "undecodable"})],  # as libraries take it
+)
+def test_a_video_beyond_the_limits_costs_its_process(
+    clip: Path, slow: Path, limits: dict[str, float], reasons: set[str]
+) -> None:
+    async def scenario() -> None:
+        async with pool(**limits) as decoders:  # type: ignore[arg-type]
+            before = decoders.process_ids
+            with pytest.raises(VideoError) as caught:
+                await decoders.decode(job(slow))
+            assert caught.value.reason in reasons
+            assert decoders.process_ids != before
+            assert not psutil.pid_exists(before[0])
+            assert len((await decoders.decode(job(clip))).frames) == 6
+
+    asyncio.run(scenario())
+
+
+def test_processor_time_is_limited_too() -> None:
+    script = "from serving.decode_child import limit_cpu; limit_cpu(0.1)\nwhile True: pass"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    spinning = subprocess.run([sys.executable, "-c", script], env=environment, timeout=60, check=False)
+    assert spinning.returncode == -signal.SIGXCPU
+
+
+def test_a_process_that_is_killed_costs_no_video(slow: Path, clip: Path) -> None:
+    async def scenario() -> None:
+        async with pool() as decoders:
+            (process,) = decoders.process_ids
+            decoding = asyncio.ensure_future(decoders.decode(job(slow)))
+            await asyncio.sleep(0.05)
+            os.kill(process, signal.SIGKILL)
+            assert len((await decoding).frames) == 6
+            (process,) = decoders.process_ids
+            os.kill(process, signal.SIGKILL)  # while idle
+            await asyncio.sleep(0.1)
+            assert len((await decoders.decode(job(clip))).frames) == 6
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("number", "reason"), [(signal.SIGSEGV, "undecodable"), (signal.SIGXCPU, "timed-out")])
+def test_a_crash_is_the_videos_fault(slow: Path, clip: Path, number: int, reason: str) -> None:
+    async def scenario() -> None:
+        async with pool() as decoders:
+            (process,) = decoders.process_ids
+            decoding = asyncio.ensure_future(decoders.decode(job(slow)))
+            await asyncio.sleep(0.05)
+            os.kill(process, number)
+            with pytest.raises(VideoError) as caught:
+                await decoding
+            assert caught.value.reason == reason
+            assert len((await decoders.decode(job(clip))).frames) == 6
+
+    asyncio.run(scenario())
+
+
+def test_whoever_goes_away_frees_the_process(slow: Path, clip: Path) -> None:
+    async def scenario() -> None:
+        async with pool() as decoders:
+            (process,) = decoders.process_ids
+            decoding = asyncio.ensure_future(decoders.decode(job(slow)))
+            await asyncio.sleep(0.05)
+            decoding.cancel()
+            await until(lambda: not psutil.pid_exists(process))
+            assert len((await decoders.decode(job(clip))).frames) == 6
+
+    asyncio.run(scenario())
+
+
+def test_signals_to_the_whole_group_do_not_stop_a_process(slow: Path) -> None:
+    async def scenario() -> None:
+        async with pool() as decoders:
+            (process,) = decoders.process_ids
+            decoding = asyncio.ensure_future(decoders.decode(job(slow)))
+            await asyncio.sleep(0.05)
+            os.kill(process, signal.SIGTERM)
+            os.kill(process, signal.SIGINT)
+            assert len((await decoding).frames) == 6
+            assert decoders.process_ids == [process]
+
+    asyncio.run(scenario())
+
+
+def test_a_process_is_small_and_has_no_model(clip: Path) -> None:
+    async def scenario() -> None:
+        async with pool() as decoders:
+            await decoders.decode(job(clip))
+            (process,) = decoders.process_ids
+            libraries = {Path(region.path).name for region in psutil.Process(process).memory_maps()}
+            assert not any("torch" in library for library in libraries)
+
+    asyncio.run(scenario())

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import psutil
+import pytest
+
+from serving.app import create_app
+from serving.middleware import CLIENT_CLOSED_REQUEST
+from tests import media
+from tests.serving.service import RAW, Call, make_settings, running, until
+
+
+def value(app: object, name: str, **labels: str) -> float:
+    return app.state.engine.metrics.registry.get_sample_value(name, labels) or 0.0  # type: ignore[attr-defined, no-any-return]
+
+
+def test_a_full_queue_is_answered_at_once(folder: Path, clip: Path, tmp_path: Path) -> None:
+    app = create_app(make_settings(folder, tmp_path, max_queue=2))
+
+    async def scenario() -> None:
+        async with running(app) as engine:
+            slow = [Call(app, "/classify", RAW) for _ in range(2)]
+            for call in slow:
+                call.send(clip.read_bytes()[:1000], more=True)
+            await until(lambda: engine.admission.num_admitted == 2)
+            refused = Call(app, "/classify", RAW)
+            refused.send(clip.read_bytes())
+            status, problem = await refused.answer()
+            assert (status, problem["type"]) == (503, "/problems/overloaded")
+            assert int(refused.headers["retry-after"]) >= 1
+            for call in slow:
+                call.send(clip.read_bytes()[1000:])
+                assert (await call.answer())[0] == 200
+            later = Call(app, "/classify", RAW)
+            later.send(clip.read_bytes())
+            assert (await later.answer())[0] == 200
+            assert engine.admission.num_admitted == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_crowd_is_answered_or_refused_and_nothing_else(folder: Path, clip: Path, tmp_path: Path) -> None:
+    app = create_app(make_settings(folder, tmp_path, max_queue=8))
+
+    async def scenario() -> None:
+        async with running(app):
+            calls = [Call(app, "/classify", RAW) for _ in range(100)]
+            for call in calls:
+                call.send(clip.read_bytes())
+            answers = [await call.answer() for call in calls]
+            assert {status for status, _ in answers} == {200, 503}
+            assert sum(status == 200 for status, _ in answers) >= 8
+
+    asyncio.run(scenario())
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return media.write(tmp_path_factory.mktemp("slow") / "slow.mp4", size=(1280, 720), num_frames=60)
+
+
+def test_the_deadline_ends_a_request_and_its_work(folder: Path, slow: Path, clip: Path, tmp_path: Path) -> None:
+    app = create_app(make_settings(folder, tmp_path, deadline_s=0.06, num_decode_workers=1))
+
+    async def scenario() -> None:
+        async with running(app) as engine:
+            (process,) = engine.decoder_ids
+            call = Call(app, "/classify", RAW)
+            call.send(slow.read_bytes())
+            status, problem = await call.answer()
+            assert (status, problem["type"]) == (504, "/problems/deadline-exceeded")
+            await until(lambda: not psutil.pid_exists(process) and len(engine.decoder_ids) == 1)
+            assert value(app, "mme_videos_total", outcome="deadline-exceeded") == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_client_that_goes_away_frees_its_place(folder: Path, slow: Path, clip: Path, tmp_path: Path) -> None:
+    app = create_app(make_settings(folder, tmp_path, num_decode_workers=1))
+
+    async def scenario() -> None:
+        async with running(app) as engine:
+            (process,) = engine.decoder_ids
+            call = Call(app, "/classify", RAW)
+            call.send(slow.read_bytes())
+            await until(lambda: engine.admission.num_admitted == 1)
+            await asyncio.sleep(0.05)
+            call.disconnect()
+            await asyncio.wait_for(call.task, 10)
+            assert call.status is None
+            assert engine.admission.num_admitted == 0
+            await until(lambda: not psutil.pid_exists(process))
+            gone = {"method": "POST", "route": "/classify", "status": str(CLIENT_CLOSED_REQUEST)}
+            assert value(app, "mme_http_requests_total", **gone) == 1
+            again = Call(app, "/classify", RAW)
+            again.send(clip.read_bytes())
+            assert (await again.answer())[0] == 200
+
+    asyncio.run(scenario())
+
+
+def test_a_client_that_goes_away_while_it_sends(folder: Path, clip: Path, tmp_path: Path) -> None:
+    app = create_app(make_settings(folder, tmp_path))
+
+    async def scenario() -> None:
+        async with running(app) as engine:
+            call = Call(app, "/classify", RAW)
+            call.send(clip.read_bytes()[:1000], more=True)
+            await until(lambda: engine.admission.num_admitted == 1)
+            call.disconnect()
+            await asyncio.wait_for(call.task, 10)
+            assert engine.admission.num_admitted == 0
+            assert [path.name for path in engine.temp_dir.iterdir()] == ["warm.mp4"]
+
+    asyncio.run(scenario())
+
+
+def test_a_client_that_sends_too_slowly(folder: Path, tmp_path: Path) -> None:
+    app = create_app(make_settings(folder, tmp_path, upload_timeout_s=0.1))
+
+    async def scenario() -> None:
+        async with running(app) as engine:
+            call = Call(app, "/classify", RAW)
+            call.send(b"x", more=True)
+            status, problem = await call.answer()
+            assert (status, problem["type"]) == (408, "/problems/upload-timed-out")
+            assert engine.admission.num_admitted == 0
+
+    asyncio.run(scenario())
