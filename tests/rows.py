@@ -28,5 +28,7 @@ _ROW = Video(
 def row(video_id: str, split: str, **changes: Any) -> Video:
     """A row whose file would be ``ID.mp4`` and hold its id."""
     content = hashlib.sha256(video_id.encode()).hexdigest()
-    named = replace(_ROW, id=video_id, split=split, path=f"{video_id}.mp4", sha256=content, source_path=f"{video_id}.mp4")
+    named = replace(
+        _ROW, id=video_id, split=split, path=f"{video_id}.mp4", sha256=content, source_path=f"{video_id}.mp4"
+    )
     return replace(named, **changes)

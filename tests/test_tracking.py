@@ -79,7 +79,9 @@ def test_every_run_carries_all_parameters_and_their_digest(params: Params) -> No
 
 def test_a_long_parameter_is_cut_where_mlflow_would_refuse_it(params: Params) -> None:
     pairs = [[f"left {i}", f"right {i}"] for i in range(400)]
-    long = Params.model_validate(params.model_dump() | {"finetune": params.finetune.model_dump() | {"flip_pairs": pairs}})
+    long = Params.model_validate(
+        params.model_dump() | {"finetune": params.finetune.model_dump() | {"flip_pairs": pairs}}
+    )
     with start_run("finetune", long) as run:
         pass
     assert len(recorded(run.id).data.params["finetune.flip_pairs"]) == tracking.MAX_PARAM_LENGTH
@@ -202,11 +204,10 @@ with start_run(sys.argv[2], load_params(sys.argv[1])) as run:
 def test_processes_that_start_at_once_share_a_new_store_and_are_quiet(tmp_path: Path) -> None:
     """The first use of a database makes its tables and the experiment: both must happen once, without a word."""
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
-    commands = [
-        [sys.executable, "-c", RECORD, str(ROOT / "params.yaml"), stage] for stage in ("pretrain", "finetune")
-    ]
+    commands = [[sys.executable, "-c", RECORD, str(ROOT / "params.yaml"), stage] for stage in ("pretrain", "finetune")]
     processes = [
-        subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=-1, stderr=-1, text=True) for command in commands
+        subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=-1, stderr=-1, text=True)
+        for command in commands
     ]
     answers = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0, 0], answers
