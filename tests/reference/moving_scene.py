@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import cv2
@@ -58,8 +59,8 @@ class MovingScene:
 
     def frames(self, num_frames: int) -> NDArray[np.uint8]:
         """RGB ``[T, H, W, 3]``."""
-        rng = np.random.default_rng(self.seed)
-        back, front = texture(rng, self.grain_px), texture(rng, self.grain_px)
+        rng = np.random.default_rng(self.seed + 2)
+        back, front = texture(self.seed, self.grain_px), texture(self.seed + 1, self.grain_px)
         result = np.empty((num_frames, self.height, self.width, 3), np.uint8)
         for number in range(num_frames):
             picture = self._warp(back, self.camera.matrix(number, self.centre), (150, 150))
@@ -111,8 +112,10 @@ class MovingScene:
         return cv2.resize(large, (self.width, self.height), interpolation=cv2.INTER_AREA).astype(np.float32)
 
 
-def texture(rng: np.random.Generator, grain_px: float) -> NDArray[np.float32]:
+@functools.cache
+def texture(seed: int, grain_px: float) -> NDArray[np.float32]:
     """Random RGB texture ``[512, 512, 3]`` with detail at several sizes, the smallest ``grain_px`` frame pixels."""
+    rng = np.random.default_rng(seed)
     total = np.zeros((_TEXTURE_PX, _TEXTURE_PX, 3), np.float32)
     for size, weight in ((1.0, 1.0), (3.0, 1.5), (8.0, 2.0)):
         noise = rng.normal(size=total.shape).astype(np.float32)

@@ -1,0 +1,58 @@
+"""What the tests of the targets share: parameters, and exact tracks of a known motion."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mme.config import TrajectoriesParams, load_params
+from mme.targets.assemble import TargetSpec
+from mme.targets.trajectories import TrackSlice, cell_centres
+from tests.reference.moving_scene import MovingScene
+
+DEFAULTS = load_params(Path(__file__).parents[2] / "params.yaml")
+
+
+def trajectories_params(**changes: Any) -> TrajectoriesParams:
+    """The section of ``params.yaml`` with changes."""
+    return TrajectoriesParams.model_validate(DEFAULTS.trajectories.model_dump() | changes)
+
+
+def target_spec(**changes: Any) -> TargetSpec:
+    """A small, non-square target without position normalisation."""
+    values: dict[str, Any] = {
+        "height": 48,
+        "width": 64,
+        "patch_size": 16,
+        "num_tubelets": 2,
+        "tubelet_stride": 3,
+        "length": 4,
+        "shape": "along",
+        "position_norm": "none",
+        "position_scale_px": 1.0,
+        "hog_window": 8,
+    }
+    return TargetSpec(**(values | changes))
+
+
+def exact_tracks(scene: MovingScene, starts: list[int], length: int, cell: int) -> TrackSlice:
+    """Tracks of the scene's background as its closed form has them, the camera taken as static."""
+    grid = cell_centres(scene.height, scene.width, cell)
+    displacements = []
+    for start in starts:
+        origin = scene.camera.matrix(start, scene.centre)
+        at_zero = (grid - origin[:, 2]) @ np.linalg.inv(origin[:, :2]).T
+        path = scene.background_path(at_zero, start + length)[..., start:, :]
+        displacements.append(np.diff(path, axis=-2))
+    shape = (len(starts), *grid.shape[:2])
+    return TrackSlice(
+        displacements=np.stack(displacements).astype(np.float32),
+        num_valid=np.full(shape, length, dtype=np.uint8),
+        homographies=np.broadcast_to(np.eye(3, dtype=np.float32), (len(starts), length, 3, 3)).copy(),
+        starts=np.array(starts),
+        cell=cell,
+        height=scene.height,
+        width=scene.width,
+    )
