@@ -51,7 +51,7 @@ def main() -> None:
     sections = params.model_dump(mode="json", include=set(SECTIONS))
     start = sha256_file(PRETRAINED) if finetune.init == "pretrained" else None
     with resumable_run("finetune", params, sections, manifest.digest, start) as (run, work):
-        run.log_dataset(manifest, "finetuning")
+        run.log_dataset(MANIFEST, manifest.digest, "finetuning")
         torch.manual_seed(seed)
         module = FinetuneModule(params, len(manifest.labels), len(batches))
         if finetune.init == "pretrained":

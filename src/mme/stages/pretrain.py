@@ -39,7 +39,7 @@ def main() -> None:
     held_out_batches = loader(held_out, pretrain.batch_size, seed, False, 0)
     sections = params.model_dump(mode="json", include=set(SECTIONS))
     with resumable_run("pretrain", params, sections, manifest.digest, tracks.params) as (run, work):
-        run.log_dataset(manifest, "pretraining")
+        run.log_dataset(MANIFEST, manifest.digest, "pretraining")
         torch.manual_seed(seed)
         module = PretrainModule(params, target_statistics(training), len(batches))
         curves = Curves(work / "curves.csv", run.log_metrics)
