@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,12 +10,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from av.container import InputContainer
-from av.video.stream import VideoStream
 from jaxtyping import UInt8
 
-from mme.data.containers import Reason, VideoError, open_stream
-from mme.data.video import VideoInfo, VideoWriter, iter_frames, probe
+from mme.data.containers import Reason, VideoError
+from mme.data.facts import Facts, read_facts
+from mme.data.video import VideoWriter, iter_frames
 from mme.data.views import resize
 from mme.files import atomic_path, sha256_file
 
@@ -71,15 +69,6 @@ class Outcome:
     detail: str = ""
 
 
-@dataclass(frozen=True)
-class _Header:
-    """What the file says of itself, beyond ``VideoInfo``."""
-
-    announced_frames: int
-    announced_s: float
-    is_normal: bool
-
-
 def normalise(job: Job) -> Outcome:
     """Decode a file in full and write it in the normal form.
 
@@ -114,19 +103,20 @@ def _even(value: float, least: int) -> int:
 
 
 def _normalise(job: Job, sha256: str) -> Outcome:
-    info = probe(job.source)
+    facts = read_facts(job.source)
+    info = facts.info
     width, height = normal_size(info.width, info.height, info.pixel_aspect, job.form.short_side)
-    header = _read_header(job, info)
     rate = Fraction(info.fps).limit_denominator(65535)
+    copied = _is_normal(facts, job.form)
     with atomic_path(job.target) as temporary:
         frames = (resize(frame[None], height, width)[0] for frame in iter_frames(job.source))
-        if header.is_normal:
+        if copied:
             num_frames = sum(1 for _ in frames)
             shutil.copyfile(job.source, temporary)
         else:
             num_frames = _write(temporary, frames, (width, height), rate, job.form)
-        _check_complete(job, info, header, num_frames)
-    return Outcome(sha256, num_frames, float(rate), width, height, header.is_normal)
+        _check_complete(job, facts, num_frames)
+    return Outcome(sha256, num_frames, float(rate), width, height, copied)
 
 
 def _write(
@@ -140,69 +130,30 @@ def _write(
     return num_frames
 
 
-def _check_complete(job: Job, info: VideoInfo, header: _Header, num_frames: int) -> None:
+def _check_complete(job: Job, facts: Facts, num_frames: int) -> None:
     """Compare what was decoded with what the header announced, and with what is needed."""
-    if header.announced_frames:
-        expected, tolerance = float(header.announced_frames), _FRAMES_TOLERANCE
+    if facts.announced_frames:
+        expected, tolerance = float(facts.announced_frames), _FRAMES_TOLERANCE
     else:
-        expected, tolerance = header.announced_s * info.fps, _DURATION_TOLERANCE
+        expected, tolerance = facts.announced_s * facts.info.fps, _DURATION_TOLERANCE
     if num_frames + max(_FEW_FRAMES, tolerance * expected) < expected:
         raise VideoError("truncated", job.source, f"{num_frames} frames, its header announces {expected:.0f}")
     if num_frames < job.form.min_frames:
         raise VideoError("too-short", job.source, f"{num_frames} frames, fewer than {job.form.min_frames}")
 
 
-def _read_header(job: Job, info: VideoInfo) -> _Header:
-    with open_stream(job.source) as (container, stream):
-        return _Header(
-            announced_frames=stream.frames,
-            announced_s=_announced_seconds(container, stream),
-            is_normal=_is_normal(container, stream, info, job.form),
-        )
-
-
-def _announced_seconds(container: InputContainer, stream: VideoStream) -> float:
-    """The video's length as its header has it; 0 if it has none, or only one that a longer sound may have made."""
-    if stream.duration and stream.time_base:
-        return float(stream.duration * stream.time_base)
-    clock = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
-    if clock:
-        return int(clock[1]) * 3600 + int(clock[2]) * 60 + float(clock[3])
-    if container.duration and len(container.streams) == 1:
-        return container.duration / 1_000_000
-    return 0.0
-
-
-def _is_normal(container: InputContainer, stream: VideoStream, info: VideoInfo, form: NormalForm) -> bool:
-    """Whether a file need not be encoded again; called before anything is read from the stream."""
-    size = (info.width, info.height)
-    if not (
-        "mp4" in container.format.name.split(",")
-        and len(container.streams) == 1
-        and info.codec == "h264"
-        and stream.codec_context.pix_fmt == "yuv420p"
-        and not stream.codec_context.has_b_frames
-        and info.pixel_aspect == 1
-        and size == (stream.codec_context.width, stream.codec_context.height)
-        and size == normal_size(*size, 1.0, form.short_side)
-    ):
-        return False
-    times: list[int] = []
-    keys: list[int] = []
-    rotation: int | None = None
-    for packet in container.demux(stream):
-        if rotation is None:
-            rotation = next((frame.rotation for frame in packet.decode()), None)
-        if packet.pts is None:
-            continue
-        if packet.is_keyframe:
-            keys.append(len(times))
-        times.append(packet.pts)
-    steps = set(np.diff(times).tolist())
+def _is_normal(facts: Facts, form: NormalForm) -> bool:
+    """Whether a file need not be encoded again."""
+    size = (facts.info.width, facts.info.height)
     return (
-        rotation == 0
-        and len(steps) == 1
-        and min(steps) > 0
-        and keys[:1] == [0]
-        and max(np.diff([*keys, len(times)]).tolist()) <= form.gop_frames
+        "mp4" in facts.formats
+        and facts.num_streams == 1
+        and facts.info.codec == "h264"
+        and facts.pixel_format == "yuv420p"
+        and facts.rotation_degrees == 0
+        and facts.info.pixel_aspect == 1
+        and facts.is_steady
+        and not facts.has_b_frames
+        and facts.key_gap_frames <= form.gop_frames
+        and size == normal_size(*size, 1.0, form.short_side)
     )

@@ -6,21 +6,19 @@ Whole files are read by PyAV, single frames by decord, with PyAV where decord is
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import av
 import numpy as np
-from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation, VideoReformatter
-from av.video.stream import VideoStream
 from jaxtyping import UInt8
 
 from mme.data.containers import Reason, Source, VideoError, name_of, open_argument, open_stream
+from mme.data.facts import VideoInfo, decode_stream, has_times, probe
 from mme.files import atomic_path
 
 try:
@@ -47,57 +45,6 @@ Frames = UInt8[np.ndarray, "T H W 3"]
 
 if decord is not None:
     decord.logging.set_level(decord.logging.QUIET)
-
-
-@dataclass(frozen=True)
-class VideoInfo:
-    """What a file holds.
-
-    Attributes:
-        num_frames: frames in presentation order that ``read_frames`` can be asked for.
-        fps: frames a second; the average where the rate varies.
-        width: pixels, after rotation.
-        height: pixels, after rotation.
-        duration_s: ``num_frames / fps``.
-        codec: FFmpeg's name of the codec, such as ``h264``.
-        pixel_aspect: width of a pixel over its height, after rotation; frames are not corrected for it.
-    """
-
-    num_frames: int
-    fps: float
-    width: int
-    height: int
-    duration_s: float
-    codec: str
-    pixel_aspect: float = 1.0
-
-
-def probe(source: Source) -> VideoInfo:
-    """Count the frames and decode the first one.
-
-    In MP4 and Matroska a packet is a frame; elsewhere only decoding tells how many frames there are.
-
-    Args:
-        source: a file, or the bytes of one.
-
-    Raises:
-        VideoError: with the reason, if no frame can be decoded.
-    """
-    with open_stream(source) as (container, stream):
-        first, num_frames, times = _scan(source, container, stream)
-        fps = _average_rate(stream, times)
-        turned = first.rotation % 180 != 0
-        width, height = (first.height, first.width) if turned else (first.width, first.height)
-        aspect = float(stream.sample_aspect_ratio or 1)
-        return VideoInfo(
-            num_frames=num_frames,
-            fps=float(fps),
-            width=width,
-            height=height,
-            duration_s=float(num_frames / fps),
-            codec=stream.codec_context.codec.canonical_name,
-            pixel_aspect=1 / aspect if turned else aspect,
-        )
 
 
 def read_frames(source: Source, indices: Sequence[int] | None = None) -> Frames:
@@ -213,20 +160,6 @@ class VideoWriter:
         self._container.close()
 
 
-def decode_stream(source: Source, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-    """All frames in presentation order, as decoded (not rotated).
-
-    Raises:
-        VideoError: the first packet that does not decode: ``undecodable`` if it is before the first frame,
-            else ``truncated``.
-    """
-    num_frames = 0
-    for packet in container.demux(stream):
-        decoded = _decode(source, packet, num_frames)
-        num_frames += len(decoded)
-        yield from decoded
-
-
 def upright(picture: UInt8[np.ndarray, "H W 3"], rotation_degrees: int) -> UInt8[np.ndarray, "H W 3"]:
     """Turn a picture counter-clockwise by what its metadata asks for, to the nearest quarter."""
     return np.ascontiguousarray(np.rot90(picture, round(rotation_degrees / 90)))
@@ -241,11 +174,7 @@ def _suits_decord(source: Source) -> bool:
     """
     with open_stream(source) as (container, stream):
         context = stream.codec_context
-        return _has_times(container) and not context.has_b_frames and context.pix_fmt in {"yuv420p", "yuvj420p"}
-
-
-def _has_times(container: InputContainer) -> bool:
-    return not {"mov", "matroska"}.isdisjoint(container.format.name.split(","))
+        return has_times(container) and not context.has_b_frames and context.pix_fmt in {"yuv420p", "yuvj420p"}
 
 
 def _read_decord(source: Source, indices: Sequence[int]) -> Frames:
@@ -286,44 +215,3 @@ def _to_rgb(converter: VideoReformatter, frame: VideoFrame) -> UInt8[np.ndarray,
     # The converter is one for all frames: setting it up takes longer than converting a small frame.
     rgb: UInt8[np.ndarray, "H W 3"] = converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
     return upright(rgb, frame.rotation)
-
-
-def _scan(source: Source, container: InputContainer, stream: VideoStream) -> tuple[VideoFrame, int, list[int]]:
-    """The first frame, the number of frames, and the packets' time stamps."""
-    first: VideoFrame | None = None
-    count_packets = _has_times(container)
-    num_frames = num_packets = 0
-    times: list[int] = []
-    for packet in container.demux(stream):
-        if first is None or not count_packets:
-            decoded = _decode(source, packet, num_frames)
-            first = first or next(iter(decoded), None)
-            num_frames += len(decoded)
-        if packet.size and not packet.is_discard:
-            num_packets += 1
-            if packet.pts is not None:
-                times.append(packet.pts)
-    if first is None:
-        raise VideoError("zero-frames", source, "its video stream holds no frame")
-    return first, max(num_packets, 1) if count_packets else num_frames, times
-
-
-def _decode(source: Source, packet: Any, num_before: int) -> list[VideoFrame]:
-    try:
-        frames: list[VideoFrame] = packet.decode()
-    except av.error.FFmpegError as error:
-        reason: Reason = "truncated" if num_before else "undecodable"
-        raise VideoError(reason, source, f"frame {num_before}: {error.strerror}") from error
-    return frames
-
-
-def _average_rate(stream: VideoStream, times: list[int]) -> Fraction:
-    """Frames a second: what the header says, unless the frames' time stamps say something else."""
-    nominal = stream.average_rate or stream.guessed_rate
-    span = max(times) - min(times) if times else 0
-    if not span or stream.time_base is None:
-        return Fraction(nominal) if nominal else Fraction(1)
-    measured = (len(times) - 1) / (span * Fraction(stream.time_base))
-    if nominal and abs(nominal / measured - 1) < 0.02:
-        return Fraction(nominal)
-    return measured
