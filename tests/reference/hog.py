@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 def hog_at(frame: NDArray[np.uint8], x: float, y: float, window: int, floor_per_pixel: float) -> NDArray[np.float64]:
     """Normalised histogram ``[9]`` of an RGB frame at one position."""
-    maps = bin_maps(luma(frame))
+    maps = _maps_of(frame.tobytes(), frame.shape)
     shift = 0.5 if window % 2 == 0 else 0.0
     x0, y0 = math.floor(x + shift), math.floor(y + shift)
     total = np.zeros(9)
@@ -18,6 +19,11 @@ def hog_at(frame: NDArray[np.uint8], x: float, y: float, window: int, floor_per_
         for column, weight_x in ((x0, 1 - (x + shift - x0)), (x0 + 1, x + shift - x0)):
             total += weight_x * weight_y * window_sum(maps, row - window // 2, column - window // 2, window)
     return total / max(math.sqrt(float((total**2).sum())), floor_per_pixel * window**2)
+
+
+@functools.lru_cache(maxsize=64)
+def _maps_of(pixels: bytes, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    return bin_maps(luma(np.frombuffer(pixels, np.uint8).reshape(shape)))
 
 
 def luma(frame: NDArray[np.uint8]) -> NDArray[np.float64]:

@@ -69,9 +69,7 @@ class MovingScene:
                 mask = np.zeros((_TEXTURE_PX, _TEXTURE_PX), np.float32)
                 left, top, width, height = self.box
                 corner_x, corner_y = (_SUPERSAMPLING * (value + 150) for value in (left, top))
-                mask[
-                    corner_y : corner_y + _SUPERSAMPLING * height, corner_x : corner_x + _SUPERSAMPLING * width
-                ] = 1.0
+                mask[corner_y : corner_y + _SUPERSAMPLING * height, corner_x : corner_x + _SUPERSAMPLING * width] = 1.0
                 opacity = self._warp(mask, move, (150, 150))[..., None]
                 picture += opacity * (self._warp(front, move, (150, 150)) - picture)
             picture += rng.normal(0, 1, picture.shape).astype(np.float32) * self.noise_std
@@ -121,7 +119,7 @@ def texture(seed: int, grain_px: float) -> NDArray[np.float32]:
         noise = rng.normal(size=total.shape).astype(np.float32)
         layer = cv2.GaussianBlur(noise, (0, 0), size * grain_px * _SUPERSAMPLING, borderType=cv2.BORDER_REFLECT_101)
         total += weight * layer / layer.std()
-    return np.clip((total - total.mean()) / total.std() * 45 + 128, 0, 255).astype(np.float32)
+    return np.asarray(np.clip((total - total.mean()) / total.std() * 45 + 128, 0, 255), dtype=np.float32)
 
 
 def _path(
@@ -129,4 +127,4 @@ def _path(
 ) -> NDArray[np.float64]:
     matrices = np.stack([motion.matrix(number, centre) for number in range(num_steps + 1)])
     flat = np.einsum("lij,pj->pli", matrices[:, :, :2], points.reshape(-1, 2)) + matrices[:, :, 2]
-    return flat.reshape(*points.shape[:-1], num_steps + 1, 2)
+    return np.asarray(flat.reshape(*points.shape[:-1], num_steps + 1, 2), dtype=np.float64)

@@ -36,9 +36,7 @@ def true_tracks(
     return positions, on_sprite, visible
 
 
-def locate(
-    scene: Scene, frame: int, points: NDArray[np.float64]
-) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+def locate(scene: Scene, frame: int, points: NDArray[np.float64]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
     """Which points ``[P, 2]`` show the sprite, and the texture coordinates ``[P, 2]`` of its copy that they show."""
     matrix = scene.sprite_matrix(frame)
     inverse = np.linalg.inv(matrix[:, :2])
@@ -47,7 +45,8 @@ def locate(
     for dx in (-scene.size, 0, scene.size):
         for dy in (-scene.size, 0, scene.size):
             place = (points - matrix[:, 2] - (dx, dy)) @ inverse.T
-            opacity = cv2.remap(scene.outline, place.astype(np.float32)[None], None, cv2.INTER_LINEAR)[0]
+            x, y = place.astype(np.float32).T[:, None]
+            opacity = cv2.remap(scene.outline, x, y, cv2.INTER_LINEAR)[0]
             hit = opacity > 0.5
             found |= hit
             texture[hit] = place[hit]
@@ -59,7 +58,7 @@ def centre_near(
 ) -> NDArray[np.float64]:
     """Centre ``[P, 2]`` of the sprite's copy that each point shows."""
     middle = (scene.sprite.shape[0] - 1) / 2
-    return points - (texture - middle) @ _linear(scene, frame).T
+    return np.asarray(points - (texture - middle) @ _linear(scene, frame).T, dtype=np.float64)
 
 
 def _linear(scene: Scene, frame: int) -> NDArray[np.float64]:

@@ -40,9 +40,7 @@ def at_centre(frames: NDArray[np.uint8], window: int = 16) -> NDArray[np.float32
     place=st.tuples(st.floats(0, 1), st.floats(0, 1)),
     seed=st.integers(0, 1000),
 )
-def test_agrees_with_loops(
-    height: int, width: int, window: int, place: tuple[float, float], seed: int
-) -> None:
+def test_agrees_with_loops(height: int, width: int, window: int, place: tuple[float, float], seed: int) -> None:
     rng = np.random.default_rng(seed)
     frames = rng.integers(0, 256, (2, height, width, 3), dtype=np.uint8)
     points = np.array([[place[0] * (width - 1), place[1] * (height - 1)], [width - 1, 0], [0.5, height - 1.5]])
