@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import torch
@@ -78,7 +77,7 @@ class Classifier:
         self._std = torch.tensor(config.clip.std, device=device).view(shape) * 255
 
     @classmethod
-    def load(cls, address: Path | str, device: str = "cpu") -> Self:
+    def load(cls, address: Path | str, device: str = "cpu") -> Classifier:
         """Load a model folder, or a registered model by an address such as ``models:/NAME@champion``.
 
         Args:

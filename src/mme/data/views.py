@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from mme.config import ClipParams
 from mme.data.video import VideoError, VideoInfo, probe, read_frames
 
-Source: TypeAlias = Path | str | bytes | UInt8[np.ndarray, "T H W 3"]
-"""A video: a path, the bytes of a file, or decoded RGB frames."""
+Source: TypeAlias = Path | str | bytes | np.ndarray
+"""A video: a path, the bytes of a file, or decoded RGB frames, uint8 ``[T, H, W, 3]``."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def _faults_of(source: Path | bytes) -> Iterator[None]:
         raise VideoError("undecodable", source, str(error)) from error
 
 
-def _num_frames(frames: NDArray[np.uint8]) -> int:
+def _num_frames(frames: np.ndarray) -> int:
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
         raise ValueError(f"frames: expected RGB uint8 [T, H, W, 3], got {frames.dtype} {list(frames.shape)}")
     return len(frames)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, FiniteFloat, JsonValue, ValidationError, field_validator, model_validator
@@ -54,7 +54,7 @@ class FolderConfig(Section):
         return labels
 
     @model_validator(mode="after")
-    def _clip_fits_the_model(self) -> Self:
+    def _clip_fits_the_model(self) -> FolderConfig:
         if self.clip.size % self.model.patch_size:
             raise ValueError(f"model.patch_size: {self.model.patch_size} must divide clip.size {self.clip.size}")
         if self.clip.num_frames % self.model.tubelet_frames:
