@@ -32,7 +32,8 @@ class Spec:
 
     ``rotation`` is what a player has to turn by, counter-clockwise degrees, so the stored picture is turned by its
     opposite; ``size`` is (width, height) as stored. ``variable_rate`` stretches every third frame to three times its
-    duration. ``pixel_aspect`` is a pixel's width over its height.
+    duration. ``pixel_aspect`` is a pixel's width over its height. ``sound_s`` is the sound's length, by default that of
+    the video.
     """
 
     codec: str = "libx264"
@@ -44,6 +45,7 @@ class Spec:
     pixel_aspect: Fraction = Fraction(1)
     bframes: int = 0
     audio: bool = False
+    sound_s: float | None = None
     seed: int = 0
 
 
@@ -108,7 +110,7 @@ def write(path: Path, spec: Spec | None = None, **changes: Any) -> Path:
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
         if sound is not None:
-            _write_tone(container, sound, float(spec.num_frames / spec.fps))
+            _write_tone(container, sound, spec.sound_s or float(spec.num_frames / spec.fps))
     return path
 
 

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from mme.data.killable import Lost, run_killable
+from tests.work import Order, obey
+
+
+@pytest.fixture(autouse=True)
+def _no_process_is_left_over() -> Iterator[None]:
+    yield
+    assert multiprocessing.active_children() == []
+
+
+def test_every_task_comes_back_with_its_result_from_few_processes() -> None:
+    orders = [Order(number) for number in range(30)]
+    results = dict(run_killable(obey, orders, num_workers=2, deadline_s=60))
+    assert set(results) == set(orders)
+    pids = set()
+    for order, result in results.items():
+        assert not isinstance(result, Lost)
+        assert result[0] == order.number
+        pids.add(result[1])
+    assert 1 <= len(pids) <= 2
+
+
+def test_a_task_that_hangs_is_killed_and_the_others_are_done() -> None:
+    orders = [Order(0, "hang"), *(Order(number) for number in range(1, 6)), Order(6, "hang")]
+    begin = time.monotonic()
+    results = dict(run_killable(obey, orders, num_workers=1, deadline_s=0.5))
+    assert time.monotonic() - begin < 60
+    assert [order.number for order, result in results.items() if isinstance(result, Lost)] == [0, 6]
+    assert results[Order(0, "hang")] == Lost("timed-out", "killed after 0.5 s")
+    assert len(results) == 7
+
+
+def test_a_crash_costs_one_task() -> None:
+    results = dict(run_killable(obey, [Order(0, "crash"), Order(1)], num_workers=1, deadline_s=60))
+    assert results[Order(0, "crash")] == Lost("died", "its decoder died of SIGSEGV")
+    assert not isinstance(results[Order(1)], Lost)
+
+
+def test_an_exception_is_an_error_of_the_program(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(RuntimeError, match="exit code 1"):
+        list(run_killable(obey, [Order(3, "raise"), Order(4)], num_workers=1, deadline_s=60))
+    assert "order 3 is wrong" in capfd.readouterr().err
+
+
+def test_no_task_needs_no_process() -> None:
+    assert list(run_killable(obey, [], num_workers=4, deadline_s=1)) == []
+
+
+def test_who_stops_listening_ends_the_processes() -> None:
+    results = run_killable(obey, [Order(0), Order(1, "hang")], num_workers=2, deadline_s=600)
+    assert next(results)[0] == Order(0)
+    results.close()  # type: ignore[attr-defined]
