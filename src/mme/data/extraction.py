@@ -13,6 +13,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,12 +74,14 @@ def extract_part(path: Path, num_frames: int, folder: Path, params: Trajectories
     Raises:
         OSError: the part cannot be written.
     """
-    if read_part(folder) is not None:
-        return None
     try:
-        entry = write_part(folder, iter_tracks(iter_frames(path), params), params.cell)
+        entry = read_part(folder) or write_part(folder, iter_tracks(iter_frames(path), params), params.cell)
     except (VideoError, ValueError) as error:
         return str(error)
+    except OSError as error:
+        if error.filename is None:  # a full disk says neither what was written nor where
+            raise OSError(error.errno, f"{error.strerror}, while writing the tracks of {path}", str(folder)) from error
+        raise
     if entry["num_starts"] + 1 != num_frames:
         shutil.rmtree(folder)
         return f"{path}: {entry['num_starts'] + 1} frames decoded, the manifest has {num_frames}"
@@ -101,8 +104,8 @@ class Extractor:
             raise ValueError(f"{manifest.folder}: no usable videos in splits {list(params.splits)}")
         self._paths = {video.id: manifest.path_of(video) for video in self.videos}
         self.key = extraction_key(self.videos, list(self._paths.values()), params)
-        self._parts = work / self.key / "parts"
-        self._shards = work / self.key / "shards"
+        self._work = work / self.key
+        self._parts, self._shards, self._entries = (self._work / name for name in ("parts", "shards", "entries"))
         size = params.videos_per_shard
         self._groups = [self.videos[first : first + size] for first in range(0, len(self.videos), size)]
 
@@ -117,13 +120,12 @@ class Extractor:
             OSError: the work folder cannot be written.
             concurrent.futures.process.BrokenProcessPool: a worker was killed, for lack of memory as a rule.
         """
-        self._parts.mkdir(parents=True, exist_ok=True)
-        self._shards.mkdir(parents=True, exist_ok=True)
-        for leftover in [*self._parts.glob(".*"), *self._shards.glob(".*")]:
-            shutil.rmtree(leftover, ignore_errors=True)
-        done = [number for number in range(len(self._groups)) if self._entries_path(number).exists()]
-        todo = [number for number in range(len(self._groups)) if number not in set(done)]
-        on_video(sum(len(self._groups[number]) for number in done))
+        for folder in (self._parts, self._shards, self._entries):
+            folder.mkdir(parents=True, exist_ok=True)
+            for leftover in folder.glob(".*"):  # of a run that was killed
+                shutil.rmtree(leftover, ignore_errors=True)
+        todo = [number for number in range(len(self._groups)) if not self._is_done(number)]
+        on_video(len(self.videos) - sum(len(self._groups[number]) for number in todo))
         if todo:
             self._extract(todo, num_workers, on_video)
         result = Extraction({}, {})
@@ -135,24 +137,24 @@ class Extractor:
 
     def finish(self, output: Path, result: Extraction) -> None:
         """Move the shards to ``output`` with an index, and drop the work folder."""
+        params = {**self.params.model_dump(mode="json", exclude={"max_bad_ratio"}), "opencv": cv2.__version__}
+        write_index(self._shards, result.entries, params)
         with atomic_path(output) as temporary:
-            temporary.mkdir()
-            for number in range(len(self._groups)):
-                if self._shard_path(number).exists():
-                    shutil.move(self._shard_path(number), temporary / self._shard_path(number).name)
-            params = {**self.params.model_dump(mode="json", exclude={"max_bad_ratio"}), "opencv": cv2.__version__}
-            write_index(temporary, result.entries, params)
-        shutil.rmtree(self._shards.parent)
+            shutil.move(self._shards, temporary)
+        shutil.rmtree(self._work)
 
     def _extract(self, todo: Sequence[int], num_workers: int, on_video: Callable[[int], None]) -> None:
         tasks = ((number, video) for number in todo for video in self._groups[number])
         missing = {number: len(self._groups[number]) for number in todo}
         failures: dict[int, dict[str, str]] = {number: {} for number in todo}
         pending: dict[Future[str | None], tuple[int, Video]] = {}
-        with _pool(min(num_workers, sum(missing.values()))) as pool:
+        with _pool(min(num_workers, sum(missing.values()))) as submit:
             while True:
                 while len(pending) < _TASKS_A_WORKER * num_workers and (task := next(tasks, None)):
-                    pending[self._submit(pool, task[1])] = task
+                    number, video = task
+                    part = self._parts / video.id
+                    future = submit(extract_part, self._paths[video.id], video.num_frames, part, self.params)
+                    pending[future] = task
                 if not pending:
                     return
                 for future in wait(pending, return_when=FIRST_COMPLETED).done:
@@ -164,10 +166,6 @@ class Extractor:
                     if not missing[number]:
                         self._merge(number, failures[number])
 
-    def _submit(self, pool: ProcessPoolExecutor, video: Video) -> Future[str | None]:
-        path = self._paths[video.id]
-        return pool.submit(extract_part, path, video.num_frames, self._parts / video.id, self.params)
-
     def _merge(self, number: int, failures: dict[str, str]) -> None:
         parts = {v.id: self._parts / v.id for v in self._groups[number] if v.id not in failures}
         entries = merge_parts(self._shard_path(number), parts) if parts else {}
@@ -175,18 +173,28 @@ class Extractor:
         for folder in parts.values():
             shutil.rmtree(folder)
 
+    def _is_done(self, number: int) -> bool:
+        path = self._entries_path(number)
+        return path.exists() and (self._shard_path(number).exists() or not read_json(path)["entries"])
+
     def _shard_path(self, number: int) -> Path:
         return self._shards / f"tracks-{number:05d}.safetensors"
 
     def _entries_path(self, number: int) -> Path:
-        return self._shards / f"tracks-{number:05d}.json"
+        return self._entries / f"{number:05d}.json"
 
 
-def _pool(num_workers: int) -> ProcessPoolExecutor:
+@contextmanager
+def _pool(num_workers: int) -> Iterator[Callable[..., Future[str | None]]]:
+    """Processes to submit calls to; on an error, what has not begun is dropped."""
     # Not fork: a fork of a process that has threads (progress bar, OpenCV) may hang.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    return ProcessPoolExecutor(num_workers, mp_context=context, initializer=_die_with_parent)
+    pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_die_with_parent)
+    try:
+        yield pool.submit
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _die_with_parent() -> None:

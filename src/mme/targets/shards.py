@@ -67,7 +67,7 @@ def _write_raw(folder: Path, starts: Iterable[StartTracks], cell: int) -> Entry:
                 "trusted": np.array(start.camera.trusted),
             }
             for name, array in arrays.items():
-                stored = np.ascontiguousarray(array, dtype=_TENSORS[name][1])
+                stored = np.asarray(array, dtype=_TENSORS[name][1], order="C")
                 files[name].write(stored.data)
                 digests[name].update(stored.data)
                 shapes[name] = list(stored.shape)
