@@ -4,8 +4,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-HOST ?= 127.0.0.1
-PORT ?= 8000
 UI_PORT ?= 5000
 TEST_PROCESSES ?= 2
 
@@ -37,7 +35,7 @@ repro: $(STAMP) ## run the pipeline: data, pretraining, finetuning, evaluation, 
 	@$(BIN)/mme summary
 
 serve: $(STAMP) ## answer requests on http://127.0.0.1:8000 with the model of `make repro`
-	$(BIN)/python -m uvicorn serving.app:app --host $(HOST) --port $(PORT)
+	$(BIN)/python -m serving
 
 ui: $(STAMP) ## browse and compare the recorded runs on http://127.0.0.1:5000
 	$(BIN)/mlflow ui --port $(UI_PORT)

@@ -1,0 +1,125 @@
+"""The pipeline's definition against the code: what `dvc.yaml` promises has to follow from what the stages import."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import grimp
+import pytest
+import yaml
+
+from mme.config import Params, load_params
+
+ROOT = Path(__file__).parents[1]
+STAGES = ("synthesize", "ingest", "trajectories", "pretrain", "finetune", "evaluate", "register")
+
+RECORDING = {"config", "files", "tracking", "tracking.registry", "tracking.runs", "tracking.store", "stages.workspace"}
+"""Modules that check parameters, write files and record runs: no stage's results depend on them."""
+
+DRAWING = {"pretrain": {"plots"}, "finetune": {"plots"}}
+"""A new style of picture is not worth a training run."""
+
+
+@functools.cache
+def pipeline() -> dict[str, Any]:
+    parsed: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
+    return parsed
+
+
+@functools.cache
+def graph() -> grimp.ImportGraph:
+    return grimp.build_graph("mme", exclude_type_checking_imports=True, cache_dir=None)
+
+
+def file_of(module: str) -> Path:
+    path = ROOT / "src" / Path(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def needed_files(stage: str) -> set[Path]:
+    """Files of the modules that a stage imports, itself included, that can change what it writes."""
+    modules = {f"mme.stages.{stage}", *graph().find_upstream_modules(f"mme.stages.{stage}")}
+    left_out = {f"mme.{name}" for name in RECORDING | DRAWING.get(stage, set())} | {"mme"}
+    return {file_of(module) for module in modules - left_out if file_of(module).name != "__init__.py"}
+
+
+def declared_files(stage: str) -> set[Path]:
+    """Files of the package that a stage declares as dependencies, folders spread out."""
+    files: set[Path] = set()
+    for dep in pipeline()["stages"][stage]["deps"]:
+        path = ROOT / dep
+        if dep.startswith("src/"):
+            files |= {file for file in path.glob("*.py") if file.name != "__init__.py"} if path.is_dir() else {path}
+    return files
+
+
+def out_paths(stage: str, *kinds: str) -> list[str]:
+    entries = [entry for kind in kinds for entry in pipeline()["stages"][stage].get(kind, [])]
+    return [entry if isinstance(entry, str) else next(iter(entry)) for entry in entries]
+
+
+def test_the_stages_are_those_of_the_package() -> None:
+    assert tuple(pipeline()["stages"]) == STAGES
+    for stage, definition in pipeline()["stages"].items():
+        assert definition["cmd"] == f"python -m mme.stages.{stage}"
+        assert (ROOT / "src/mme/stages" / f"{stage}.py").is_file()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_dependencies_are_what_the_stage_imports(stage: str) -> None:
+    needed, declared = needed_files(stage), declared_files(stage)
+    missing = sorted(str(path.relative_to(ROOT)) for path in needed - declared)
+    superfluous = sorted(str(path.relative_to(ROOT)) for path in declared - needed)
+    assert (missing, superfluous) == ([], [])
+
+
+def test_editing_the_service_or_the_command_runs_nothing() -> None:
+    deps = {dep for stage in STAGES for dep in pipeline()["stages"][stage]["deps"]}
+    assert not {
+        dep for dep in deps if dep.startswith("serving") or dep.endswith("cli.py") or dep in {".", "src", "src/mme"}
+    }
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_declared_parameters_exist(stage: str) -> None:
+    known = {section: set(values) for section, values in load_params(ROOT / "params.yaml").model_dump().items()}
+    for name in pipeline()["stages"][stage]["params"]:
+        section, _, key = name.partition(".")
+        assert section in known, name
+        assert not key or key in known[section], name
+
+
+def test_every_section_that_decides_results_is_some_stages_parameter() -> None:
+    declared = {name.partition(".")[0] for stage in STAGES for name in pipeline()["stages"][stage]["params"]}
+    assert declared == set(Params.model_fields) - {"tracking"}
+
+
+def test_finetuning_parameters_reach_finetuning_only() -> None:
+    users = {stage for stage in STAGES if "finetune" in pipeline()["stages"][stage]["params"]}
+    assert users == {"finetune"}
+
+
+def test_every_output_is_ignored_by_git_so_that_dvc_writes_no_gitignore() -> None:
+    paths = [path for stage in STAGES for path in out_paths(stage, "outs", "metrics", "plots") if "$" not in path]
+    answer = subprocess.run(["git", "check-ignore", *paths], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert sorted(answer.stdout.split()) == sorted(paths)
+
+
+def test_the_receipt_is_never_restored_from_a_cache() -> None:
+    (receipt,) = [entry for entry in pipeline()["stages"]["register"]["outs"] if isinstance(entry, dict)]
+    assert receipt == {"reports/register.json": {"cache": False, "persist": True}}
+
+
+def test_plots_show_what_stages_write() -> None:
+    written = {path for stage in STAGES for path in out_paths(stage, "plots")}
+    shown: set[str] = set()
+    for entry in pipeline()["plots"]:
+        if isinstance(entry, str):
+            shown.add(entry)
+        else:
+            (plot,) = entry.values()
+            shown |= set(plot["y"])
+    assert shown == written
