@@ -23,7 +23,7 @@ import numpy as np
 
 from mme.config import ClipParams
 from mme.data.containers import VideoError, open_stream
-from mme.data.video import VideoInfo, probe
+from mme.data.facts import VideoInfo, probe
 from mme.data.views import Views, prepare
 
 MEBIBYTE = 2**20

@@ -19,7 +19,8 @@ from jaxtyping import Float32
 from starlette.requests import ClientDisconnect, Request
 
 from mme.data.containers import VideoError
-from mme.data.video import VideoInfo, write_video
+from mme.data.facts import VideoInfo
+from mme.data.video import write_video
 from serving.batcher import Answer, Batcher, BatchLimits
 from serving.decode_child import Job, VideoLimits
 from serving.decode_pool import DecodeLimits, DecodePool

@@ -78,7 +78,7 @@ _ANSWER: dict[str, Any] = {
         {"label": "rotate-left", "probability": 0.93},
         {"label": "orbit-left", "probability": 0.04},
     ],
-    "logits": None,
+    "logits": [-1.2, 2.9, 6.1],
     "model": {"name": "mme-motion-primitives", "version": "3", "digest": "4f1c2a90d7be6358"},
     "video": {"num_frames": 32, "fps": 16.0, "width": 64, "height": 64, "duration_s": 2.0, "codec": "h264"},
     "views": {"segments": 2, "crops": 1, "num_views": 2},

@@ -22,6 +22,12 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return media.write(tmp_path_factory.mktemp("clips") / "clip.mp4", num_frames=20)
 
 
+@pytest.fixture(scope="session")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A video that takes some 200 ms to decode."""
+    return media.write(tmp_path_factory.mktemp("slow") / "slow.mp4", size=(1280, 720), num_frames=40)
+
+
 @pytest.fixture(scope="module")
 def client(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     settings = make_settings(folder, tmp_path_factory.mktemp("uploads"))

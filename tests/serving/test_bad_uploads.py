@@ -70,7 +70,9 @@ def test_a_bad_file_is_the_clients_problem(client: TestClient, tmp_path: Path, n
 
 
 @pytest.mark.parametrize("make", [media.damaged, lambda path: media.truncated(path, 0.6), huge_picture])
-def test_a_damaged_file_never_fails_the_service(client: TestClient, tmp_path: Path, make: Callable[[Path], Path]) -> None:
+def test_a_damaged_file_never_fails_the_service(
+    client: TestClient, tmp_path: Path, make: Callable[[Path], Path]
+) -> None:
     response = client.post("/classify", content=make(tmp_path / "clip.mp4").read_bytes(), headers=RAW)
     assert response.status_code in (200, 422), response.text
 

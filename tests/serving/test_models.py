@@ -84,7 +84,8 @@ def test_the_service_starts_without_a_model_and_says_so(folder: Path, clip: Path
     app = create_app(make_settings(later, tmp_path, poll_s=0.05))
     with TestClient(app) as client:
         assert client.get("/health").status_code == 200
-        for response in (client.get("/ready"), client.get("/model"), client.post("/classify", headers=RAW, content=b"x")):
+        refused = client.post("/classify", headers=RAW, content=clip.read_bytes())
+        for response in (client.get("/ready"), client.get("/model"), refused):
             assert response.status_code == 503
             assert response.json()["type"] == "/problems/model-not-loaded"
             assert response.headers["retry-after"] == "1"

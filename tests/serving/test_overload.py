@@ -4,11 +4,9 @@ import asyncio
 from pathlib import Path
 
 import psutil
-import pytest
 
 from serving.app import create_app
 from serving.middleware import CLIENT_CLOSED_REQUEST
-from tests import media
 from tests.serving.service import RAW, Call, make_settings, running, until
 
 
@@ -54,11 +52,6 @@ def test_a_crowd_is_answered_or_refused_and_nothing_else(folder: Path, clip: Pat
             assert sum(status == 200 for status, _ in answers) >= 8
 
     asyncio.run(scenario())
-
-
-@pytest.fixture(scope="module")
-def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return media.write(tmp_path_factory.mktemp("slow") / "slow.mp4", size=(1280, 720), num_frames=60)
 
 
 def test_the_deadline_ends_a_request_and_its_work(folder: Path, slow: Path, clip: Path, tmp_path: Path) -> None:

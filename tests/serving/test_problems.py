@@ -72,11 +72,12 @@ def test_answers_carry_security_headers(client: TestClient) -> None:
         assert "server" not in headers
 
 
-class TestOpenApi:
-    @pytest.fixture(scope="class")
-    def document(self, client: TestClient) -> Any:
-        return client.get("/openapi.json").json()
+@pytest.fixture(scope="module")
+def document(client: TestClient) -> Any:
+    return client.get("/openapi.json").json()
 
+
+class TestOpenApi:
     def test_every_error_is_documented_as_a_problem(self, document: Any) -> None:
         for path, operations in document["paths"].items():
             for method, operation in operations.items():

@@ -1,0 +1,203 @@
+// One page, no build step: a clip goes to POST /classify, the answer becomes bars.
+
+const RECENT = 8;
+const RECORD_MS = 3000;
+const POLL_MS = 15000;
+
+const at = (id) => document.getElementById(id);
+const [drop, file, player, stage] = [at("drop"), at("file"), at("player"), document.querySelector(".stage")];
+const recent = [];
+let turn = 0; // the latest clip chosen; answers to earlier ones are not shown
+
+function element(tag, text, className) {
+  const made = document.createElement(tag);
+  made.textContent = text; // never markup: names and labels come from elsewhere
+  if (className) made.className = className;
+  return made;
+}
+
+const percent = (share) => `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`;
+const modelText = (model) => `${model.name} ${model.version ? `version ${model.version}` : ""} (${model.digest})`;
+
+function headers() {
+  const key = sessionStorage.getItem("api-key");
+  return key ? { Authorization: `Bearer ${key}` } : {};
+}
+
+// Ask the service; an answer that is no success becomes an Error with the problem document in it.
+async function ask(path, options = {}) {
+  let response;
+  try {
+    response = await fetch(path, { ...options, headers: { ...headers(), ...options.headers } });
+  } catch {
+    throw Object.assign(new Error(), { problem: { title: "The service cannot be reached", detail: "Is it running?" } });
+  }
+  const body = await response.json().catch(() => ({ title: `Status ${response.status}`, detail: "" }));
+  if (!response.ok) throw Object.assign(new Error(), { problem: body });
+  return body;
+}
+
+async function showModel() {
+  const line = at("model");
+  try {
+    const { model } = await ask("/ready");
+    line.className = "ready";
+    line.lastElementChild.textContent = modelText(model);
+  } catch (error) {
+    line.className = "unready";
+    line.lastElementChild.textContent = error.problem.title;
+  }
+}
+
+function play(clip) {
+  if (player.src) URL.revokeObjectURL(player.src);
+  player.src = URL.createObjectURL(clip);
+  stage.hidden = false;
+  player.hidden = false;
+  at("unplayable").hidden = true;
+  player.play().catch(() => {}); // a browser may want a click first
+}
+
+function clear() {
+  at("hint").hidden = true;
+  at("error").hidden = true;
+  at("labels").replaceChildren();
+  at("facts").replaceChildren();
+}
+
+function showAnswer({ predictions, video, model, timings }) {
+  clear();
+  at("labels").replaceChildren(...predictions.map(({ label, probability }) => {
+    const row = element("li", "");
+    row.style.setProperty("--share", probability);
+    row.append(element("span", label), element("span", percent(probability), "share"));
+    return row;
+  }));
+  const facts = {
+    Clip: `${video.num_frames} frames, ${video.width} × ${video.height}, ${video.duration_s.toFixed(1)} s, ${video.codec}`,
+    Time: `${Math.round(timings.total_ms)} ms: decoding ${Math.round(timings.decode_ms)}, model ${Math.round(timings.inference_ms)}`,
+    Model: modelText(model),
+  };
+  at("facts").replaceChildren(...Object.entries(facts).flatMap(([name, text]) => [element("dt", name), element("dd", text)]));
+}
+
+function showProblem({ title, detail, request_id: id, status }) {
+  clear();
+  const box = at("error");
+  box.replaceChildren(element("strong", title), element("span", detail ?? ""));
+  if (id) box.append(element("small", `request ${id}`));
+  box.hidden = false;
+  if (status === 401) {
+    at("key").hidden = false;
+    at("key-text").focus();
+  }
+}
+
+function remember(clip, name, outcome) {
+  recent.unshift({ clip, name, outcome });
+  recent.splice(RECENT);
+  at("recent").hidden = false;
+  at("recent").querySelector("ul").replaceChildren(...recent.map((entry) => {
+    const best = entry.outcome.answer?.predictions[0];
+    const button = element("button", "");
+    button.type = "button";
+    button.append(
+      element("span", entry.name),
+      element("span", best ? `${best.label}, ${percent(best.probability)}` : entry.outcome.problem.title),
+    );
+    button.addEventListener("click", () => {
+      turn += 1;
+      play(entry.clip);
+      show(entry.outcome);
+    });
+    const row = element("li", "");
+    row.append(button);
+    return row;
+  }));
+}
+
+function show({ answer, problem }) {
+  at("busy").hidden = true;
+  at("answer").setAttribute("aria-busy", "false");
+  if (answer) showAnswer(answer);
+  else showProblem(problem);
+}
+
+async function classify(clip, name) {
+  turn += 1;
+  const mine = turn;
+  play(clip);
+  clear();
+  at("busy").hidden = false;
+  at("answer").setAttribute("aria-busy", "true");
+  const form = new FormData();
+  form.append("file", clip, name);
+  let outcome;
+  try {
+    outcome = { answer: await ask("/classify", { method: "POST", body: form }) };
+  } catch (error) {
+    outcome = { problem: error.problem };
+  }
+  remember(clip, name, outcome);
+  if (mine === turn) show(outcome);
+}
+
+async function record() {
+  const button = at("record");
+  button.disabled = true;
+  try {
+    const camera = await navigator.mediaDevices.getUserMedia({ video: { width: 320 } });
+    const recorder = new MediaRecorder(camera);
+    const parts = [];
+    recorder.addEventListener("dataavailable", (event) => parts.push(event.data));
+    const done = new Promise((resolve) => recorder.addEventListener("stop", resolve));
+    recorder.start();
+    button.textContent = "Recording …";
+    await new Promise((resolve) => setTimeout(resolve, RECORD_MS));
+    recorder.stop();
+    await done;
+    camera.getTracks().forEach((track) => track.stop());
+    await classify(new Blob(parts, { type: recorder.mimeType }), `recorded at ${new Date().toLocaleTimeString()}`);
+  } catch (error) {
+    showProblem({ title: "Nothing could be recorded", detail: error.message });
+  } finally {
+    button.textContent = "Record three seconds";
+    button.disabled = false;
+  }
+}
+
+function choose(files) {
+  if (files.length) classify(files[0], files[0].name);
+}
+
+file.addEventListener("change", () => {
+  choose(file.files);
+  file.value = ""; // the same clip may be chosen again
+});
+drop.addEventListener("keydown", (event) => {
+  if (event.key !== "Enter" && event.key !== " ") return;
+  event.preventDefault();
+  file.click();
+});
+for (const kind of ["dragenter", "dragover", "dragleave", "drop"]) {
+  document.addEventListener(kind, (event) => {
+    event.preventDefault(); // or the browser would leave the page for the file
+    drop.classList.toggle("over", kind === "dragenter" || kind === "dragover");
+    if (kind === "drop") choose(event.dataTransfer.files);
+  });
+}
+player.addEventListener("error", () => {
+  player.hidden = true;
+  at("unplayable").hidden = false;
+});
+at("key").addEventListener("submit", (event) => {
+  event.preventDefault();
+  sessionStorage.setItem("api-key", at("key-text").value);
+  at("key").hidden = true;
+  if (recent.length) classify(recent[0].clip, recent[0].name);
+});
+at("record").addEventListener("click", record);
+at("record").hidden = !(navigator.mediaDevices && window.MediaRecorder);
+at("curl").textContent = `curl -F file=@clip.mp4 ${location.origin}/classify`;
+showModel();
+setInterval(showModel, POLL_MS);
