@@ -1,0 +1,241 @@
+"""The project's own files: what they promise has to be there, and nothing of one machine may be in them."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from dvc.cli.parser import get_main_parser
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from mme.cli import app
+from mme.tracking.registry import MODEL_LIBRARIES
+from tests import media
+from tests.tiny import save_tiny_folder
+
+ROOT = Path(__file__).parents[1]
+MAX_MODULE_LINES, MAX_STAGE_LINES, MAX_FUNCTION_LINES, MAX_CONTRIBUTING_LINES = 400, 100, 60, 60
+
+
+@functools.cache
+def tracked() -> list[Path]:
+    """Files under version control, and new ones that would be."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return [path for path in (ROOT / line for line in answer.stdout.splitlines()) if path.is_file()]
+
+
+@functools.cache
+def project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]  # type: ignore[no-any-return]
+
+
+def pins() -> dict[str, str]:
+    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    pairs = [line.split("==") for line in lines if not line.startswith("#")]
+    return {canonicalize_name(name): version for name, version in pairs}
+
+
+def fenced(language: str) -> list[str]:
+    """The README's code blocks of a language."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [content for name, content in blocks if name == language]
+
+
+def shown_commands() -> list[list[str]]:
+    """Every command line of the README, without its comment."""
+    lines = [line for block in fenced("bash") for line in block.splitlines()]
+    return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
+
+
+def make_targets() -> dict[str, str]:
+    """Targets of the menu with what is said of them."""
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    return dict(re.findall(r"^([a-z]+):.*? ## (.+)$", text, re.MULTILINE))
+
+
+def test_no_file_holds_a_package_address_or_a_path_of_one_machine() -> None:
+    addresses = ["pypi" + r"\.org", "pythonhosted" + r"\.org", "registry" + r"\.npmjs", "download" + r"\.pytorch"]
+    options = ["--" + "index-url", "--" + "extra-index-url", "--" + "find-links"]
+    places = ["/" + "work/", "/" + "tmp/w", "/" + "home/[a-z]", "/" + "Users/"]
+    pattern = re.compile("|".join(addresses + options + places))
+    found = []
+    for path in tracked():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue  # a picture
+        found += [f"{path.relative_to(ROOT)}: {match[0]}" for match in pattern.finditer(text)]
+    assert found == []
+
+
+def test_the_lock_holds_pins_only() -> None:
+    for line in (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines():
+        assert line.startswith("#") or re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line), line
+    assert pins()["torch"].startswith("2.13.")
+    assert not [name for name in pins() if name.startswith(("nvidia", "cuda", "triton"))]
+
+
+def test_the_lock_has_everything_that_is_asked_for() -> None:
+    extras = project()["optional-dependencies"]
+    wanted = [
+        Requirement(text) for text in [*project()["dependencies"], *(text for part in extras.values() for text in part)]
+    ]
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["build-system"]["requires"]
+    for requirement in [*wanted, *map(Requirement, build)]:
+        name = canonicalize_name(requirement.name)
+        if name != project()["name"]:
+            assert pins()[name] in requirement.specifier, requirement
+
+
+def test_what_a_registered_model_needs_is_what_answering_needs() -> None:
+    base = {Requirement(text).name for text in project()["dependencies"]}
+    assert set(MODEL_LIBRARIES) == base - {"httpx", "typer"} | {"pandas"}
+
+
+def test_answering_loads_nothing_of_training() -> None:
+    code = "import sys, mme.inference; print(' '.join(sys.modules))"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    answer = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert not {"dvc", "matplotlib", "mlflow", "optuna", "pandas", "pytorch_lightning"} & set(answer.stdout.split())
+
+
+def test_make_shows_every_target_and_does_nothing_else() -> None:
+    answer = subprocess.run(["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert re.findall(r"^  make ([a-z]+)", answer.stdout, re.MULTILINE) == list(make_targets())
+    phony = re.search(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert phony is not None
+    assert set(phony[1].split()) == set(make_targets())
+    assert {"repro", "serve", "test", "check", "format", "bench", "clean", "ui", "venv"} <= set(make_targets())
+
+
+def test_make_refuses_an_old_python(tmp_path: Path) -> None:
+    old = tmp_path / "python3"
+    old.write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
+    old.chmod(0o755)
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    command = ["make", "venv", f"PYTHON={old}"]
+    answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert answer.returncode != 0
+    assert not (tmp_path / ".venv").exists()
+
+
+def test_every_command_of_the_readme_exists() -> None:
+    parser = get_main_parser()
+    own = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    for words in shown_commands():
+        match words[0]:
+            case "make":
+                assert words[1] in make_targets(), words
+            case "dvc":
+                parser.parse_args(words[1:])
+            case "mme":
+                assert words[1] in own, words
+            case "source":
+                assert words[1] == ".venv/bin/activate"
+            case "curl":
+                assert words[-1].startswith("http://127.0.0.1:8000/"), words
+            case _:
+                pytest.fail(f"README.md: no test knows {words}")
+
+
+def test_the_readmes_python_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_tiny_folder(tmp_path / "models/export")
+    media.write(tmp_path / "video.mp4")
+    monkeypatch.chdir(tmp_path)
+    (code,) = fenced("python")
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["features"].ndim == 1
+    assert "Prediction(label=" in capsys.readouterr().out
+
+
+def test_the_readmes_tree_is_there() -> None:
+    (tree,) = [block for block in fenced("") if "params.yaml" in block]
+    folder, missing = ROOT, []
+    for line in tree.splitlines():
+        name = line.split()[0]
+        folder = folder if line.startswith("  ") else ROOT
+        if not (folder / name).exists():
+            missing.append(name)
+        if name.endswith("/") and not line.startswith("  "):
+            folder = ROOT / name
+    assert missing == []
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    for path in (path for path in tracked() if path.suffix == ".md"):
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text(encoding="utf-8")):
+            assert "://" in target or (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def test_continuous_integration_uses_the_menu() -> None:
+    script = ROOT / ".ci/run"
+    assert os.access(script, os.X_OK)
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    text = script.read_text(encoding="utf-8")
+    assert "set -euo pipefail" in text
+    assert set(re.findall(r"^make ([a-z]+)", text, re.MULTILINE)) == {"test", "check"}
+
+
+def test_pre_commit_runs_what_is_installed() -> None:
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    for repository in config["repos"]:
+        assert repository["repo"] == "local"
+        for hook in repository["hooks"]:
+            program = hook["entry"].split()[0]
+            assert canonicalize_name(Path(program).name.replace("lint-imports", "import-linter")) in pins()
+
+
+def test_analytics_are_off() -> None:
+    config = (ROOT / ".dvc/config").read_text(encoding="utf-8")
+    assert "analytics = false" in config
+    assert "check_update = false" in config
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for name in ("DVC_NO_ANALYTICS", "MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK", "HF_HUB_DISABLE_TELEMETRY"):
+        assert re.search(rf"^export {name} := (true|1)$", makefile, re.MULTILINE), name
+    code = "import mme.tracking; from mlflow.telemetry.utils import is_telemetry_disabled as off; print(off())"
+    quiet = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("CI", "PYTEST", "GITHUB", "MLFLOW", "DO_NOT"))
+    }
+    answer = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**quiet, "PYTHONPATH": str(ROOT / "src")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert answer.stdout.strip() == "True"
+
+
+def test_sizes_stay_readable() -> None:
+    too_long = []
+    for path in (path for path in tracked() if path.suffix == ".py" and path.is_relative_to(ROOT / "src")):
+        text = path.read_text(encoding="utf-8")
+        limit = MAX_STAGE_LINES if path.parent.name == "stages" else MAX_MODULE_LINES
+        if len(text.splitlines()) > limit:
+            too_long.append(f"{path.relative_to(ROOT)}: {len(text.splitlines())} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                length = (node.end_lineno or node.lineno) - node.lineno + 1
+                if length > MAX_FUNCTION_LINES:
+                    too_long.append(f"{path.relative_to(ROOT)}: {node.name} has {length} lines")
+    assert too_long == []
+    assert len((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").splitlines()) < MAX_CONTRIBUTING_LINES
