@@ -127,7 +127,9 @@ class VideoWriter:
         context.colorspace = Colorspace.ITU709
         context.color_primaries = ColorPrimaries.BT709
         context.color_trc = ColorTrc.BT709
-        x264 = f"keyint={gop_frames}:min-keyint={gop_frames}:scenecut=0:bframes=0:open-gop=0"
+        # Without cpu-independent, x264's AVX-512 code for its look-ahead reads memory that nobody has written: now and
+        # then the same frames give other bytes, and another processor always does.
+        x264 = f"keyint={gop_frames}:min-keyint={gop_frames}:scenecut=0:bframes=0:open-gop=0:cpu-independent=1"
         stream.options = {"preset": "veryfast", "crf": str(crf), "x264-params": x264}
         self._stream = stream
         self._converter = VideoReformatter()
