@@ -14,6 +14,24 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 Split = Literal["pretrain", "train", "val", "test"]
 Objective = Literal["mme", "trajectory", "hog", "pixel"]
 Precision = Literal["32", "bf16-mixed", "16-mixed"]
+Primitive = Literal[
+    "left",
+    "right",
+    "up",
+    "down",
+    "up-left",
+    "up-right",
+    "down-left",
+    "down-right",
+    "clockwise",
+    "counterclockwise",
+    "grow",
+    "shrink",
+    "orbit-clockwise",
+    "orbit-counterclockwise",
+    "shake-horizontal",
+    "shake-vertical",
+]
 
 Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -54,6 +72,7 @@ class SynthesizeParams(Section):
     """The motion primitives: sizes in pixels, speeds per frame."""
 
     output: Path
+    classes: Annotated[tuple[Primitive, ...], Field(min_length=2)]
     size: Annotated[int, Field(ge=16, multiple_of=2)]
     num_frames: Positive
     fps: Positive
@@ -77,6 +96,8 @@ class SynthesizeParams(Section):
             low, high = getattr(self, name)
             if low > high:
                 raise ValueError(f"{name}: [{low}, {high}] must ascend")
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"classes: {list(self.classes)} name one twice")
         if self.zoom[0] <= 1.0:
             raise ValueError(f"zoom: {self.zoom[0]} must be above 1 (shrinking uses its inverse)")
         return self
@@ -276,7 +297,8 @@ class Params(Section):
             )
         if self.pretrain.length > self.trajectories.max_length:
             raise ValueError(
-                f"pretrain.length: {self.pretrain.length} exceeds trajectories.max_length {self.trajectories.max_length}"
+                f"pretrain.length: {self.pretrain.length} exceeds"
+                f" trajectories.max_length {self.trajectories.max_length}"
             )
         needed = frames_needed(self.clip, self.model, self.pretrain.length)
         if self.ingest.min_frames < needed:
@@ -285,7 +307,8 @@ class Params(Section):
             )
         if self.ingest.source == "motion-primitives" and self.synthesize.num_frames < self.ingest.min_frames:
             raise ValueError(
-                f"synthesize.num_frames: {self.synthesize.num_frames} is below ingest.min_frames {self.ingest.min_frames}"
+                f"synthesize.num_frames: {self.synthesize.num_frames} is below"
+                f" ingest.min_frames {self.ingest.min_frames}"
             )
         if self.ingest.short_side < self.clip.size:
             raise ValueError(f"ingest.short_side: {self.ingest.short_side} is below clip.size {self.clip.size}")

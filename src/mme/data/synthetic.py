@@ -13,31 +13,29 @@ distribution in every class, so that a single frame does not tell the class.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, get_args
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from mme.config import SynthesizeParams
+from mme.config import Primitive, SynthesizeParams
 
-CLASSES: Final = (
-    "left",
-    "right",
-    "up",
-    "down",
-    "clockwise",
-    "counterclockwise",
-    "grow",
-    "shrink",
-    "orbit-clockwise",
-    "orbit-counterclockwise",
-    "shake-horizontal",
-    "shake-vertical",
-)
+CLASSES: Final[tuple[str, ...]] = get_args(Primitive)
 
-_DIRECTIONS: Final = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+_DIAGONAL: Final = math.sqrt(0.5)
+_DIRECTIONS: Final = {
+    "left": (-1.0, 0.0),
+    "right": (1.0, 0.0),
+    "up": (0.0, -1.0),
+    "down": (0.0, 1.0),
+    "up-left": (-_DIAGONAL, -_DIAGONAL),
+    "up-right": (_DIAGONAL, -_DIAGONAL),
+    "down-left": (-_DIAGONAL, _DIAGONAL),
+    "down-right": (_DIAGONAL, _DIAGONAL),
+}
 _TURNS: Final = {"clockwise": 1, "counterclockwise": -1}  # y points down: a positive angle turns clockwise
 _ZOOMS: Final = {"grow": 1, "shrink": -1}
 _ORBITS: Final = {"orbit-clockwise": 1, "orbit-counterclockwise": -1}

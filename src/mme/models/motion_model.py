@@ -1,4 +1,4 @@
-"""The masked motion model (Sun et al. 2023, section 3): encode what is visible, predict the motion of what is hidden."""
+"""The masked motion model (Sun et al. 2023, section 3): from what is visible to the motion of what is hidden."""
 
 from __future__ import annotations
 
@@ -57,6 +57,8 @@ class MotionModel(nn.Module):
         )
         for part in (self.decoder_embed, self.decoder_blocks, self.heads):
             init_weights(part)
+        for head in self.heads.values():
+            nn.init.normal_(head.weight, std=0.01)  # the first guess is the mean of the targets, not noise
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, clip: Float[Tensor, "B 3 T H W"], hidden: Bool[Tensor, "B N"]) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import track
 
 from mme.config import Params, SynthesizeParams, load_params
-from mme.data.synthetic import CLASSES, sample_scene
+from mme.data.synthetic import sample_scene
 from mme.data.video import write_video
 from mme.files import atomic_path
 
@@ -33,16 +33,16 @@ class Job:
 
 def jobs(params: Params) -> Iterator[Job]:
     """Every video, classes in turn, so that each split is balanced."""
-    synthesize = params.synthesize
+    synthesize, classes = params.synthesize, params.synthesize.classes
     sizes = {
         "pretrain": synthesize.num_pretrain,
-        "train": synthesize.train_per_class * len(CLASSES),
-        "val": synthesize.val_per_class * len(CLASSES),
-        "test": synthesize.test_per_class * len(CLASSES),
+        "train": synthesize.train_per_class * len(classes),
+        "val": synthesize.val_per_class * len(classes),
+        "test": synthesize.test_per_class * len(classes),
     }
     for number, (split, size) in enumerate(sizes.items()):
         for index in range(size):
-            label = CLASSES[index % len(CLASSES)]
+            label = classes[index % len(classes)]
             yield Job(f"{split}/{index:05d}.mp4", label, split, (params.run.seed, number, index))
 
 
