@@ -119,7 +119,12 @@ from mme.data.manifest import Manifest
 folder = Path(sys.argv[1])
 manifest = Manifest.load(sys.argv[2])
 extractor = extraction.Extractor(manifest, params(), folder / "work")
-extractor.run(2, lambda count: print("done", count, flush=True))
+
+def report(count):
+    print("done", count, flush=True)
+    time.sleep(0.2)  # time to be killed in
+
+extractor.run(2, report)
 """
 
 
@@ -135,7 +140,7 @@ def test_killed_and_resumed_gives_the_bytes_of_an_uninterrupted_run(
     )
     assert child.stdout is not None
     with child.stdout:
-        for _ in range(1 + 4):  # nothing is there at first; then four of the seven videos
+        while not list((tmp_path / "work").glob("*/entries/*.json")):
             assert child.stdout.readline().startswith("done")
         child.send_signal(signal.SIGKILL)
     child.wait()

@@ -22,12 +22,12 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from jaxtyping import UInt8
 
-import mme.targets
 from mme.config import TrajectoriesParams
 from mme.data.containers import VideoError, open_stream
 from mme.data.manifest import Manifest, Video
 from mme.data.video import decode_stream, upright
 from mme.files import atomic_path, digest, read_json, sha256_file, write_json
+from mme.targets import camera, flow, shards, trajectories
 from mme.targets.shards import FORMAT, Entry, merge_parts, read_part, write_index, write_part
 from mme.targets.trajectories import iter_tracks
 
@@ -40,6 +40,18 @@ class Extraction:
 
     entries: dict[str, Entry]
     failures: dict[str, str]
+
+    def summary(self) -> dict[str, float]:
+        """Counts, the share of points that are valid to their last step, and that of trusted homographies."""
+        names = ("num_starts", "num_trusted", "num_points", "num_whole")
+        total = {name: sum(entry[name] for entry in self.entries.values()) for name in names}
+        return {
+            "videos": len(self.entries),
+            "bad_videos": len(self.failures),
+            "frames": total["num_starts"] + len(self.entries),
+            "valid_share": total["num_whole"] / max(total["num_points"], 1),
+            "trusted_share": total["num_trusted"] / max(total["num_starts"], 1),
+        }
 
 
 def iter_frames(path: Path) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
@@ -61,7 +73,7 @@ def extraction_key(videos: Sequence[Video], paths: Sequence[Path], params: Traje
         [video.id, video.sha256, video.width, video.height, video.num_frames, path.stat().st_size]
         for video, path in zip(videos, paths, strict=True)
     ]
-    code = [sha256_file(file) for file in sorted(Path(mme.targets.__file__).parent.glob("*.py"))]
+    code = [sha256_file(Path(str(module.__file__))) for module in (camera, flow, shards, trajectories)]
     return digest([FORMAT, cv2.__version__, code, params.model_dump(mode="json", exclude={"max_bad_ratio"}), files])
 
 

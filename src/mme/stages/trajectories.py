@@ -3,70 +3,89 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mme.config import load_params
+from mme.config import Params, load_params
 from mme.data.extraction import Extraction, Extractor
 from mme.data.manifest import Manifest
-from mme.files import write_json
+from mme.data.video import read_frames
+from mme.files import atomic_path, write_json
+from mme.targets.preview import PreviewRow, contact_sheet, encode_png
+from mme.targets.store import TrackStore
+from mme.tracking import start_run
 
 MANIFEST = Path("data/manifest.parquet")
 OUTPUT = Path("data/trajectories")
 REPORTS = Path("reports/trajectories")
 WORK = Path(".work/trajectories")
 
+NUM_PICTURED = 6
+NUM_LOOKED_AT = 8
+"""Start frames of a video from which the picture takes the one with the most motion."""
+
 
 def main() -> None:
     """Extract tracks as ``params.yaml`` says.
 
     Raises:
-        ValueError: no videos, or the share of bad ones is above ``trajectories.max_bad_ratio``.
+        ValueError: no good video, or the share of bad ones is above ``trajectories.max_bad_ratio``.
     """
     params = load_params()
-    extractor = Extractor(Manifest.load(MANIFEST), params.trajectories, WORK)
+    manifest = Manifest.load(MANIFEST)
+    extractor = Extractor(manifest, params.trajectories, WORK)
+    with start_run("trajectories", params) as run:
+        run.log_dataset(MANIFEST, manifest.digest, "trajectories")
+        begin = time.perf_counter()
+        result = extract(extractor, params)
+        extractor.finish(OUTPUT, result)
+        summary = {
+            **result.summary(),
+            "seconds": time.perf_counter() - begin,
+            "bytes": sum(file.stat().st_size for file in OUTPUT.glob("*.safetensors")),
+        }
+        write_json(REPORTS / "summary.json", summary)
+        with atomic_path(REPORTS / "preview.png") as temporary:
+            temporary.write_bytes(preview(manifest, TrackStore(OUTPUT), sorted(result.entries)))
+        run.log_metrics({f"trajectories/{name}": value for name, value in summary.items()})
+        run.log_artifact(REPORTS)
+
+
+def extract(extractor: Extractor, params: Params) -> Extraction:
+    """Extract under a progress bar, and name the bad videos."""
     console = Console(stderr=True)
-    begin = time.perf_counter()
-    columns = (
-        TextColumn("trajectories"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task("", total=len(extractor.videos))
+        task = progress.add_task("trajectories", total=len(extractor.videos))
         result = extractor.run(params.run.num_workers, lambda count: progress.advance(task, count))
     for video_id, reason in result.failures.items():
-        console.print(f"bad video {video_id}: {reason}", markup=False, highlight=False)
-    bad_ratio = len(result.failures) / len(extractor.videos)
-    if bad_ratio > params.trajectories.max_bad_ratio:
+        console.print(f"bad video {video_id}: {reason}", markup=False, highlight=False, soft_wrap=True)
+    bad_ratio, limit = len(result.failures) / len(extractor.videos), params.trajectories.max_bad_ratio
+    if bad_ratio > limit or not result.entries:
         raise ValueError(
-            f"{len(result.failures)} of {len(extractor.videos)} videos are bad, {bad_ratio:.1%} is above"
-            f" trajectories.max_bad_ratio {params.trajectories.max_bad_ratio:g}"
+            f"{len(result.failures)} of {len(extractor.videos)} videos are bad: {bad_ratio:.1%} is above"
+            f" trajectories.max_bad_ratio {limit:g}"
         )
-    extractor.finish(OUTPUT, result)
-    write_json(REPORTS / "summary.json", summarise(result, OUTPUT, time.perf_counter() - begin))
+    return result
 
 
-def summarise(result: Extraction, folder: Path, seconds: float) -> dict[str, float]:
-    """Figures of the extraction, for the metrics of the stage."""
-    total = {
-        name: sum(entry[name] for entry in result.entries.values())
-        for name in ("num_starts", "num_trusted", "num_points", "num_whole")
-    }
-    return {
-        "videos": len(result.entries),
-        "bad_videos": len(result.failures),
-        "frames": total["num_starts"] + len(result.entries),
-        "valid_share": total["num_whole"] / max(total["num_points"], 1),
-        "trusted_share": total["num_trusted"] / max(total["num_starts"], 1),
-        "seconds": seconds,
-        "bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors")),
-    }
+def preview(manifest: Manifest, store: TrackStore, video_ids: Sequence[str]) -> bytes:
+    """A PNG with the tracks of a few videos, each from one of its liveliest frames."""
+    length, rows = int(store.params["max_length"]), []
+    for place in np.unique(np.linspace(0, len(video_ids) - 1, NUM_PICTURED).astype(int)):
+        video = manifest[video_ids[place]]
+        last = max(store.num_starts(video.id) - length, 0)
+        starts = np.unique(np.linspace(0, last, NUM_LOOKED_AT).astype(int)).tolist()
+        motion = np.abs(store.read(video.id, starts, length).residuals()).mean(axis=(1, 2, 3, 4))
+        start = starts[int(motion.argmax())]
+        frame = read_frames(manifest.path_of(video), [start])[0]
+        title = f"{video.id}   frame {start}" + (f"   {video.label}" if video.label else "")
+        rows.append(PreviewRow(title, frame, store.read(video.id, [start], length)))
+    return encode_png(contact_sheet(rows))
 
 
 if __name__ == "__main__":
