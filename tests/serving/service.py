@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
+import psutil  # type: ignore[import-untyped]
 from fastapi import FastAPI
 
 from serving.engine import Engine
@@ -21,7 +28,7 @@ RAW = {"content-type": "video/mp4"}
 
 def make_settings(folder: Path, temp_dir: Path, **changes: Any) -> Settings:
     values = {"model": str(folder), "temp_dir": temp_dir, "num_decode_workers": 2, "torch_threads": 1, "poll_s": 3600.0}
-    return Settings(**(values | changes))
+    return Settings.model_validate(values | changes)
 
 
 def form(*parts: tuple[str, str | None, bytes]) -> bytes:
@@ -81,3 +88,50 @@ async def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
     async with asyncio.timeout(timeout_s):
         while not condition():
             await asyncio.sleep(0.01)
+
+
+@contextmanager
+def server(folder: Path, temp_dir: Path, **environment: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """``python -m serving`` on a free port, ready."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    given = {"MME_MODEL": str(folder), "MME_PORT": str(port), "MME_TEMP_DIR": str(temp_dir), **environment}
+    environ = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | given
+    command = [sys.executable, "-m", "serving"]
+    with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            address = f"http://127.0.0.1:{port}"
+            wait_until(lambda: is_ready(address, process))
+            yield address, process
+        finally:
+            process.kill()
+
+
+def is_alive(process_id: int) -> bool:
+    return bool(psutil.pid_exists(process_id))
+
+
+def descendants(process_id: int) -> list[int]:
+    """Children of a process, their children, and so on."""
+    return [child.pid for child in psutil.Process(process_id).children(recursive=True)]
+
+
+def libraries(process_id: int) -> set[str]:
+    """Names of the files that a process has mapped."""
+    return {Path(region.path).name for region in psutil.Process(process_id).memory_maps()}
+
+
+def is_ready(address: str, process: subprocess.Popen[str]) -> bool:
+    assert process.poll() is None, process.stdout.read() if process.stdout else ""
+    try:
+        return httpx.get(f"{address}/ready").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 240.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true"
+        time.sleep(0.05)

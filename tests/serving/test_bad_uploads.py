@@ -7,14 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 from starlette.testclient import TestClient
 
 from serving.app import create_app
 from serving.problems import KINDS
 from tests import media
-from tests.serving.service import BOUNDARY, FORM, RAW, form, make_settings
+from tests.serving.service import BOUNDARY, FORM, RAW, form, is_alive, make_settings
 
 PNG = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x00\x01\x00\x00\x00\x01\x08\x02\x00\x00\x00\x90wS\xde"
 
@@ -156,5 +155,5 @@ def test_no_process_is_left(folder: Path, clip: Path, tmp_path: Path) -> None:
         client.post("/classify", content=PNG, headers=RAW)
         processes = app.state.engine.decoder_ids
         assert len(processes) == 2
-    assert not any(psutil.pid_exists(process) for process in processes)
+    assert not any(is_alive(process) for process in processes)
     assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 
 from mme.data.containers import VideoError
@@ -19,7 +18,7 @@ from mme.data.views import prepare
 from serving.decode_child import Job, VideoLimits
 from serving.decode_pool import DecodeLimits, DecodePool
 from serving.metrics import Metrics
-from tests.serving.service import until
+from tests.serving.service import is_alive, libraries, until
 from tests.tiny import tiny_config
 
 NO_LIMITS = VideoLimits(math.inf, 10**9, 10**9, 60.0)
@@ -38,7 +37,7 @@ async def pool(num_workers: int = 1, timeout_s: float = 60.0, memory_mb: int = 1
     finally:
         processes = pool.process_ids
         await pool.close()
-        assert not any(psutil.pid_exists(process) for process in processes)
+        assert not any(is_alive(process) for process in processes)
 
 
 def test_views_equal_those_made_here(clip: Path) -> None:
@@ -60,7 +59,7 @@ def test_a_video_that_takes_too_long_costs_its_process(clip: Path) -> None:
             with pytest.raises(VideoError) as caught:
                 await decoders.decode(job(clip))
             assert caught.value.reason == "timed-out"
-            assert not psutil.pid_exists(process)
+            assert not is_alive(process)
             assert len((await decoders.decode(job(clip))).frames) == 6
 
     asyncio.run(scenario())
@@ -123,7 +122,7 @@ def test_whoever_goes_away_frees_the_process(slow: Path, clip: Path) -> None:
             decoding = asyncio.ensure_future(decoders.decode(job(slow)))
             await asyncio.sleep(0.05)
             decoding.cancel()
-            await until(lambda: not psutil.pid_exists(process))
+            await until(lambda: not is_alive(process))
             assert len((await decoders.decode(job(clip))).frames) == 6
 
     asyncio.run(scenario())
@@ -148,7 +147,6 @@ def test_a_process_is_small_and_has_no_model(clip: Path) -> None:
         async with pool() as decoders:
             await decoders.decode(job(clip))
             (process,) = decoders.process_ids
-            libraries = {Path(region.path).name for region in psutil.Process(process).memory_maps()}
-            assert not any("torch" in library for library in libraries)
+            assert not any("torch" in library for library in libraries(process))
 
     asyncio.run(scenario())

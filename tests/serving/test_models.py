@@ -12,7 +12,7 @@ from mme.models.checkpoints import CONFIG_FILE, WEIGHTS_FILE, content_digest
 from serving.app import create_app
 from serving.metrics import Metrics
 from serving.models import ModelHost
-from tests.serving.service import RAW, make_settings
+from tests.serving.service import RAW, make_settings, wait_until
 from tests.tiny import save_tiny_folder
 
 
@@ -91,7 +91,7 @@ def test_the_service_starts_without_a_model_and_says_so(folder: Path, clip: Path
             assert response.headers["retry-after"] == "1"
         shutil.copytree(folder, tmp_path / "copy")
         (tmp_path / "copy").rename(later)
-        wait_for(lambda: client.get("/ready").status_code == 200)
+        wait_until(lambda: client.get("/ready").status_code == 200)
         assert client.post("/classify", content=clip.read_bytes(), headers=RAW).status_code == 200
 
 
@@ -113,19 +113,10 @@ def test_a_swap_under_load_fails_no_request(own: Path, clip: Path, tmp_path: Pat
         for seed in (1, 2):
             save_tiny_folder(own, seed=seed)
             digests.append(content_digest(own))
-            wait_for(lambda: client.get("/model").json()["digest"] == digests[-1])
+            wait_until(lambda: client.get("/model").json()["digest"] == digests[-1])
         stop.set()
         seen = [item for future in running for item in future.result()]
     assert {status for status, _, _ in seen} == {200}
     assert {digest for _, digest, _ in seen} <= set(digests)
     assert len({digest for _, digest, _ in seen}) >= 2
     assert len({(digest, logit) for _, digest, logit in seen}) == len({digest for _, digest, _ in seen})
-
-
-def wait_for(condition: object, timeout_s: float = 30.0) -> None:
-    tick = threading.Event()
-    for _ in range(int(timeout_s / 0.02)):
-        if condition():  # type: ignore[operator]
-            return
-        tick.wait(0.02)
-    raise TimeoutError("the condition did not come true")

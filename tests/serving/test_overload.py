@@ -3,15 +3,13 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-import psutil
-
 from serving.app import create_app
 from serving.middleware import CLIENT_CLOSED_REQUEST
-from tests.serving.service import RAW, Call, make_settings, running, until
+from tests.serving.service import RAW, Call, is_alive, make_settings, running, until
 
 
 def value(app: object, name: str, **labels: str) -> float:
-    return app.state.engine.metrics.registry.get_sample_value(name, labels) or 0.0  # type: ignore[attr-defined, no-any-return]
+    return app.state.engine.metrics.registry.get_sample_value(name, labels) or 0.0  # type: ignore[attr-defined]
 
 
 def test_a_full_queue_is_answered_at_once(folder: Path, clip: Path, tmp_path: Path) -> None:
@@ -64,7 +62,7 @@ def test_the_deadline_ends_a_request_and_its_work(folder: Path, slow: Path, clip
             call.send(slow.read_bytes())
             status, problem = await call.answer()
             assert (status, problem["type"]) == (504, "/problems/deadline-exceeded")
-            await until(lambda: not psutil.pid_exists(process) and len(engine.decoder_ids) == 1)
+            await until(lambda: not is_alive(process) and len(engine.decoder_ids) == 1)
             assert value(app, "mme_videos_total", outcome="deadline-exceeded") == 1
 
     asyncio.run(scenario())
@@ -84,7 +82,7 @@ def test_a_client_that_goes_away_frees_its_place(folder: Path, slow: Path, clip:
             await asyncio.wait_for(call.task, 10)
             assert call.status is None
             assert engine.admission.num_admitted == 0
-            await until(lambda: not psutil.pid_exists(process))
+            await until(lambda: not is_alive(process))
             gone = {"method": "POST", "route": "/classify", "status": str(CLIENT_CLOSED_REQUEST)}
             assert value(app, "mme_http_requests_total", **gone) == 1
             again = Call(app, "/classify", RAW)

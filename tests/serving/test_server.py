@@ -1,58 +1,19 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-import psutil
 
-
-@contextmanager
-def server(folder: Path, temp_dir: Path, **environment: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """``python -m serving`` on a free port, ready."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    given = {"MME_MODEL": str(folder), "MME_PORT": str(port), "MME_TEMP_DIR": str(temp_dir), **environment}
-    environ = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | given
-    command = [sys.executable, "-m", "serving"]
-    with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        try:
-            address = f"http://127.0.0.1:{port}"
-            wait_until(lambda: is_ready(address, process))
-            yield address, process
-        finally:
-            process.kill()
-
-
-def is_ready(address: str, process: subprocess.Popen[str]) -> bool:
-    assert process.poll() is None, process.stdout.read() if process.stdout else ""
-    try:
-        return httpx.get(f"{address}/ready").status_code == 200
-    except httpx.TransportError:
-        return False
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 120.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true"
-        time.sleep(0.05)
+from tests.serving.service import descendants, is_alive, server, wait_until
 
 
 def test_a_life_of_the_server(folder: Path, clip: Path, slow: Path, tmp_path: Path) -> None:
     settings = {"MME_NUM_DECODE_WORKERS": "1", "MME_DRAIN_S": "4", "MME_MAX_UPLOAD_BYTES": "1000000"}
     with server(folder, tmp_path, **settings) as (address, process), ThreadPoolExecutor(6) as threads:
-        family = psutil.Process(process.pid).children(recursive=True)
+        family = descendants(process.pid)
         assert family
         for _ in range(5):  # an early answer reaches a client that is still sending
             assert post(address, b"x" * 3_000_000) == 413
@@ -67,7 +28,7 @@ def test_a_life_of_the_server(folder: Path, clip: Path, slow: Path, tmp_path: Pa
         output, _ = process.communicate(timeout=60)
 
     assert process.returncode in (0, -signal.SIGTERM)
-    assert not psutil.wait_procs(family, timeout=10)[1]
+    wait_until(lambda: not any(map(is_alive, family)))
     assert list(tmp_path.iterdir()) == []
     entries = [json.loads(line) for line in output.splitlines()]
     requests = [entry for entry in entries if entry.get("path") == "/classify"]
@@ -77,9 +38,9 @@ def test_a_life_of_the_server(folder: Path, clip: Path, slow: Path, tmp_path: Pa
 
 def test_a_killed_server_leaves_no_process(folder: Path, tmp_path: Path) -> None:
     with server(folder, tmp_path) as (_, process):
-        family = psutil.Process(process.pid).children(recursive=True)
+        family = descendants(process.pid)
         process.kill()
-        assert not psutil.wait_procs(family, timeout=10)[1]
+        wait_until(lambda: not any(map(is_alive, family)))
 
 
 def post(address: str, data: bytes) -> int:
