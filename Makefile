@@ -41,7 +41,7 @@ ui: $(STAMP) ## browse and compare the recorded runs on http://127.0.0.1:5000
 	$(BIN)/mlflow ui --port $(UI_PORT)
 
 test: $(STAMP) ## run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadscope
 
 check: $(STAMP) ## lint, formatting, types and import directions
 	$(BIN)/ruff check
