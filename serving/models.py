@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -41,10 +42,18 @@ class LoadedModel:
 class _Found:
     """What the address means now; ``mark`` changes when that does."""
 
-    address: str
+    folder: Path
     mark: str
     version: str | None = None
     digest: str | None = None
+
+    def discard_damaged_copy(self) -> None:
+        """Remove a downloaded copy that cannot be right, so that the next look downloads it again.
+
+        Downloads are kept in folders named by their digest; no other folder is ours to remove.
+        """
+        if self.digest is not None and self.folder.name == self.digest:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class ModelHost:
@@ -109,14 +118,16 @@ class ModelHost:
             return _find_registered(self._address)
         folder = Path(self._address)
         stats = [(folder / name).stat() for name in (WEIGHTS_FILE, CONFIG_FILE)]
-        return _Found(self._address, repr([(stat.st_mtime_ns, stat.st_size, stat.st_ino) for stat in stats]))
+        return _Found(folder, repr([(stat.st_mtime_ns, stat.st_size, stat.st_ino) for stat in stats]))
 
     def _load(self, found: _Found) -> bool:
-        classifier = Classifier.load(found.address)
+        try:
+            classifier = _load_registered(found) if found.digest else Classifier.load(found.folder)
+        except ValueError:
+            found.discard_damaged_copy()
+            raise
         if self._find().mark != found.mark:
-            raise ValueError(f"{found.address}: changed while it was being read")
-        if found.digest is not None and classifier.digest != found.digest:
-            raise ValueError(f"{classifier.folder}: its digest is {classifier.digest}, registered is {found.digest}")
+            raise ValueError(f"{self._address}: changed while it was being read")
         version = found.version or _recorded_version(classifier)
         if self.current is not None and (self.current.digest, self.current.version) == (classifier.digest, version):
             return False
@@ -148,7 +159,15 @@ def _find_registered(address: str) -> _Found:
     found = tracking.find_alias(name, alias) if at else tracking.get_version(*_split_version(name))
     if found is None:
         raise ValueError(f"{address}: the alias has just been removed")
-    return _Found(found.address, found.address, str(found.number), found.tags.get("digest"))
+    folder = tracking.resolve(found.address)
+    return _Found(folder, found.address, str(found.number), found.tags["digest"])
+
+
+def _load_registered(found: _Found) -> Classifier:
+    classifier = Classifier.load(found.folder)
+    if classifier.digest != found.digest:
+        raise ValueError(f"{found.folder}: its digest is {classifier.digest}, registered is {found.digest}")
+    return classifier
 
 
 def _split_version(text: str) -> tuple[str, int]:
