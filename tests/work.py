@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 
+TOIL_S = 0.5
+
+
 @dataclass(frozen=True)
 class Order:
     """What a process is to do, and what it answers if it gets that far."""
 
     number: int
-    what: Literal["answer", "hang", "crash", "raise"] = "answer"
+    what: Literal["answer", "hang", "crash", "raise", "toil"] = "answer"
 
 
 def obey(order: Order) -> tuple[int, int]:
@@ -26,4 +29,9 @@ def obey(order: Order) -> tuple[int, int]:
         os.kill(os.getpid(), signal.SIGSEGV)
     if order.what == "raise":
         raise ValueError(f"order {order.number} is wrong")
+    if order.what == "toil":
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        begin = time.process_time()
+        while time.process_time() < begin + TOIL_S:
+            pass
     return order.number, os.getpid()

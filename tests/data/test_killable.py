@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import multiprocessing
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from mme.data.killable import Lost, run_killable
-from tests.work import Order, obey
+from tests.work import TOIL_S, Order, obey
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +39,21 @@ def test_a_task_that_hangs_is_killed_and_the_others_are_done() -> None:
     assert [order.number for order, result in results.items() if isinstance(result, Lost)] == [0, 6]
     assert results[Order(0, "hang")] == Lost("timed-out", "killed after 0.5 s")
     assert len(results) == 7
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="only Linux tells how long a process waited")
+def test_waiting_for_a_processor_does_not_count() -> None:
+    toiler = "import os\nos.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\nwhile True: pass"
+    rivals = [subprocess.Popen([sys.executable, "-c", toiler]) for _ in range(4)]
+    try:
+        begin = time.monotonic()
+        results = list(run_killable(obey, [Order(0), Order(1, "toil")], num_workers=1, deadline_s=1.5 * TOIL_S))
+        assert time.monotonic() - begin > 1.5 * TOIL_S, "there was no need to wait"
+    finally:
+        for rival in rivals:
+            rival.kill()
+            rival.wait()
+    assert not any(isinstance(result, Lost) for _, result in results)
 
 
 def test_a_crash_costs_one_task() -> None:

@@ -12,12 +12,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-_GRACE_S = 5.0
+_BACKSTOP = 10
+"""Times the deadline after which the kernel ends a process whose parent is gone."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ def run_killable(
         work: a module's function; it and what it takes and returns must be picklable.
         tasks: yielded back with their results, in the order in which they are done.
         num_workers: processes at a time.
-        deadline_s: seconds after which a task's process is killed.
+        deadline_s: seconds after which a task's process is killed. Seconds in which it waits for a processor do not
+            count where the system (Linux) tells them, so that a busy machine makes no file bad.
 
     Raises:
         RuntimeError: ``work`` raised an exception, which stands on stderr, or a process cannot start.
@@ -82,12 +85,13 @@ class _Worker(Generic[Task, Result]):
     def __init__(self, work: Callable[[Task], Result], deadline_s: float) -> None:
         context = multiprocessing.get_context("spawn")  # a fork could inherit a lock that no thread will release
         self.connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, work, deadline_s + _GRACE_S), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, work, _BACKSTOP * deadline_s), daemon=True)
         self._process.start()
         theirs.close()
         self._deadline_s = deadline_s
         self._tasks: list[Task] = []
         self._starting = True
+        self._allowed_until = 0.0
         self.deadline = float("inf")
         self.lost: Lost | None = None
 
@@ -99,6 +103,7 @@ class _Worker(Generic[Task, Result]):
     def give(self, task: Task) -> None:
         """Let it work on a task, from now to the deadline."""
         self._tasks = [task]
+        self._allowed_until = time.monotonic() + self._deadline_s - self._waited_s()
         self.deadline = time.monotonic() + self._deadline_s
         self.connection.send(task)
 
@@ -115,6 +120,9 @@ class _Worker(Generic[Task, Result]):
             return self._done(message)
         if time.monotonic() < self.deadline:
             return None
+        self.deadline = self._allowed_until + self._waited_s()
+        if time.monotonic() < self.deadline:
+            return None
         self._process.kill()
         return self._lose(Lost("timed-out", f"killed after {self._deadline_s:g} s"))
 
@@ -125,6 +133,14 @@ class _Worker(Generic[Task, Result]):
             self._process.kill()
         self._process.join()
         self._process.close()
+
+    def _waited_s(self) -> float:
+        """Seconds that the process has been ready to run while others ran."""
+        try:
+            _, waited_ns, _ = Path(f"/proc/{self._process.pid}/schedstat").read_text(encoding="ascii").split()
+        except OSError:
+            return 0.0
+        return int(waited_ns) / 1e9
 
     def _collect_dead(self) -> tuple[Task, Result | Lost]:
         self._process.join()

@@ -135,7 +135,8 @@ def _check_complete(job: Job, facts: Facts, num_frames: int) -> None:
     if facts.announced_frames:
         expected, tolerance = float(facts.announced_frames), _FRAMES_TOLERANCE
     else:
-        expected, tolerance = facts.announced_s * facts.info.fps, _DURATION_TOLERANCE
+        rate = facts.info.fps if num_frames > 1 else 0.0  # one frame has no rate
+        expected, tolerance = facts.announced_s * rate, _DURATION_TOLERANCE
     if num_frames + max(_FEW_FRAMES, tolerance * expected) < expected:
         raise VideoError("truncated", job.source, f"{num_frames} frames, its header announces {expected:.0f}")
     if num_frames < job.form.min_frames:
