@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 NUM_POINTS = 1200
 """Flow vectors that are looked at, about: enough for a homography, few enough for a millisecond."""
 
-NUM_RANSAC_POINTS = 400
+NUM_RANSAC_POINTS = 300
 """Of these, about as many find the first guess."""
 
 MIN_POINTS = 24
@@ -26,7 +26,8 @@ MIN_CORNER_STRENGTH = 0.5
 flow is determined. Sensor noise of five grey levels stays below it."""
 
 _BLOCK_PX = 3
-_NUM_REFITS = 6
+_MAX_REFITS = 8
+_CONVERGED_PX = 0.002
 _MIN_WIDTH_PX = 0.05
 
 
@@ -114,48 +115,45 @@ def _robust_fit(
 
     OpenCV fixes the random state of RANSAC, so equal input gives equal output.
     """
-    none = np.zeros(len(source), dtype=bool)
     every = max(1, len(source) // NUM_RANSAC_POINTS)
     guess, _ = cv2.findHomography(
         source[::every], target[::every], cv2.RANSAC, threshold_px, maxIters=300, confidence=0.995
     )
     if guess is None:
-        return None, none
-    homography = np.asarray(guess, dtype=np.float64)
-    fit = _LeastSquares(source, target)
-    for _ in range(_NUM_REFITS):
-        distance = _distance(homography, source, target)
+        return None, np.zeros(len(source), dtype=bool)
+    system = _LinearSystem(source, target)
+    entries = system.entries_of(np.asarray(guess, dtype=np.float64))
+    for _ in range(_MAX_REFITS):
+        distance = system.distance(entries)
         inliers = distance <= threshold_px
-        if inliers.sum() < MIN_POINTS:
+        num_inliers = int(np.count_nonzero(inliers))
+        if num_inliers < MIN_POINTS:
             return None, inliers
         # Tukey's weights, as narrow as the flow is good: points at the rim of a moving object, whose flow is a blend
         # of two motions, are within the threshold and would still pull the camera along.
-        typical = np.partition(distance[inliers], inliers.sum() // 2)[inliers.sum() // 2]
-        width = min(threshold_px, max(_MIN_WIDTH_PX, 4 * float(typical)))
-        homography = fit.solve(np.square(np.maximum(1 - np.square(distance / width), 0)))
-    return homography, _distance(homography, source, target) <= threshold_px
+        typical = float(np.partition(distance[inliers], num_inliers // 2)[num_inliers // 2])
+        width = min(threshold_px, max(_MIN_WIDTH_PX, 4 * typical))
+        former, entries = entries, system.solve(np.square(np.maximum(1 - np.square(distance / width), 0)))
+        if np.abs(entries - former).max() / system.scale < _CONVERGED_PX:
+            break
+    return system.homography(entries), system.distance(entries) <= threshold_px
 
 
-def _distance(
-    homography: NDArray[np.float64], source: NDArray[np.float64], target: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    gap = camera_shift(homography, source) - (target - source)
-    return np.asarray(np.sqrt(np.einsum("nk,nk->n", gap, gap)))
+class _LinearSystem:
+    """``(I + D) p = q`` for N pairs of points, linear in the eight entries of D, in centred and scaled coordinates.
 
-
-class _LeastSquares:
-    """Weighted least squares of ``(I + D) p ~ q``, linear in the eight entries of D, in centred and scaled coordinates.
-
-    The error is measured before the division by the depth, which is 1 within a percent from frame to frame.
+    Errors are measured before the division by the depth, which is 1 within a percent from frame to frame.
     """
 
     def __init__(self, source: NDArray[np.float64], target: NDArray[np.float64]) -> None:
         middle = source.mean(axis=0)
-        scale = 1 / max(float(np.abs(source - middle).max()), 1.0)
-        self._to_unit = np.array([[scale, 0, -scale * middle[0]], [0, scale, -scale * middle[1]], [0, 0, 1]])
-        self._from_unit = np.array([[1 / scale, 0, middle[0]], [0, 1 / scale, middle[1]], [0, 0, 1]])
-        x, y = ((source - middle) * scale).T
-        qx, qy = ((target - middle) * scale).T
+        self.scale = 1 / max(float(np.abs(source - middle).max()), 1.0)
+        self._to_unit = np.array(
+            [[self.scale, 0, -self.scale * middle[0]], [0, self.scale, -self.scale * middle[1]], [0, 0, 1]]
+        )
+        self._from_unit = np.array([[1 / self.scale, 0, middle[0]], [0, 1 / self.scale, middle[1]], [0, 0, 1]])
+        x, y = ((source - middle) * self.scale).T
+        qx, qy = ((target - middle) * self.scale).T
         zero, one = np.zeros_like(x), np.ones_like(x)
         for_x = np.stack([x, y, one, zero, zero, zero, -qx * x, -qx * y])
         for_y = np.stack([zero, zero, zero, x, y, one, -qy * x, -qy * y])
@@ -163,10 +161,27 @@ class _LeastSquares:
         self._values = np.concatenate([qx - x, qy - y])  # (2 N)
 
     def solve(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The homography for weights ``[N]``, in the coordinates of the points."""
+        """Entries ``[8]`` of least squared error for weights ``[N]``."""
         weighted = self._factors * np.concatenate([weights, weights])
-        entries = np.linalg.lstsq(weighted @ self._factors.T, weighted @ self._values)[0]
-        unit = np.eye(3) + np.append(entries, 0.0).reshape(3, 3)
+        normal = weighted @ self._factors.T
+        # Points on a line leave it singular; the tiny ridge gives them some answer, and trust is decided elsewhere.
+        normal[np.diag_indices(8)] += 1e-12 * normal.trace() + 1e-300
+        return np.asarray(np.linalg.solve(normal, weighted @ self._values), dtype=np.float64)
+
+    def distance(self, entries: NDArray[np.float64]) -> NDArray[np.float64]:
+        """How far each point ``[N]`` lands from where it should, pixels."""
+        error = (entries @ self._factors - self._values).reshape(2, -1)
+        return np.asarray(np.sqrt(error[0] * error[0] + error[1] * error[1]) / self.scale, dtype=np.float64)
+
+    def entries_of(self, homography: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The entries ``[8]`` that stand for a homography in pixels."""
+        unit = self._to_unit @ homography @ self._from_unit
+        return np.asarray((unit / unit[2, 2] - np.eye(3)).reshape(-1)[:8], dtype=np.float64)
+
+    def homography(self, entries: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The homography in pixels that entries ``[8]`` stand for."""
+        unit = np.eye(3)
+        unit.reshape(-1)[:8] += entries
         homography = self._from_unit @ unit @ self._to_unit
         return np.asarray(homography / homography[2, 2], dtype=np.float64)
 
@@ -180,5 +195,6 @@ def _plausible(homography: NDArray[np.float64], width: int, height: int) -> bool
     if not np.isfinite(homography).all() or (depth <= 0).any():
         return False
     moved = corners + camera_shift(homography, corners)
-    area = 0.5 * np.sum(moved[:, 0] * np.roll(moved[:, 1], -1) - np.roll(moved[:, 0], -1) * moved[:, 1])
+    diagonals = moved[2:] - moved[:2]
+    area = 0.5 * (diagonals[0, 0] * diagonals[1, 1] - diagonals[0, 1] * diagonals[1, 0])
     return bool(0.25 < area / ((width - 1) * (height - 1)) < 4.0)
