@@ -108,7 +108,7 @@ router = APIRouter(dependencies=[Depends(check_caller)])
 async def classify(request: Request, options: Annotated[Options, Depends(read_options)]) -> ClassificationAnswer:
     """Send one video, `curl -F file=@clip.mp4` or the bytes themselves with a `video/*` type; get the likely labels."""
     engine, started = engine_of(request), time.perf_counter()
-    async with _admitted(request, engine), received(request, _upload_limits(engine, 1), engine.temp_dir) as uploads:
+    async with admitted(request, engine), received(request, upload_limits(engine, 1), engine.temp_dir) as uploads:
         engine.metrics.upload_bytes.inc(uploads[0].num_bytes)
         uploaded = time.perf_counter()
         classified = await while_connected(request, engine.classify(uploads[0], options))
@@ -124,8 +124,8 @@ async def classify(request: Request, options: Annotated[Options, Depends(read_op
 async def classify_batch(request: Request, options: Annotated[Options, Depends(read_options)]) -> BatchAnswer:
     """Each file has its own entry with an answer or a problem; a bad one does not fail the others."""
     engine, started = engine_of(request), time.perf_counter()
-    limits = _upload_limits(engine, engine.settings.max_files)
-    async with _admitted(request, engine), received(request, limits, engine.temp_dir) as uploads:
+    limits = upload_limits(engine, engine.settings.max_files)
+    async with admitted(request, engine), received(request, limits, engine.temp_dir) as uploads:
         engine.metrics.upload_bytes.inc(sum(upload.num_bytes for upload in uploads))
         times = (started, time.perf_counter())
         work = asyncio.gather(*(_outcome(engine, upload, options) for upload in uploads))
@@ -193,7 +193,7 @@ def answer(
 
 
 @asynccontextmanager
-async def _admitted(request: Request, engine: Engine) -> AsyncIterator[None]:
+async def admitted(request: Request, engine: Engine) -> AsyncIterator[None]:
     """A place among the requests in work; asked for before the body is read."""
     if engine.admission.full:
         await discard_rest(request)
@@ -216,5 +216,6 @@ def _entry(index: int, upload: Upload, outcome: ClassificationAnswer | Problem) 
     return BatchEntry(index=index, name=upload.name, status=HTTPStatus.OK, result=outcome, problem=None)
 
 
-def _upload_limits(engine: Engine, max_files: int) -> UploadLimits:
+def upload_limits(engine: Engine, max_files: int) -> UploadLimits:
+    """What a request's body may be."""
     return UploadLimits(engine.settings.max_upload_bytes, engine.settings.upload_timeout_s, max_files)

@@ -16,7 +16,7 @@ from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
-from serving import api
+from serving import api, open_inference
 from serving.engine import Engine
 from serving.metrics import Metrics
 from serving.middleware import RequestContext
@@ -58,6 +58,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(RequestContext, metrics=metrics)
     _answer_with_problems(app)
     app.include_router(api.router)
+    app.include_router(open_inference.router)
     _add_operations(app, metrics)
     _add_page(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
@@ -142,7 +143,12 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             title=app.title, version=app.version, summary=app.summary, description=app.description, routes=app.routes
         )
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        schemas["ProblemDocument"] = ProblemDocument.model_json_schema(ref_template="#/components/schemas/{model}")
+        for name, model in (
+            ("ProblemDocument", ProblemDocument),
+            ("InferenceRequest", open_inference.InferenceRequest),
+        ):
+            schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas |= schema.pop("$defs", {}) | {name: schema}
         for unused in ("HTTPValidationError", "ValidationError"):
             schemas.pop(unused, None)
         for operation in (operation for path in document["paths"].values() for operation in path.values()):

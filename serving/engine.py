@@ -21,6 +21,7 @@ from starlette.requests import ClientDisconnect, Request
 from mme.data.containers import VideoError
 from mme.data.facts import VideoInfo
 from mme.data.video import write_video
+from mme.data.views import Views
 from serving.batcher import Answer, Batcher, BatchLimits
 from serving.decode_child import Job, VideoLimits
 from serving.decode_pool import DecodeLimits, DecodePool
@@ -166,12 +167,26 @@ class Engine:
             async with asyncio.timeout(self.settings.deadline_s):
                 classified = await self._classify(upload, options)
         except TimeoutError as error:
-            problem = Problem("deadline-exceeded", f"no answer within {self.settings.deadline_s:g} s")
-            raise self._counted(problem) from error
+            raise self._counted(self._late()) from error
         except VideoError as error:
             raise self._counted(Problem.of_video(error)) from error
         self.metrics.videos.labels("ok").inc()
         return classified
+
+    async def predict(self, model: LoadedModel, videos: list[Views]) -> list[Answer]:
+        """Logits of videos that a client decoded by itself.
+
+        Raises:
+            Problem: the deadline has passed.
+        """
+        try:
+            async with asyncio.timeout(self.settings.deadline_s):
+                return await asyncio.gather(*(self._batcher.predict(model.classifier, views) for views in videos))
+        except TimeoutError as error:
+            raise self._late() from error
+
+    def _late(self) -> Problem:
+        return Problem("deadline-exceeded", f"no answer within {self.settings.deadline_s:g} s")
 
     def _counted(self, problem: Problem) -> Problem:
         self.metrics.videos.labels(problem.name).inc()
