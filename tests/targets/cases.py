@@ -16,8 +16,8 @@ DEFAULTS = load_params(Path(__file__).parents[2] / "params.yaml")
 
 
 def trajectories_params(**changes: Any) -> TrajectoriesParams:
-    """The section of ``params.yaml`` with changes."""
-    return TrajectoriesParams.model_validate(DEFAULTS.trajectories.model_dump() | changes)
+    """The section of ``params.yaml`` with cells of 4 pixels and other changes."""
+    return TrajectoriesParams.model_validate(DEFAULTS.trajectories.model_dump() | {"cell": 4} | changes)
 
 
 def target_spec(**changes: Any) -> TargetSpec:
