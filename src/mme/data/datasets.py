@@ -15,7 +15,7 @@ from mme.config import FinetuneParams, Params
 from mme.data.frames import FrameCache
 from mme.data.manifest import Manifest, Video
 from mme.data.transforms import SEED_FINETUNE, SEED_PRETRAIN, apply_crop, draw_crop, sample_rng
-from mme.data.views import prepare, view_indices
+from mme.data.views import prepare
 from mme.models.masking import draw_mask
 from mme.targets.assemble import TargetSpec, assemble
 from mme.targets.store import TrackStore
