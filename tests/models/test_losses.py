@@ -13,7 +13,7 @@ from mme.models.losses import masked_mse
 
 def literal(predicted: NDArray[Any], target: NDArray[Any], valid: NDArray[Any]) -> float:
     """The definition as loops."""
-    errors = []
+    errors: list[float] = []
     for index in np.ndindex(*valid.shape):
         if valid[index]:
             errors.extend(((predicted[index] - target[index]) ** 2).ravel().tolist())

@@ -18,8 +18,20 @@ from typing import Generic, Literal, TypeVar
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-_BACKSTOP = 10
-"""Times the deadline after which the kernel ends a process whose parent is gone."""
+_BACKSTOP_S = 600.0
+"""Time beyond the deadline after which the kernel ends a process that hangs and whose parent is gone."""
+
+
+_LEAST_WAIT_S = 0.1
+
+
+@dataclass(frozen=True)
+class _Usage:
+    """Seconds that a process has run, and waited for a processor; whether it is running, or waiting for one, now."""
+
+    ran_s: float
+    waited_s: float
+    is_ready: bool
 
 
 @dataclass(frozen=True)
@@ -85,13 +97,14 @@ class _Worker(Generic[Task, Result]):
     def __init__(self, work: Callable[[Task], Result], deadline_s: float) -> None:
         context = multiprocessing.get_context("spawn")  # a fork could inherit a lock that no thread will release
         self.connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, work, _BACKSTOP * deadline_s), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, work, deadline_s + _BACKSTOP_S), daemon=True)
         self._process.start()
         theirs.close()
         self._deadline_s = deadline_s
         self._tasks: list[Task] = []
         self._starting = True
-        self._allowed_until = 0.0
+        self._began = 0.0
+        self._before: _Usage | None = None
         self.deadline = float("inf")
         self.lost: Lost | None = None
 
@@ -103,8 +116,8 @@ class _Worker(Generic[Task, Result]):
     def give(self, task: Task) -> None:
         """Let it work on a task, from now to the deadline."""
         self._tasks = [task]
-        self._allowed_until = time.monotonic() + self._deadline_s - self._waited_s()
-        self.deadline = time.monotonic() + self._deadline_s
+        self._began, self._before = time.monotonic(), self._usage()
+        self.deadline = self._began + self._deadline_s
         self.connection.send(task)
 
     def collect(self) -> tuple[Task, Result | Lost] | None:
@@ -120,8 +133,9 @@ class _Worker(Generic[Task, Result]):
             return self._done(message)
         if time.monotonic() < self.deadline:
             return None
-        self.deadline = self._allowed_until + self._waited_s()
-        if time.monotonic() < self.deadline:
+        left_s = self._left_s()
+        if left_s > 0:
+            self.deadline = time.monotonic() + max(left_s, _LEAST_WAIT_S)
             return None
         self._process.kill()
         return self._lose(Lost("timed-out", f"killed after {self._deadline_s:g} s"))
@@ -134,13 +148,24 @@ class _Worker(Generic[Task, Result]):
         self._process.join()
         self._process.close()
 
-    def _waited_s(self) -> float:
-        """Seconds that the process has been ready to run while others ran."""
-        try:
-            _, waited_ns, _ = Path(f"/proc/{self._process.pid}/schedstat").read_text(encoding="ascii").split()
-        except OSError:
+    def _left_s(self) -> float:
+        """How much of its time a task has left: at least this much, if it is waiting for a processor just now."""
+        now, before = self._usage(), self._before
+        if now is None or before is None:
             return 0.0
-        return int(waited_ns) / 1e9
+        if now.is_ready:  # how long it has been waiting this time is not known
+            return self._deadline_s - (now.ran_s - before.ran_s)
+        return self._deadline_s - (time.monotonic() - self._began) + (now.waited_s - before.waited_s)
+
+    def _usage(self) -> _Usage | None:
+        """Known on Linux only, and only of a process that lives."""
+        folder = Path(f"/proc/{self._process.pid}")
+        try:
+            ran_ns, waited_ns, _ = (folder / "schedstat").read_text(encoding="ascii").split()
+            state = (folder / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0]
+        except OSError:
+            return None
+        return _Usage(int(ran_ns) / 1e9, int(waited_ns) / 1e9, state == "R")
 
     def _collect_dead(self) -> tuple[Task, Result | Lost]:
         self._process.join()

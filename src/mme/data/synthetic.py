@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Final, get_args
+from typing import Any, Final, get_args
 
 import cv2
 import numpy as np
@@ -44,7 +44,7 @@ _SHAKES: Final = {"shake-horizontal": (1, 0), "shake-vertical": (0, 1)}
 _SUPERSAMPLING: Final = 2
 _TEXTURE_PX: Final = 96
 
-Floats = NDArray[np.float64]
+Floats = NDArray[np.floating[Any]]
 Image = NDArray[np.uint8]
 
 
@@ -87,7 +87,8 @@ class Scene:
         middle = (_TEXTURE_PX - 1) / 2
         shift = centre - linear @ np.array([middle, middle])
         # Pixel centres are integers: scaling about the corner (-0.5, -0.5) keeps them aligned.
-        return np.column_stack([linear, shift + 0.5]) * scale - np.array([[0, 0, 0.5], [0, 0, 0.5]])
+        matrix: Floats = np.column_stack([linear, shift + 0.5]) * scale - np.array([[0, 0, 0.5], [0, 0, 0.5]])
+        return matrix
 
     def render(self) -> Image:
         """All frames, uint8 RGB [T, size, size, 3]."""
@@ -182,7 +183,7 @@ def _sprite(rng: np.random.Generator) -> tuple[Image, NDArray[np.float32]]:
     sprite = np.where(wave[..., None] > 0, bright, dark).astype(np.uint8)
     mask = np.zeros(sprite.shape[:2], np.uint8)
     cv2.fillPoly(mask, [np.rint(corners * 16).astype(np.int32)], 255, lineType=cv2.LINE_AA, shift=4)
-    return sprite, mask.astype(np.float32) / 255
+    return sprite, (mask / 255).astype(np.float32)
 
 
 def _background(rng: np.random.Generator, side: int) -> Image:

@@ -115,7 +115,7 @@ class VideoEncoder(nn.Module):
         positions = self.positions.expand(clip.shape[0], -1, -1)
         if hidden is not None:
             tubelets, positions = gather_tokens(tubelets, ~hidden), gather_tokens(positions, ~hidden)
-        tokens = self.embed(tubelets) + positions  # (B, V, D)
+        tokens: Tensor = self.embed(tubelets) + positions  # (B, V, D)
         for block in self.blocks:
             tokens = block(tokens)
         return tokens

@@ -57,7 +57,8 @@ class MotionModel(nn.Module):
         )
         for part in (self.decoder_embed, self.decoder_blocks, self.heads):
             init_weights(part)
-        for head in self.heads.values():
+        for head in self.heads.children():
+            assert isinstance(head, nn.Linear)
             nn.init.normal_(head.weight, std=0.01)  # the first guess is the mean of the targets, not noise
         nn.init.normal_(self.mask_token, std=0.02)
 

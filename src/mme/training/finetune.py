@@ -6,6 +6,7 @@ from typing import Any
 
 import pytorch_lightning as lightning
 import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from timm.data.mixup import Mixup
 from torch import Tensor
 from torch.nn import functional
@@ -29,7 +30,7 @@ class FinetuneModule(lightning.LightningModule):
         self.model = MotionClassifier(params.model, params.clip, num_classes, finetune.drop_path)
         self.mixup = None
         if finetune.mixup or finetune.cutmix:
-            self.mixup = Mixup(
+            self.mixup = Mixup(  # type: ignore[no-untyped-call]  # timm
                 mixup_alpha=finetune.mixup,
                 cutmix_alpha=finetune.cutmix,
                 label_smoothing=finetune.label_smoothing,
@@ -77,7 +78,7 @@ class FinetuneModule(lightning.LightningModule):
         """Take up the best weights of an interrupted run."""
         self.best = checkpoint["best"]
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with layer-wise decay, warm-up and cosine by the step."""
         finetune, depth = self.params.finetune, self.params.model.depth
         groups = parameter_groups(

@@ -7,6 +7,7 @@ from typing import Any
 import pytorch_lightning as lightning
 import torch
 from jaxtyping import Float
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from mme.config import Params
@@ -29,7 +30,7 @@ def target_statistics(dataset: PretrainDataset) -> dict[str, tuple[Tensor, Tenso
     """
     count = min(NUM_STATISTICS_SAMPLES, len(dataset))
     samples = [dataset[0, index] for index in range(count)]
-    statistics = {}
+    statistics: dict[str, tuple[Tensor, Tensor]] = {}
     for name in ("position", "shape"):
         if name not in samples[0]:
             continue
@@ -111,7 +112,7 @@ class PretrainModule(lightning.LightningModule):
         if split == "train":
             self.log("loss", losses["loss"].detach(), prog_bar=True, on_step=True, on_epoch=False)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, warm-up and cosine by the step."""
         pretrain = self.params.pretrain
         groups = parameter_groups(self.model.named_parameters(), pretrain.weight_decay)
