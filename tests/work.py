@@ -8,8 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
-
-TOIL_S = 0.5
+TOIL_S = 0.1
 
 
 @dataclass(frozen=True)

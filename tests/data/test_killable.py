@@ -53,7 +53,12 @@ def test_waiting_for_a_processor_does_not_count() -> None:
         for rival in rivals:
             rival.kill()
             rival.wait()
-    assert not any(isinstance(result, Lost) for _, result in results)
+    assert [result for _, result in results if isinstance(result, Lost)] == []
+
+
+def test_a_task_that_spins_is_killed_as_well() -> None:
+    results = dict(run_killable(obey, [Order(0, "toil")], num_workers=1, deadline_s=TOIL_S / 5))
+    assert results[Order(0, "toil")] == Lost("timed-out", f"killed after {TOIL_S / 5:g} s")
 
 
 def test_a_crash_costs_one_task() -> None:
