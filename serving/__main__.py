@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 
 def main() -> None:
     """Read the settings and serve."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # a forward pass must not spin while the decoders need the cores
     # Imported here: a decoding process imports this module, but has no use for the service.
     from serving.server import run
     from serving.settings import Settings
