@@ -7,7 +7,7 @@ import os
 
 def main() -> None:
     """Read the settings and serve."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # a forward pass must not spin while the decoders need the cores
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # decoders need the cores that a waiting pass would spin on
     # Imported here: a decoding process imports this module, but has no use for the service.
     from serving.server import run
     from serving.settings import Settings
