@@ -53,8 +53,8 @@ format: $(STAMP) ## mend what ruff can mend
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: $(STAMP) ## time decoding, extraction, training steps and answers
-	@set -e; for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
+bench: $(STAMP) ## time decoding, trajectories, training steps and answers
+	$(BIN)/python benchmarks/speed.py
 
 lock: ## resolve pyproject.toml afresh into requirements.lock
 	rm -rf .work/lock && $(PYTHON) -m venv .work/lock

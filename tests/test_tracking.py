@@ -159,6 +159,21 @@ def test_a_run_is_resumed_by_its_id(params: Params) -> None:
     assert [entry.step for entry in MlflowClient().get_metric_history(first.id, "train/loss")] == [0, 1]
 
 
+def test_a_resumed_run_keeps_the_parameters_it_began_with(params: Params) -> None:
+    with pytest.raises(OSError, match="disk"), start_run("pretrain", params) as first:
+        raise OSError("disk full")
+    later = params.model_copy(update={"finetune": params.finetune.model_copy(update={"epochs": 77})})
+    with start_run("pretrain", later, resume_run_id=first.id, tags={"note": "resumed"}):
+        pass
+    found = recorded(first.id)
+    assert found.info.status == "FINISHED"
+    assert "error" not in found.data.tags
+    assert found.data.params == flatten(params)
+    assert found.data.tags["params_digest"] == params.digest()
+    assert found.data.tags["note"] == "resumed"
+    assert found.data.tags.get("resumed_git_commit") == git_commit()
+
+
 def test_an_unknown_run_id_begins_a_new_run(params: Params) -> None:
     with start_run("pretrain", params, resume_run_id="0" * 32) as run:
         pass

@@ -101,7 +101,8 @@ def start_run(
         stage: name of the run and its tag ``stage``.
         params: recorded flattened, such as ``pretrain.mask_ratio``; their digest is the tag ``params_digest``.
         tags: further tags.
-        resume_run_id: continue this run; where the tracking store does not know it, a new run begins.
+        resume_run_id: continue this run; where the tracking store does not know it, a new run begins. Parameters stay
+            as they were recorded: those that changed since are of other stages, or the run would not go on.
 
     Raises:
         RuntimeError: a run is being recorded in this thread already.
@@ -109,23 +110,19 @@ def start_run(
     if mlflow.active_run() is not None:
         raise RuntimeError(f"cannot start the run {stage!r} inside another one")
     open_store()
-    commit = git_commit()
+    former = _former_run(resume_run_id)
     active = mlflow.start_run(
-        run_id=resume_run_id if resume_run_id and _run_exists(resume_run_id) else None,
+        run_id=None if former is None else resume_run_id,
         experiment_id=experiment_id(params.tracking.experiment),
         run_name=stage,
-        tags={
-            "stage": stage,
-            "params_digest": params.digest(),
-            **({"git_commit": commit} if commit else {}),
-            **(tags or {}),
-        },
+        tags={**_own_tags(stage, params, resumed=former is not None), **(tags or {})},
         log_system_metrics=True,
     )
     run = Run(active.info.run_id, params)
     try:
         with _sigterm_as_interrupt():
-            mlflow.log_params(flatten(params))
+            known = former.data.params if former else {}
+            mlflow.log_params({name: value for name, value in flatten(params).items() if name not in known})
             yield run
     except BaseException as error:
         killed = _is_interrupt(error)
@@ -164,13 +161,29 @@ def git_commit() -> str | None:
     return f"{commit}-dirty" if changed else commit
 
 
-def _run_exists(run_id: str) -> bool:
+def _own_tags(stage: str, params: Params, resumed: bool) -> dict[str, str]:
+    """Tags of a new run; one that goes on keeps them, and says which code went on with it."""
+    commit = git_commit()
+    if resumed:
+        return {"resumed_git_commit": commit} if commit else {}
+    return {"stage": stage, "params_digest": params.digest(), **({"git_commit": commit} if commit else {})}
+
+
+def _former_run(run_id: str | None) -> mlflow.entities.Run | None:
+    """A run that can go on; None if there is none."""
+    if run_id is None:
+        return None
     try:
-        return bool(MlflowClient().get_run(run_id).info.lifecycle_stage == "active")
+        run = MlflowClient().get_run(run_id)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-        return False
+        return None
+    if run.info.lifecycle_stage != "active":
+        return None
+    if "error" in run.data.tags:
+        MlflowClient().delete_tag(run_id, "error")
+    return run
 
 
 def _is_interrupt(error: BaseException | None) -> bool:
