@@ -1,0 +1,151 @@
+"""How long the parts take with the committed parameters, on one core each: `make bench`.
+
+Makes a few motion primitives in a temporary folder and times rendering, decoding, trajectories, training steps and
+answers on them. Medians; nothing is kept.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.nn.functional import cross_entropy
+
+from mme.config import Params, load_params
+from mme.data.datasets import LabelledDataset, PretrainDataset
+from mme.data.extraction import Extractor
+from mme.data.manifest import Manifest, Video
+from mme.data.synthetic import sample_scene
+from mme.data.video import read_frames, write_video
+from mme.files import sha256_file
+from mme.inference import Classifier
+from mme.models.checkpoints import FORMAT, FolderConfig, ViewsConfig, save_folder
+from mme.models.classifier import MotionClassifier
+from mme.targets.store import TrackStore
+from mme.targets.trajectories import extract
+from mme.training.finetune import FinetuneModule
+from mme.training.loop import loader, model_input
+from mme.training.pretrain import PretrainModule, target_statistics
+
+Row = tuple[str, float, str]
+"""What was timed, its milliseconds, and what of."""
+
+NUM_VIDEOS = 32
+REPEATS = 5
+
+
+def median_ms(action: Callable[[], object]) -> float:
+    """Median wall time of an action in milliseconds; the first call warms up and does not count."""
+    times = []
+    for _ in range(REPEATS + 1):
+        begin = time.perf_counter()
+        action()
+        times.append(1000 * (time.perf_counter() - begin))
+    return statistics.median(times[1:])
+
+
+def make_videos(params: Params, folder: Path) -> Manifest:
+    """Videos with labels in turn, all in the split ``train``."""
+    labels, rows = params.synthesize.classes, []
+    for index in range(NUM_VIDEOS):
+        label = labels[index % len(labels)]
+        path = folder / "videos" / f"{index}.mp4"
+        frames = sample_scene(label, params.synthesize, (index,)).render()
+        write_video(path, frames, params.synthesize.fps, params.synthesize.crf, params.ingest.gop_frames)
+        num_frames, height, width = frames.shape[:3]
+        rows.append(
+            Video(
+                str(index), path.name, sha256_file(path), label, "train", None,
+                num_frames, params.synthesize.fps, width, height, "ok", None, path.name,
+            )
+        )  # fmt: skip
+    return Manifest(rows, folder)
+
+
+def step_ms(module: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> float:
+    """A training step: forward, backward and update."""
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+
+    return median_ms(step)
+
+
+def time_videos(params: Params, manifest: Manifest) -> Iterator[Row]:
+    """Files and trajectories."""
+    label, (video, *_) = params.synthesize.classes[0], manifest.rows
+    path, size = manifest.path_of(video), f"{video.num_frames} frames of {video.width} x {video.height}"
+    frames = read_frames(path)
+    yield "render", median_ms(lambda: sample_scene(label, params.synthesize, (0,)).render()), size
+    yield "decode", median_ms(lambda: read_frames(path)), size
+    yield "trajectories", median_ms(lambda: extract(frames, params.trajectories)), size
+
+
+def time_pretraining(params: Params, manifest: Manifest, tracks: TrackStore) -> Iterator[Row]:
+    """A sample and a step of masked motion encoding."""
+    dataset = PretrainDataset(params, manifest, tracks, ["train"])
+    batches = loader(dataset, params.pretrain.batch_size, 0, True, 0)
+    batch = next(iter(batches))
+    module = PretrainModule(params, target_statistics(dataset), len(batches))
+    sample = median_ms(lambda: [dataset[0, index] for index in range(NUM_VIDEOS)]) / NUM_VIDEOS
+    yield "pretraining sample", sample, "clip, mask and targets, frames cached"
+    yield "pretraining step", step_ms(module, lambda: module.losses(batch)["loss"]), f"batch of {len(batch['clip'])}"
+
+
+def time_finetuning(params: Params, manifest: Manifest) -> Iterator[Row]:
+    """A step of finetuning."""
+    dataset = LabelledDataset(params, manifest, "train", training=True)
+    batch = next(iter(loader(dataset, params.finetune.batch_size, 0, True, 0)))
+    module = FinetuneModule(params, len(manifest.labels), 1)
+
+    def loss() -> torch.Tensor:
+        return cross_entropy(module.model(model_input(batch["clip"], params.clip)), batch["label"])
+
+    yield "finetuning step", step_ms(module, loss), f"batch of {len(batch['clip'])}"
+
+
+def time_answers(params: Params, manifest: Manifest, folder: Path) -> Iterator[Row]:
+    """A whole answer, from the file's bytes to labels."""
+    config = FolderConfig(
+        format=FORMAT, name="speed", model=params.model, clip=params.clip, labels=tuple(manifest.labels),
+        views=ViewsConfig(segments=params.evaluate.segments, crops=params.evaluate.crops), provenance={}, metrics={},
+    )  # fmt: skip
+    save_folder(folder, MotionClassifier(params.model, params.clip, len(manifest.labels)), config)
+    classifier = Classifier.load(folder)
+    content = manifest.path_of(manifest.rows[0]).read_bytes()
+    yield "answer", median_ms(lambda: classifier.classify(content)), f"{params.evaluate.segments} clips"
+
+
+def measure(params: Params, folder: Path) -> Iterator[Row]:
+    """Every part in turn."""
+    manifest = make_videos(params, folder)
+    extractor = Extractor(manifest, params.trajectories, folder / "work")
+    extractor.finish(folder / "trajectories", extractor.run(1, lambda _: None))
+    yield from time_videos(params, manifest)
+    yield from time_pretraining(params, manifest, TrackStore(folder / "trajectories"))
+    yield from time_finetuning(params, manifest)
+    yield from time_answers(params, manifest, folder / "model")
+
+
+def main() -> None:
+    """Measure and print."""
+    torch.set_num_threads(1)
+    params = load_params()
+    table = Table("what", "ms", "of")
+    with tempfile.TemporaryDirectory() as name:
+        for what, milliseconds, size in measure(params, Path(name)):
+            table.add_row(what, f"{milliseconds:.1f}", size)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
