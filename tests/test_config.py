@@ -41,7 +41,7 @@ def test_nothing_is_defaulted_in_code() -> None:
     sections = [field.annotation for field in Params.model_fields.values()]
     for section in sections:
         assert isinstance(section, type)
-        for name, field in section.model_fields.items():  # type: ignore[attr-defined]
+        for name, field in section.model_fields.items():
             assert field.is_required(), f"{section.__name__}.{name}"
 
 

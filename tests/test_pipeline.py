@@ -129,7 +129,9 @@ def test_every_training_stage_is_a_finished_run_with_data_and_parameters(project
         assert run.data.params["pretrain.epochs"] == "2"
         assert run.data.tags["git_commit"] == commit
     for stage in ("pretrain", "finetune", "evaluate", "register"):
-        assert [entry.dataset.digest for entry in runs[stage].inputs.dataset_inputs] == [digest], stage
+        inputs = runs[stage].inputs
+        assert inputs is not None
+        assert [entry.dataset.digest for entry in inputs.dataset_inputs] == [digest], stage
     assert "val/top1" in runs["finetune"].data.metrics
     assert "test/top1" in runs["evaluate"].data.metrics
 

@@ -21,6 +21,8 @@ from mme.config import Params, load_params
 from mme.data.manifest import Manifest
 from mme.models.checkpoints import content_digest
 from mme.tracking import Package, Version, find_alias, find_version, flatten, git_commit, resolve, start_run
+from mme.tracking.registry import MODEL_LIBRARIES
+from mme.tracking.runs import MAX_PARAM_LENGTH
 from tests import media
 from tests.rows import row
 from tests.tiny import save_tiny_folder
@@ -84,7 +86,7 @@ def test_a_long_parameter_is_cut_where_mlflow_would_refuse_it(params: Params) ->
     )
     with start_run("finetune", long) as run:
         pass
-    assert len(recorded(run.id).data.params["finetune.flip_pairs"]) == tracking.MAX_PARAM_LENGTH
+    assert len(recorded(run.id).data.params["finetune.flip_pairs"]) == MAX_PARAM_LENGTH
 
 
 def test_artifacts_figures_and_data(params: Params, store: Path, tmp_path: Path) -> None:
@@ -106,9 +108,10 @@ def test_artifacts_figures_and_data(params: Params, store: Path, tmp_path: Path)
     assert picture.read_bytes().startswith(b"\x89PNG")
     found = recorded(run.id)
     assert found.data.tags["data_digest"] == manifest.digest
+    assert found.inputs is not None
     (entry,) = found.inputs.dataset_inputs
     assert (entry.dataset.name, entry.dataset.digest) == ("motion-primitives", manifest.digest)
-    assert json.loads(entry.dataset.profile) == {"num_rows": 3, "quarantined": 1, "train": 2, "test": 1}
+    assert json.loads(entry.dataset.profile or "") == {"num_rows": 3, "quarantined": 1, "train": 2, "test": 1}
     assert [(tag.key, tag.value) for tag in entry.tags] == [("mlflow.data.context", "evaluation")]
 
 
@@ -322,7 +325,7 @@ def test_mlflow_model_is_self_contained(registered: Version) -> None:
     assert not list(folder.rglob("__pycache__"))
     pins = (folder / "requirements.txt").read_text().splitlines()
     names = {pin.partition("==")[0] for pin in pins}
-    assert names == {"mlflow", *tracking.MODEL_LIBRARIES}
+    assert names == {"mlflow", *MODEL_LIBRARIES}
     assert all("==" in pin and "+" not in pin for pin in pins)
 
 
