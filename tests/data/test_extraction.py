@@ -98,7 +98,6 @@ def test_shards_hold_the_tracks_of_every_video(manifest: Manifest, tmp_path: Pat
         tracks = store.read(video.id, [0, 4], 3)
         np.testing.assert_allclose(tracks.displacements, expected.displacements, rtol=2**-11, atol=1e-7)
         np.testing.assert_array_equal(tracks.num_valid, expected.num_valid)
-    store.close()
     assert list((tmp_path / "work").iterdir()) == []
 
 

@@ -62,7 +62,6 @@ def test_tracks_summary_picture_and_record() -> None:
     main()
     store = TrackStore("data/trajectories")
     assert store.ids == ["v0", "v1", "v2"]
-    store.close()
     summary = read_json(REPORT / "summary.json")
     assert summary["videos"] == 3
     assert summary["bad_videos"] == 1

@@ -324,6 +324,30 @@ def test_more_frames_than_needed_change_nothing() -> None:
     )
 
 
+@pytest.mark.parametrize("norm", ["none", "scale", "patch_std"])
+@pytest.mark.parametrize("shape", ["along", "start"])
+def test_hidden_tokens_alone_are_the_same_as_among_all(norm: Any, shape: Any) -> None:
+    spec = target_spec(position_norm=norm, shape=shape)
+    rng = np.random.default_rng(0)
+    tracks, frames = random_tracks(rng, spec, 48, 64, 8), random_frames(rng, spec)
+    hidden = rng.uniform(size=24) < 0.6
+    whole, part = (assemble(tracks, WHOLE, frames, spec, choice) for choice in (None, hidden))
+    np.testing.assert_array_equal(part.position, whole.position[hidden])
+    np.testing.assert_allclose(part.shape, whole.shape[hidden], atol=1e-6)
+    np.testing.assert_array_equal(part.valid, whole.valid[hidden])
+
+
+def test_assembly_leaves_its_input_alone() -> None:
+    spec = target_spec()
+    rng = np.random.default_rng(0)
+    tracks, frames = random_tracks(rng, spec, 48, 64, 8), random_frames(rng, spec)
+    before = dataclasses.replace(tracks, displacements=tracks.displacements.copy(), num_valid=tracks.num_valid.copy())
+    first, second = (assemble(tracks, WHOLE, frames, spec) for _ in range(2))
+    np.testing.assert_array_equal(first.position, second.position)
+    np.testing.assert_array_equal(tracks.displacements, before.displacements)
+    np.testing.assert_array_equal(tracks.num_valid, before.num_valid)
+
+
 def test_without_frames_there_is_no_shape() -> None:
     spec = target_spec()
     target = assemble(random_tracks(np.random.default_rng(0), spec, 48, 64, 8), WHOLE, None, spec)

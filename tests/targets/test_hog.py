@@ -7,7 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from mme.targets.hog import NORM_FLOOR_PER_PIXEL, NUM_BINS, hog_along, orientation_maps
+from mme.targets.hog import (
+    NORM_FLOOR_PER_PIXEL,
+    NUM_BINS,
+    gather_windows,
+    hog_along,
+    normalise,
+    orientation_maps,
+    sample_windows,
+    window_sums,
+)
 from tests.reference import hog as reference
 from tests.reference.moving_scene import MovingScene, Similarity
 
@@ -46,11 +55,24 @@ def test_agrees_with_loops(height: int, width: int, window: int, place: tuple[fl
     points = np.array([[place[0] * (width - 1), place[1] * (height - 1)], [width - 1, 0], [0.5, height - 1.5]])
     points = points.astype(np.float32)
     index = np.array([1, 0, 1])
-    result = hog_along(frames, points, index, window)
-    assert result.dtype == np.float32
-    for row, (x, y), frame in zip(result, points, index, strict=True):
+    few = normalise(gather_windows(frames, points, index, window), window)
+    many = normalise(sample_windows(window_sums(frames, window), points, index, window), window)
+    assert few.dtype == many.dtype == np.float32
+    for number, ((x, y), frame) in enumerate(zip(points, index, strict=True)):
         expected = reference.hog_at(frames[frame], float(x), float(y), window, NORM_FLOOR_PER_PIXEL)
-        np.testing.assert_allclose(row, expected, atol=1e-5)
+        np.testing.assert_allclose(few[number], expected, atol=1e-5)
+        np.testing.assert_allclose(many[number], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_points", [1, 2000])
+def test_few_points_and_many_give_the_same_shape_and_place(num_points: int) -> None:
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (3, 24, 40, 3), dtype=np.uint8)
+    points = rng.uniform(-3, 45, (num_points, 3, 2)).astype(np.float32)  # some outside, where they are clamped
+    result = hog_along(frames, points, np.arange(3), 8)
+    assert result.shape == (num_points, 3, NUM_BINS)
+    alone = hog_along(frames[2:], points[0, 2], np.array(0), 8)
+    np.testing.assert_allclose(result[0, 2], alone, atol=1e-5)
 
 
 @pytest.mark.parametrize("degrees", range(0, 180, 5))

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import pickle
 import resource
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,6 @@ def test_what_is_read_is_what_was_written(folder: Path, video_id: str, length: i
     store = TrackStore(folder)
     expect(store.read(video_id, [0, 3, 1], length), video_id, [0, 3, 1], length)
     assert store.num_starts(video_id) == len(VIDEOS[video_id])
-    store.close()
 
 
 def test_the_index_says_what_there_is(folder: Path) -> None:
@@ -110,26 +110,26 @@ def test_a_folder_without_a_usable_index_is_refused(tmp_path: Path) -> None:
         TrackStore(tmp_path)
 
 
-def test_only_slices_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_are_mapped_and_not_read(folder: Path) -> None:
     store = TrackStore(folder)
-    store.read("cat", [0], 2)
-    (file,) = store._files.values()
+    tensor = store._shard("0.safetensors").tensor("cat/displacements")
+    assert not tensor.flags.owndata
+    assert not tensor.flags.writeable
+    assert tensor.flags.aligned
+    store.read("cat", [0], 1).displacements[:] = 7  # what is read is the reader's own
+    expect(store.read("cat", [0], 1), "cat", [0], 1)
 
-    class Spy:
-        def __init__(self) -> None:
-            self.whole: list[str] = []
 
-        def get_tensor(self, name: str) -> Any:
-            self.whole.append(name)
-            return file.get_tensor(name)
-
-        def get_slice(self, name: str) -> Any:
-            return file.get_slice(name)
-
-    spy = Spy()
-    monkeypatch.setitem(store._files, "0.safetensors", spy)
-    store.read("cat", [2], 2)
-    assert spy.whole == ["cat/homographies"]  # 36 bytes a frame
+def test_a_damaged_shard_is_named(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "copy")
+    data = (folder / "0.safetensors").read_bytes()
+    for damaged in (data[:-3], data[:40], b"", b"no shard" * 9):
+        (tmp_path / "copy" / "0.safetensors").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"0\.safetensors"):
+            TrackStore(tmp_path / "copy").read("cat", [0], 1)
+    (tmp_path / "copy" / "1.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"1\.safetensors"):
+        TrackStore(tmp_path / "copy").read("bird", [0], 1)
 
 
 def test_a_store_survives_pickling(folder: Path) -> None:

@@ -6,15 +6,16 @@ Conventions of coordinates: see `mme.targets.trajectories`.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mme.config import CELLS_PER_PATCH_SIDE, ClipParams, ModelParams, PretrainParams
 from mme.targets.camera import camera_shift
-from mme.targets.hog import hog_along
+from mme.targets.hog import NUM_BINS, hog_along
 from mme.targets.trajectories import TrackSlice
 
 Scalar = TypeVar("Scalar", bound=np.generic)
@@ -107,7 +108,13 @@ class MotionTarget:
     valid: NDArray[np.bool_]
 
 
-def assemble(tracks: TrackSlice, crop: Crop, frames: NDArray[np.uint8] | None, spec: TargetSpec) -> MotionTarget:
+def assemble(
+    tracks: TrackSlice,
+    crop: Crop,
+    frames: NDArray[np.uint8] | None,
+    spec: TargetSpec,
+    hidden: NDArray[np.bool_] | None = None,
+) -> MotionTarget:
     """Target of one clip.
 
     Args:
@@ -116,19 +123,25 @@ def assemble(tracks: TrackSlice, crop: Crop, frames: NDArray[np.uint8] | None, s
         frames: uint8 ``[F, H, W, 3]``, the clip's view of the raw frames (cropped, resized, flipped) from its first
             frame on, dense in time; at least ``spec.num_hog_frames``. None leaves ``shape`` zero-length.
         spec: the target's form.
+        hidden: bool ``[N]``, ``True`` for the tokens whose target is wanted, in their order; None for all.
 
     Raises:
         ValueError: too few frames, steps or starts, or frames of another size.
     """
     _check(tracks, frames, spec)
     path, residual, valid = clip_tracks(tracks, crop, spec)  # (T, y, x, L + 1, 2), (T, y, x, L, 2), (T, y, x)
-    position = normalise_positions(_by_token(residual), _by_token(valid), spec)
+    path, residual, valid = _by_token(path), _by_token(residual), _by_token(valid)  # (N, C, ...)
+    tubelet = np.repeat(np.arange(spec.num_tubelets), len(valid) // spec.num_tubelets)
+    if hidden is not None:
+        path, residual, valid, tubelet = path[hidden], residual[hidden], valid[hidden], tubelet[hidden]
+    position = normalise_positions(residual, valid, spec)
+    position *= valid[..., None, None]
     if frames is None:
-        shape = np.zeros((*position.shape[:2], 0, 9), dtype=np.float32)
+        shape = np.zeros((*position.shape[:2], 0, NUM_BINS), dtype=np.float32)
     else:
-        shape = _by_token(_shape_changes(path, frames, spec))
-    valid = _by_token(valid)
-    return MotionTarget(position * valid[..., None, None], shape * valid[..., None, None], valid)
+        shape = _shape_changes(path, tubelet, frames, spec)
+        shape *= valid[..., None, None]
+    return MotionTarget(position, shape, valid)
 
 
 def clip_tracks(
@@ -140,8 +153,8 @@ def clip_tracks(
         raw positions ``[T, y, x, L + 1, 2]``, camera-compensated displacements ``[T, y, x, L, 2]`` and validity
         ``[T, y, x]``, T tubelets, in the clip's (mirrored) arrangement.
     """
-    centres_x, centres_y = _source_centres(crop, spec)
-    displacements, num_valid = _interpolate(tracks, centres_x, centres_y, spec.length)  # (T, y, x, L, 2), (T, y, x)
+    centres_x, centres_y, nodes_x, nodes_y = _geometry(crop, spec, tracks.cell, tracks.num_valid.shape[1:])
+    displacements, num_valid = _interpolate(tracks, nodes_x, nodes_y, spec.length)  # (T, y, x, L, 2), (T, y, x)
     num_tubelets, rows, columns = num_valid.shape
     path = np.empty((num_tubelets, rows, columns, spec.length + 1, 2), dtype=np.float32)
     path[..., 0, 0] = centres_x
@@ -176,7 +189,7 @@ def normalise_positions(
       divided by its deviation, at least ``position_scale_px``; so a patch where nothing moves gives zeros, not noise.
     """
     if spec.position_norm == "none":
-        return residual
+        return residual.copy()
     if spec.position_norm == "scale":
         return residual / np.float32(spec.position_scale_px)
     weight = valid[:, :, None, None].astype(np.float32)
@@ -199,71 +212,75 @@ def _check(tracks: TrackSlice, frames: NDArray[np.uint8] | None, spec: TargetSpe
         raise ValueError(f"{len(frames)} frames are too few, shape '{spec.shape}' needs {spec.num_hog_frames}")
 
 
-def _source_centres(crop: Crop, spec: TargetSpec) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Source x of each column and y of each row of cell centres, in the clip's (mirrored) order."""
+class _Nodes(NamedTuple):
+    """Stored grid lines on either side of each of the clip's, and the weight of the second."""
+
+    low: NDArray[np.int64]
+    high: NDArray[np.int64]
+    weight: NDArray[np.float32]
+
+
+@functools.lru_cache(maxsize=64)
+def _geometry(
+    crop: Crop, spec: TargetSpec, cell: int, grid_size: tuple[int, ...]
+) -> tuple[NDArray[np.floating], NDArray[np.floating], _Nodes, _Nodes]:
+    """Source x of each column and y of each row of cell centres, in the clip's (mirrored) order, and their nodes."""
     x = (np.arange(spec.width // spec.cell) + 0.5) * spec.cell  # distance from the clip's left edge
     y = (np.arange(spec.height // spec.cell) + 0.5) * spec.cell
     if crop.flip:
         x = spec.width - x
     source_x = crop.left - 0.5 + x * (crop.width / spec.width)
     source_y = crop.top - 0.5 + y * (crop.height / spec.height)
-    return source_x.astype(np.float64), source_y.astype(np.float64)
+    rows, columns = grid_size
+    return source_x, source_y, _nodes(source_x, cell, columns), _nodes(source_y, cell, rows)
+
+
+def _nodes(centres: NDArray[np.floating], cell: int, num_nodes: int) -> _Nodes:
+    """Twice the same node where a centre is on one, so that no neighbour can make it invalid."""
+    place = (centres + 0.5) / cell - 0.5
+    nearest = np.clip(np.rint(place), 0, num_nodes - 1)
+    low = np.clip(np.floor(place), 0, max(num_nodes - 2, 0))
+    on_node = (np.abs(place - nearest) < 1e-6) | (num_nodes == 1)
+    low = np.where(on_node, nearest, low)
+    high = np.where(on_node, low, low + 1)
+    weight = np.where(on_node, 0.0, place - low)
+    return _Nodes(low.astype(np.int64), high.astype(np.int64), weight.astype(np.float32))
 
 
 def _interpolate(
-    tracks: TrackSlice, xs: NDArray[np.float64], ys: NDArray[np.float64], length: int
+    tracks: TrackSlice, columns: _Nodes, rows: _Nodes, length: int
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """Stored tracks at source columns ``xs`` and rows ``ys``: bilinear, linear beyond the outermost nodes.
+    """Stored tracks at the clip's cells: bilinear, linear beyond the outermost nodes.
 
     A point has as many valid steps as the worst of the nodes that it is interpolated from.
     """
-    rows, columns = tracks.num_valid.shape[1:]
-    y0, y1, wy = _nodes(ys, tracks.cell, rows)
-    x0, x1, wx = _nodes(xs, tracks.cell, columns)
     values, counts = tracks.displacements[:, :, :, :length], tracks.num_valid
-    values = _blend(values.take(y0, axis=1), values, y1, wy[:, None, None, None], 1)
-    values = _blend(values.take(x0, axis=2), values, x1, wx[:, None, None], 2)
-    counts = np.minimum(counts[:, y0], counts[:, y1])
-    return values, np.minimum(counts[:, :, x0], counts[:, :, x1])
+    values = _blend(values, rows, rows.weight[:, None, None, None], 1)
+    values = _blend(values, columns, columns.weight[:, None, None], 2)
+    counts = np.minimum(counts.take(rows.low, axis=1), counts.take(rows.high, axis=1))
+    return values, np.minimum(counts.take(columns.low, axis=2), counts.take(columns.high, axis=2))
 
 
-def _blend(
-    low: NDArray[np.float32],
-    values: NDArray[np.float32],
-    index: NDArray[np.int64],
-    weight: NDArray[np.float32],
-    axis: int,
-) -> NDArray[np.float32]:
-    """``low + (values[index] - low) * weight``, in place of ``low``."""
-    if weight.any():  # all zero if the clip's cells are the stored ones
-        step = values.take(index, axis=axis)
+def _blend(values: NDArray[np.float32], nodes: _Nodes, weight: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
+    """``values[low] + (values[high] - values[low]) * weight`` along an axis."""
+    low = values.take(nodes.low, axis=axis)
+    if nodes.weight.any():  # all zero if the clip's cells are the stored ones
+        step = values.take(nodes.high, axis=axis)
         step -= low
         step *= weight
         low += step
     return low
 
 
-def _nodes(
-    centres: NDArray[np.float64], cell: int, num_nodes: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """Grid nodes on either side of each coordinate and the weight of the second; twice the same node on a node."""
-    place = (centres + 0.5) / cell - 0.5
-    nearest = np.clip(np.rint(place), 0, num_nodes - 1)
-    low = np.clip(np.floor(place), 0, max(num_nodes - 2, 0))
-    on_node = (np.abs(place - nearest) < 1e-6) | (num_nodes == 1)
-    low = np.where(on_node, nearest, low).astype(np.int64)
-    high = np.where(on_node, low, low + 1)
-    return low, high, np.where(on_node, 0.0, place - low).astype(np.float32)
-
-
-def _shape_changes(path: NDArray[np.float32], frames: NDArray[np.uint8], spec: TargetSpec) -> NDArray[np.float32]:
-    """HOG ``[T, y, x, L or 1, 9]`` at raw positions ``[T, y, x, L + 1, 2]`` in clip pixels."""
-    starts = np.arange(spec.num_tubelets) * spec.tubelet_stride
+def _shape_changes(
+    path: NDArray[np.float32], tubelet: NDArray[np.int64], frames: NDArray[np.uint8], spec: TargetSpec
+) -> NDArray[np.float32]:
+    """HOG ``[N, C, L or 1, 9]`` at raw positions ``[N, C, L + 1, 2]`` in clip pixels, from tubelets ``[N]`` on."""
     if spec.shape == "start":
-        index = np.arange(spec.num_tubelets)[:, None, None, None]
-        return hog_along(frames[starts], path[..., :1, :], index, spec.hog_window)
-    index = (starts[:, None] + np.arange(spec.length))[:, None, None, :]
-    return hog_along(frames[: spec.num_hog_frames], path[..., :-1, :], index, spec.hog_window)
+        starts = np.arange(spec.num_tubelets) * spec.tubelet_stride
+        return hog_along(frames[starts], path[:, :, :1], tubelet[:, None, None], spec.hog_window)
+    index = tubelet[:, None, None] * spec.tubelet_stride + np.arange(spec.length)
+    return hog_along(frames[: spec.num_hog_frames], path[:, :, :-1], index, spec.hog_window)
 
 
 def _by_token(values: NDArray[Scalar]) -> NDArray[Scalar]:

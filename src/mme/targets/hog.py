@@ -19,12 +19,17 @@ import functools
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch.nn.functional import embedding_bag
 
 NUM_BINS = 9
 
 NORM_FLOOR_PER_PIXEL = 8.0
 """Mean gradient (grey levels between the two neighbours) below which a histogram fades to zero."""
+
+MAX_LOOKUPS_A_PIXEL = 3
+"""Pixels visited by all windows together, per pixel of the frames, from which it is faster to make maps of all sums."""
 
 _SPAN = 511
 """Values that a difference of two 8-bit levels can take."""
@@ -74,7 +79,35 @@ def hog_along(
     Returns:
         float32 ``[..., 9]``, of norm at most 1.
     """
-    return normalise(sample_windows(window_sums(frames, window), points, frame_index, window), window)
+    num_points = points[..., 0].size
+    num_pixels = frames[..., 0].size
+    if num_points * (window + 1) ** 2 < MAX_LOOKUPS_A_PIXEL * num_pixels:
+        histograms = gather_windows(frames, points, frame_index, window)
+    else:
+        histograms = sample_windows(window_sums(frames, window), points, frame_index, window)
+    return normalise(histograms, window)
+
+
+def gather_windows(
+    frames: NDArray[np.uint8], points: NDArray[np.float32], frame_index: NDArray[np.int64], window: int
+) -> NDArray[np.float32]:
+    """Histograms ``[..., 9]`` summed pixel by pixel: the same as `sample_windows`, faster where points are few."""
+    _, height, width, _ = frames.shape
+    x, y = _window_corner(points, window, height, width)
+    pad = window // 2 + 1
+    codes = _gradient_codes(frames, pad)  # (T, H + 2 pad, W + 2 pad)
+    x0, y0 = np.floor(x), np.floor(y)
+    corner = (frame_index * codes.shape[1] + y0.astype(np.int32) + pad) * codes.shape[2] + x0.astype(np.int32) + pad
+    pixels = (np.arange(window + 1)[:, None] * codes.shape[2] + np.arange(window + 1)).reshape(-1)
+    chosen = codes.reshape(-1).take(corner.reshape(-1, 1) + pixels)  # (P, (window + 1)^2)
+    weights = _edge_weights(y - y0, window)[:, :, None] * _edge_weights(x - x0, window)[:, None, :]
+    histograms = embedding_bag(
+        torch.from_numpy(chosen),
+        torch.from_numpy(_soft_bins()),
+        per_sample_weights=torch.from_numpy(weights.reshape(chosen.shape)),
+        mode="sum",
+    )
+    return np.asarray(histograms.numpy(), dtype=np.float32).reshape(*x.shape, NUM_BINS)
 
 
 def sample_windows(
@@ -82,9 +115,8 @@ def sample_windows(
 ) -> NDArray[np.float32]:
     """Bilinear samples ``[..., 9]`` of `window_sums` at points ``(x, y)`` ``[..., 2]``, clamped to the frame."""
     _, rows, columns, _ = sums.shape
-    shift = np.float32(0.5 if window % 2 == 0 else 0.0)
-    x = np.clip(points[..., 0] + shift, 0, columns - 1)
-    y = np.clip(points[..., 1] + shift, 0, rows - 1)
+    x, y = _window_corner(points, window, rows - 1, columns - 1)
+    x, y = x + window // 2, y + window // 2
     x0 = np.minimum(x.astype(np.int32), columns - 2)
     y0 = np.minimum(y.astype(np.int32), rows - 2)
     wx, wy = (x - x0.astype(np.float32))[..., None], (y - y0.astype(np.float32))[..., None]
@@ -106,14 +138,37 @@ def normalise(histograms: NDArray[np.float32], window: int) -> NDArray[np.float3
     return np.asarray(histograms / np.maximum(norm, floor)[..., None], dtype=np.float32)
 
 
-def _gradient_codes(frames: NDArray[np.uint8]) -> NDArray[np.int32]:
-    """Place of each pixel's gradient in `_soft_bins`, int32 ``[T, H + 1, W + 1]``; the last row and column are flat."""
+def _window_corner(
+    points: NDArray[np.float32], window: int, height: int, width: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """First column and row, fractional, of the windows centred on points clamped to the frame."""
+    low, reach = np.float32(-0.5 if window % 2 == 0 else 0.0), np.float32((window - 1) / 2)
+    x = np.clip(points[..., 0], low, width - 1 - low) - reach
+    y = np.clip(points[..., 1], low, height - 1 - low) - reach
+    return x, y
+
+
+def _edge_weights(fraction: NDArray[np.float32], window: int) -> NDArray[np.float32]:
+    """Weights ``[P, window + 1]`` of the pixels that a window of fractional position covers, P as flattened."""
+    weights = np.ones((fraction.size, window + 1), dtype=np.float32)
+    weights[:, 0] -= fraction.reshape(-1)
+    weights[:, -1] = fraction.reshape(-1)
+    return weights
+
+
+def _gradient_codes(frames: NDArray[np.uint8], pad: int = 0) -> NDArray[np.int32]:
+    """Place of each pixel's gradient in `_soft_bins`, int32.
+
+    ``[T, H + 1, W + 1]``, the last row and column flat; or ``[T, H + 2 pad, W + 2 pad]``, flat on all sides.
+    """
     num_frames, height, width = frames.shape[:3]
     gray = cv2.cvtColor(frames.reshape(num_frames * height, width, 3), cv2.COLOR_RGB2GRAY)
     levels = gray.reshape(num_frames, height, width).astype(np.int32)
-    codes = np.full((num_frames, height + 1, width + 1), _FLAT, dtype=np.int32)
-    codes[:, :height, 1 : width - 1] += levels[:, :, 2:] - levels[:, :, :-2]
-    codes[:, 1 : height - 1, :width] += (levels[:, 2:] - levels[:, :-2]) * _SPAN
+    margin = 2 * pad or 1
+    codes = np.full((num_frames, height + margin, width + margin), _FLAT, dtype=np.int32)
+    inner = codes[:, pad : pad + height, pad : pad + width]
+    inner[:, :, 1 : width - 1] += levels[:, :, 2:] - levels[:, :, :-2]
+    inner[:, 1 : height - 1] += (levels[:, 2:] - levels[:, :-2]) * _SPAN
     return codes
 
 

@@ -31,13 +31,11 @@ _ENTRY_NAME = "entry.json"
 
 Entry = dict[str, Any]
 
-_TENSORS: dict[str, tuple[str, Any]] = {
-    "homographies": ("F32", np.float32),
-    "displacements": ("F16", np.float16),
-    "num_valid": ("U8", np.uint8),
-    "trusted": ("U8", np.uint8),
-}
-"""Name in safetensors and numpy of each tensor's type. Widest first, so that every tensor is aligned in a shard."""
+DTYPES: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "U8": np.uint8}
+"""Types of tensors by their names in safetensors."""
+
+_TENSORS = {"homographies": "F32", "displacements": "F16", "num_valid": "U8", "trusted": "U8"}
+"""Type of each tensor. Widest first, so that every tensor is aligned in a shard."""
 
 
 def write_part(folder: Path, starts: Iterable[StartTracks], cell: int) -> Entry:
@@ -67,7 +65,7 @@ def _write_raw(folder: Path, starts: Iterable[StartTracks], cell: int) -> Entry:
                 "trusted": np.array(start.camera.trusted),
             }
             for name, array in arrays.items():
-                stored = np.asarray(array, dtype=_TENSORS[name][1], order="C")
+                stored = np.asarray(array, dtype=DTYPES[_TENSORS[name]], order="C")
                 files[name].write(stored.data)
                 digests[name].update(stored.data)
                 shapes[name] = list(stored.shape)
@@ -105,7 +103,7 @@ def merge_parts(path: Path, parts: Mapping[str, Path]) -> dict[str, Entry]:
     header: dict[str, Any] = {}
     sources: list[Path] = []
     end = 0
-    for name, (type_name, _) in _TENSORS.items():
+    for name, type_name in _TENSORS.items():
         for video_id, folder in parts.items():
             begin, end = end, end + (folder / name).stat().st_size
             shape = entries[video_id]["shapes"][name]

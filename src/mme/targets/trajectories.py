@@ -116,10 +116,10 @@ def cell_centres(height: int, width: int, cell: int) -> NDArray[np.float32]:
 
 def step_homographies(homographies: NDArray[np.float32], starts: NDArray[np.int64], length: int) -> NDArray[np.float32]:
     """Camera motion ``[S, L, 3, 3]`` of each step of each start out of ``[T - 1, 3, 3]``; identity past the end."""
-    padded: NDArray[np.float32] = np.concatenate(
-        [homographies, np.broadcast_to(np.eye(3, dtype=np.float32), (length, 3, 3))]
-    )
-    return padded.take(starts[:, None] + np.arange(length), axis=0)
+    frames = starts[:, None] + np.arange(length)
+    steps = homographies.take(frames, axis=0, mode="clip")
+    steps[frames >= len(homographies)] = np.eye(3, dtype=np.float32)
+    return steps
 
 
 def extract(frames: Iterable[NDArray[np.uint8]], params: TrajectoriesParams) -> Tracks:
