@@ -17,12 +17,13 @@ DEFAULTS = load_params(Path(__file__).parents[1] / "params.yaml")
 SMALL: dict[str, dict[str, Any]] = {
     "synthesize": {"size": 32, "num_frames": 16, "drift_px": 0.0},
     "ingest": {"short_side": 32, "min_frames": 12},
-    "trajectories": {"splits": ("pretrain", "val"), "max_length": 4, "videos_per_shard": 5},
+    "trajectories": {"splits": ("pretrain", "val"), "cell": 4, "max_length": 4, "videos_per_shard": 5},
     "clip": {"num_frames": 4, "size": 32},
-    "model": {"dim": 32, "depth": 2, "num_heads": 2, "positions": "axes"},
+    "model": {"patch_size": 8, "dim": 32, "depth": 2, "num_heads": 2, "positions": "axes"},
     "pretrain": {
         "splits": ("pretrain",),
         "length": 3,
+        "shape": "along",
         "hog_window": 8,
         "decoder_dim": 16,
         "decoder_heads": 2,
@@ -31,7 +32,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "batch_size": 4,
         "objective": "mme",
     },
-    "finetune": {"epochs": 3, "warmup_epochs": 1, "batch_size": 4},
+    "finetune": {"epochs": 3, "warmup_epochs": 1, "batch_size": 4, "horizontal_flip": False, "flip_pairs": ()},
 }
 
 

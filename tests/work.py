@@ -16,7 +16,7 @@ class Order:
     """What a process is to do, and what it answers if it gets that far."""
 
     number: int
-    what: Literal["answer", "hang", "crash", "raise", "toil"] = "answer"
+    what: Literal["answer", "hang", "crash", "raise", "toil", "spin"] = "answer"
 
 
 def obey(order: Order) -> tuple[int, int]:
@@ -32,5 +32,8 @@ def obey(order: Order) -> tuple[int, int]:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
         begin = time.process_time()
         while time.process_time() < begin + TOIL_S:
+            pass
+    if order.what == "spin":
+        while True:
             pass
     return order.number, os.getpid()

@@ -21,7 +21,13 @@ DEFAULTS = load_params(Path(__file__).parents[2] / "params.yaml").pretrain
 
 
 def pretrain(**changes: object) -> PretrainParams:
-    small = {"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2, "length": 3}
+    small: dict[str, object] = {
+        "shape": "along",
+        "decoder_dim": 16,
+        "decoder_depth": 1,
+        "decoder_heads": 2,
+        "length": 3,
+    }
     return DEFAULTS.model_copy(update=small | changes)
 
 
