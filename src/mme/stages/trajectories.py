@@ -43,9 +43,9 @@ def main() -> None:
         begin = time.perf_counter()
         result = extract(extractor, params)
         extractor.finish(OUTPUT, result)
+        run.log_metrics({"trajectories/seconds": time.perf_counter() - begin})
         summary = {
             **result.summary(),
-            "seconds": time.perf_counter() - begin,
             "bytes": sum(file.stat().st_size for file in OUTPUT.glob("*.safetensors")),
         }
         write_json(REPORTS / "summary.json", summary)
