@@ -34,7 +34,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "pretrain": {
         "epochs": 2, "warmup_epochs": 1, "batch_size": 8, "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2,
     },
-    "finetune": {"epochs": 2, "warmup_epochs": 1, "batch_size": 6},
+    "finetune": {"epochs": 2, "warmup_epochs": 1, "batch_size": 6, "horizontal_flip": False, "flip_pairs": []},
     "registry": {"minimum": 0.0},
 }  # fmt: skip
 

@@ -56,7 +56,7 @@ def fenced(language: str) -> list[str]:
 
 def shown_commands() -> list[list[str]]:
     """Every command line of the README, without its comment."""
-    lines = [line for block in fenced("bash") for line in block.splitlines()]
+    lines = [line for block in fenced("bash") for line in block.replace("\\\n", " ").splitlines()]
     return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
 
 
