@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-_TEXTURE_PX = 512
+_TEXTURE_PX = 768
 _SUPERSAMPLING = 2
 
 
@@ -112,7 +112,7 @@ class MovingScene:
 
 @functools.cache
 def texture(seed: int, grain_px: float) -> NDArray[np.float32]:
-    """Random RGB texture ``[512, 512, 3]`` with detail at several sizes, the smallest ``grain_px`` frame pixels."""
+    """Random RGB texture ``[768, 768, 3]`` with detail at several sizes, the smallest ``grain_px`` frame pixels."""
     rng = np.random.default_rng(seed)
     total = np.zeros((_TEXTURE_PX, _TEXTURE_PX, 3), np.float32)
     for size, weight in ((1.0, 1.0), (3.0, 1.5), (8.0, 2.0)):

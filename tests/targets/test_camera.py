@@ -95,6 +95,17 @@ def test_the_share_of_inliers_decides_about_trust() -> None:
     assert refused.inlier_ratio == pytest.approx(0.6, abs=0.03)
 
 
+def test_one_textured_object_in_front_of_a_smooth_background_is_not_the_camera() -> None:
+    gray = np.full((HEIGHT, WIDTH), 128, np.uint8)
+    gray[24:72, 44:84] = np.random.default_rng(0).integers(0, 256, (48, 40))
+    flow = np.zeros((HEIGHT, WIDTH, 2), np.float32)
+    flow[24:72, 44:84] = 2, -1
+    camera = estimate_homography(flow, 0.5, 0.35, gray)
+    assert camera.inlier_ratio > 0.6
+    assert not camera.trusted
+    np.testing.assert_array_equal(camera.homography, np.eye(3))
+
+
 def test_a_collapsing_frame_is_not_camera_motion() -> None:
     centre = np.array([WIDTH / 2, HEIGHT / 2])
     ys, xs = np.mgrid[:HEIGHT, :WIDTH]

@@ -25,7 +25,12 @@ MIN_CORNER_STRENGTH = 0.5
 """Mean squared gradient along the weakest direction, in grey levels a pixel of the frame at half its size, from which
 flow is determined. Sensor noise of five grey levels stays below it."""
 
+MIN_COVERAGE = 0.5
+"""Share of the blocks of a 4 x 4 partition of the frame that must hold inliers: in front of a smooth background all
+texture may be on one object, and its motion is not the camera's."""
+
 _BLOCK_PX = 3
+_MIN_BLOCK_POINTS = 3
 _MAX_REFITS = 8
 _CONVERGED_PX = 0.002
 _MIN_WIDTH_PX = 0.05
@@ -66,7 +71,12 @@ def estimate_homography(
     target = source + flow[y, x]
     homography, inliers = _robust_fit(source, target, threshold_px)
     ratio = float(inliers.mean())
-    if homography is None or ratio < min_inliers or not _plausible(homography, flow.shape[1], flow.shape[0]):
+    if (
+        homography is None
+        or ratio < min_inliers
+        or _coverage(points[inliers], flow.shape[1], flow.shape[0]) < MIN_COVERAGE
+        or not _plausible(homography, flow.shape[1], flow.shape[0])
+    ):
         return CameraMotion(np.eye(3), False, ratio)
     return CameraMotion(homography, True, ratio)
 
@@ -184,6 +194,12 @@ class _LinearSystem:
         unit.reshape(-1)[:8] += entries
         homography = self._from_unit @ unit @ self._to_unit
         return np.asarray(homography / homography[2, 2], dtype=np.float64)
+
+
+def _coverage(points: NDArray[np.int64], width: int, height: int) -> float:
+    """Share of the blocks of a 4 x 4 partition of the frame that hold points ``(x, y)`` ``[N, 2]``."""
+    block = points[:, 1] * 4 // height * 4 + points[:, 0] * 4 // width
+    return float((np.bincount(block, minlength=16) >= _MIN_BLOCK_POINTS).mean())
 
 
 def _plausible(homography: NDArray[np.float64], width: int, height: int) -> bool:
