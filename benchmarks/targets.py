@@ -1,0 +1,165 @@
+"""What the motion targets cost, and how right they are: `python -m benchmarks.targets`.
+
+CPU time on one core; ratios are of times taken in turn in one run. Nothing is kept.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from mme.config import Params, TrajectoriesParams, load_params
+from mme.data.extraction import iter_frames
+from mme.data.synthetic import CLASSES, sample_scene
+from mme.data.video import write_video
+from mme.targets.assemble import Crop, TargetSpec, assemble
+from mme.targets.camera import estimate_homography
+from mme.targets.flow import DenseFlow, gray_frames
+from mme.targets.hog import window_sums
+from mme.targets.shards import merge_parts, write_index, write_part
+from mme.targets.store import TrackStore
+from mme.targets.trajectories import GridTracker, cell_centres, extract, iter_tracks
+from tests.reference.primitive_tracks import true_tracks
+
+Row = tuple[str, str, str]
+"""What, how much, and what was aimed at."""
+
+HEIGHT, WIDTH, NUM_FRAMES = 256, 454, 24
+REPEATS = 5
+NUM_STORED, NUM_READS = 1000, 200
+
+
+def cpu_ms(*actions: Callable[[], object]) -> list[float]:
+    """Median CPU times in milliseconds of actions that take turns; the first turn warms up."""
+    times: list[list[float]] = [[] for _ in actions]
+    for _ in range(REPEATS + 1):
+        for action, taken in zip(actions, times, strict=True):
+            begin = time.process_time_ns()
+            action()
+            taken.append((time.process_time_ns() - begin) / 1e6)
+    return [statistics.median(taken[1:]) for taken in times]
+
+
+def large_frames(params: Params) -> NDArray[np.uint8]:
+    """Two motion primitives side by side, 454 x 256."""
+    large = params.synthesize.model_copy(update={"size": HEIGHT, "num_frames": NUM_FRAMES, "speed_px": (3.0, 6.0)})
+    pair = [sample_scene(label, large, (number,)).render() for number, label in enumerate(("right", "clockwise"))]
+    return np.concatenate(pair, axis=2)[:, :, :WIDTH]
+
+
+def time_extraction(frames: NDArray[np.uint8], params: TrajectoriesParams, folder: Path) -> Iterator[Row]:
+    """A whole video against DIS alone on the same decoded frames."""
+    path = folder / "video.mp4"
+    write_video(path, frames, 25, 18, 8)
+    gray = list(gray_frames(iter_frames(path)))
+    dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+
+    def flow() -> None:
+        for first, second in itertools.pairwise(gray):
+            dis.calc(first, second, None)  # type: ignore[call-overload]
+
+    def whole(both_ways: bool) -> Callable[[], object]:
+        chosen = params.model_copy(update={"forward_backward": both_ways, "compensate_camera": True})
+        return lambda: list(iter_tracks(iter_frames(path), chosen))
+
+    alone, forward, both = cpu_ms(flow, whole(False), whole(True))
+    steps = len(gray) - 1
+    yield "DIS medium alone", f"{alone / steps:.1f} ms a frame", ""
+    yield "extraction, forward only", f"{forward / alone:.2f} x DIS", "1.35"
+    yield "extraction, forward-backward", f"{both / alone:.2f} x DIS", "2.4"
+    dense = DenseFlow("medium", 3)
+    there, back = dense.pair(gray[0], gray[1]), dense.pair(gray[1], gray[0])
+    tracker = GridTracker(HEIGHT, WIDTH, 8, 6)
+    for _ in range(5):
+        tracker.step(there, None)
+
+    def track(backward: NDArray[np.float32] | None) -> Callable[[], object]:
+        return lambda: tracker.step(there, backward) and tracker.pop()
+
+    camera, one_way, two_ways = cpu_ms(lambda: estimate_homography(there, 0.5, 0.35, gray[0]), track(None), track(back))
+    yield "camera", f"{camera:.2f} ms a frame", ""
+    yield "tracking, L = 6, cell 8", f"{one_way:.2f} ms a start frame, {two_ways:.2f} forward-backward", "2 ms"
+
+
+def time_store(frames: NDArray[np.uint8], params: TrajectoriesParams, folder: Path) -> Iterator[Row]:
+    """Tracks of a clip out of a shard of 1,000 videos."""
+    entry = write_part(folder / "part", iter_tracks(frames, params), params.cell)
+    parts = {f"video-{number}": folder / "part" for number in range(NUM_STORED)}
+    write_index(folder, merge_parts(folder / "shard.safetensors", parts), {})
+    store = TrackStore(folder)
+    store.read("video-0", [0], 6)
+    times = []
+    for number in np.random.default_rng(0).permutation(NUM_STORED)[:NUM_READS]:
+        begin = time.perf_counter_ns()
+        store.read(f"video-{number}", range(0, 16, 2), 6)
+        times.append((time.perf_counter_ns() - begin) / 1e6)
+    yield "tracks of 8 start frames, L = 6", f"{statistics.median(times):.2f} ms", "2 ms"
+    size = (folder / "shard.safetensors").stat().st_size / NUM_STORED / entry["num_starts"]
+    yield f"stored, cell {params.cell}, {params.max_length} steps", f"{size:,.0f} bytes a start frame", ""
+
+
+def time_targets(params: Params) -> Iterator[Row]:
+    """HOG and assembly."""
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (16, 224, 224, 3), dtype=np.uint8)
+    yield "HOG maps of 16 x 224 x 224", f"{cpu_ms(lambda: window_sums(frames, 16))[0]:.0f} ms", "120 ms"
+    scene = sample_scene(CLASSES[0], params.synthesize, (0,)).render()
+    spec = TargetSpec.from_params(params.clip, params.model, params.pretrain)
+    tracks = extract(scene, params.trajectories).select(spec.starts(0), spec.length)
+    crop = Crop(0, 0, scene.shape[1], scene.shape[2], True)
+    view = np.stack([cv2.resize(frame, (spec.width, spec.height)) for frame in scene]).astype(np.uint8)
+    positions, both = cpu_ms(lambda: assemble(tracks, crop, None, spec), lambda: assemble(tracks, crop, view, spec))
+    yield "target of a clip as in params.yaml", f"{positions:.2f} ms positions, {both:.2f} ms with HOG", ""
+
+
+def truth(params: Params) -> Iterator[Row]:
+    """End-point error a step of tracks of the motion primitives, with and without validity."""
+    length, start, errors = 6, 4, []
+    chosen = params.trajectories.model_copy(update={"max_length": length, "cell": 4})
+    size = params.synthesize.size
+    points = cell_centres(size, size, chosen.cell).reshape(-1, 2).astype(np.float64)
+    for number, label in itertools.product(range(2), CLASSES):
+        scene = sample_scene(label, params.synthesize, (number,))
+        tracks = extract(scene.render()[start : start + length + 1], chosen).select([0], length)
+        path, on_sprite, visible = true_tracks(scene, start, points, length)
+        found = tracks.displacements[0].reshape(len(points), length, 2)
+        pixels = np.linalg.norm(np.diff(path, axis=1) - found, axis=-1).mean(axis=1)
+        valid = tracks.num_valid[0].reshape(-1) == length
+        errors.append(np.stack([pixels, on_sprite, valid], axis=-1)[visible])
+    table = np.concatenate(errors)
+    for name, wanted in (("sprite", 1), ("background", 0)):
+        part = table[table[:, 1] == wanted]
+        for kind, rows in (("all", part), ("valid", part[part[:, 2] == 1])):
+            middle, high = np.quantile(rows[:, 0], [0.5, 0.9])
+            share = f", {len(rows) / len(part):.0%} of the points" if kind == "valid" else ""
+            yield f"error on the {name}, {kind}", f"median {middle:.2f} px, 90 % {high:.2f} px{share}", ""
+
+
+def main() -> None:
+    """Measure and print."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    params = load_params()
+    large = params.trajectories.model_copy(update={"cell": 8, "max_length": 8})
+    frames = large_frames(params)
+    table = Table("what", "measured", "at most")
+    with tempfile.TemporaryDirectory() as name:
+        parts = (time_extraction(frames, large, Path(name)), time_store(frames, large, Path(name)))
+        for row in itertools.chain(*parts, time_targets(params), truth(params)):
+            table.add_row(*row)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
