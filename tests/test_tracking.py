@@ -189,6 +189,15 @@ def test_runs_do_not_nest(params: Params) -> None:
         pass
 
 
+def test_the_machine_is_watched(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
+    with start_run("pretrain", params) as run:
+        threading.Event().wait(1.5)
+    assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} <= recorded(
+        run.id
+    ).data.metrics.keys()
+
+
 def test_metrics_from_several_threads_all_arrive(params: Params) -> None:
     with start_run("pretrain", params) as run, ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda step: run.log_metrics({"train/loss": float(step)}, step), range(40)))
