@@ -79,12 +79,12 @@ class PretrainDataset(Dataset[dict[str, Any]]):
         if not (self.with_position or self.with_shape):
             return sample
         slices = self.tracks.read(video.id, self.spec.starts(start), pretrain.length)
-        target = assemble(slices, crop, view if self.with_shape else None, self.spec)
-        sample["valid"] = torch.from_numpy(target.valid[hidden])
+        target = assemble(slices, crop, view if self.with_shape else None, self.spec, hidden)
+        sample["valid"] = torch.from_numpy(target.valid)
         if self.with_position:
-            sample["position"] = torch.from_numpy(target.position[hidden])
+            sample["position"] = torch.from_numpy(target.position)
         if self.with_shape:
-            sample["shape"] = torch.from_numpy(target.shape[hidden])
+            sample["shape"] = torch.from_numpy(target.shape)
         return sample
 
 
