@@ -53,8 +53,8 @@ format: $(STAMP) ## mend what ruff can mend
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: $(STAMP) ## time decoding, trajectories, training steps and answers
-	$(BIN)/python benchmarks/speed.py
+bench: $(STAMP) ## measure speed and the targets' errors, into reports/bench.json
+	$(BIN)/python -m benchmarks
 
 lock: ## resolve pyproject.toml afresh into requirements.lock
 	rm -rf .work/lock && $(PYTHON) -m venv .work/lock

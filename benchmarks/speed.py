@@ -1,7 +1,7 @@
-"""How long the parts take with the committed parameters, on one core each: `make bench`.
+"""How long the parts take with the committed parameters, on one core each: ``python -m benchmarks speed``.
 
 Makes a few motion primitives in a temporary folder and times rendering, decoding, trajectories, training steps and
-answers on them. Medians; nothing is kept.
+answers on them. Medians of wall time.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch.nn.functional import cross_entropy
 
+from benchmarks.report import Row, record
 from mme.config import Params, load_params
 from mme.data.datasets import LabelledDataset, PretrainDataset
 from mme.data.extraction import Extractor
@@ -33,9 +32,6 @@ from mme.training.finetune import FinetuneModule
 from mme.training.loop import loader, model_input
 from mme.training.pretrain import PretrainModule, target_statistics
 
-Row = tuple[str, float, str]
-"""What was timed, its milliseconds, and what of."""
-
 NUM_VIDEOS = 32
 REPEATS = 5
 
@@ -48,6 +44,11 @@ def median_ms(action: Callable[[], object]) -> float:
         action()
         times.append(1000 * (time.perf_counter() - begin))
     return statistics.median(times[1:])
+
+
+def timed(what: str, milliseconds: float, of: str) -> Row:
+    """A row of the report."""
+    return Row(what, milliseconds, "ms", of=of)
 
 
 def make_videos(params: Params, folder: Path) -> Manifest:
@@ -85,9 +86,9 @@ def time_videos(params: Params, manifest: Manifest) -> Iterator[Row]:
     label, (video, *_) = params.synthesize.classes[0], manifest.rows
     path, size = manifest.path_of(video), f"{video.num_frames} frames of {video.width} x {video.height}"
     frames = read_frames(path)
-    yield "render", median_ms(lambda: sample_scene(label, params.synthesize, (0,)).render()), size
-    yield "decode", median_ms(lambda: read_frames(path)), size
-    yield "trajectories", median_ms(lambda: extract(frames, params.trajectories)), size
+    yield timed("render", median_ms(lambda: sample_scene(label, params.synthesize, (0,)).render()), size)
+    yield timed("decode", median_ms(lambda: read_frames(path)), size)
+    yield timed("trajectories", median_ms(lambda: extract(frames, params.trajectories)), size)
 
 
 def time_pretraining(params: Params, manifest: Manifest, tracks: TrackStore) -> Iterator[Row]:
@@ -97,8 +98,9 @@ def time_pretraining(params: Params, manifest: Manifest, tracks: TrackStore) -> 
     batch = next(iter(batches))
     module = PretrainModule(params, target_statistics(dataset), len(batches))
     sample = median_ms(lambda: [dataset[0, index] for index in range(NUM_VIDEOS)]) / NUM_VIDEOS
-    yield "pretraining sample", sample, "clip, mask and targets, frames cached"
-    yield "pretraining step", step_ms(module, lambda: module.losses(batch)["loss"]), f"batch of {len(batch['clip'])}"
+    yield timed("pretraining sample", sample, "clip, mask and targets, frames cached")
+    step = step_ms(module, lambda: module.losses(batch)["loss"])
+    yield timed("pretraining step", step, f"batch of {len(batch['clip'])}")
 
 
 def time_finetuning(params: Params, manifest: Manifest) -> Iterator[Row]:
@@ -110,7 +112,7 @@ def time_finetuning(params: Params, manifest: Manifest) -> Iterator[Row]:
     def loss() -> torch.Tensor:
         return cross_entropy(module.model(model_input(batch["clip"], params.clip)), batch["label"])
 
-    yield "finetuning step", step_ms(module, loss), f"batch of {len(batch['clip'])}"
+    yield timed("finetuning step", step_ms(module, loss), f"batch of {len(batch['clip'])}")
 
 
 def time_answers(params: Params, manifest: Manifest, folder: Path) -> Iterator[Row]:
@@ -122,7 +124,7 @@ def time_answers(params: Params, manifest: Manifest, folder: Path) -> Iterator[R
     save_folder(folder, MotionClassifier(params.model, params.clip, len(manifest.labels)), config)
     classifier = Classifier.load(folder)
     content = manifest.path_of(manifest.rows[0]).read_bytes()
-    yield "answer", median_ms(lambda: classifier.classify(content)), f"{params.evaluate.segments} clips"
+    yield timed("answer", median_ms(lambda: classifier.classify(content)), f"{params.evaluate.segments} clips")
 
 
 def measure(params: Params, folder: Path) -> Iterator[Row]:
@@ -137,14 +139,10 @@ def measure(params: Params, folder: Path) -> Iterator[Row]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and record."""
     torch.set_num_threads(1)
-    params = load_params()
-    table = Table("what", "ms", "of")
     with tempfile.TemporaryDirectory() as name:
-        for what, milliseconds, size in measure(params, Path(name)):
-            table.add_row(what, f"{milliseconds:.1f}", size)
-    Console().print(table)
+        record("speed", list(measure(load_params(), Path(name))))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What the motion targets cost, and how right they are: `python -m benchmarks.targets`.
+"""What the motion targets cost, and how right they are: ``python -m benchmarks targets``.
 
-CPU time on one core; ratios are of times taken in turn in one run. Nothing is kept.
+Medians of CPU time on one core; ratios are of times taken in turn in one run.
 """
 
 from __future__ import annotations
@@ -16,13 +16,11 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks.report import Row, record
 from mme.config import Params, TrajectoriesParams, load_params
-from mme.data.extraction import iter_frames
 from mme.data.synthetic import CLASSES, sample_scene
-from mme.data.video import write_video
+from mme.data.video import iter_frames, write_video
 from mme.targets.assemble import Crop, TargetSpec, assemble
 from mme.targets.camera import estimate_homography
 from mme.targets.flow import DenseFlow, gray_frames
@@ -31,9 +29,6 @@ from mme.targets.shards import merge_parts, write_index, write_part
 from mme.targets.store import TrackStore
 from mme.targets.trajectories import GridTracker, cell_centres, extract, iter_tracks
 from tests.reference.primitive_tracks import true_tracks
-
-Row = tuple[str, str, str]
-"""What, how much, and what was aimed at."""
 
 HEIGHT, WIDTH, NUM_FRAMES = 256, 454, 24
 REPEATS = 5
@@ -74,10 +69,10 @@ def time_extraction(frames: NDArray[np.uint8], params: TrajectoriesParams, folde
         return lambda: list(iter_tracks(iter_frames(path), chosen))
 
     alone, forward, both = cpu_ms(flow, whole(False), whole(True))
-    steps = len(gray) - 1
-    yield "DIS medium alone", f"{alone / steps:.1f} ms a frame", ""
-    yield "extraction, forward only", f"{forward / alone:.2f} x DIS", "1.35"
-    yield "extraction, forward-backward", f"{both / alone:.2f} x DIS", "2.4"
+    size = f"{len(gray)} frames of {WIDTH} x {HEIGHT}, file to tracks"
+    yield Row("DIS medium alone", alone / (len(gray) - 1), "ms a frame", of="decoded frames")
+    yield Row("extraction, forward only", forward / alone, "x DIS", at_most=1.35, of=size)
+    yield Row("extraction, forward-backward", both / alone, "x DIS", at_most=2.4, of=size)
     dense = DenseFlow("medium", 3)
     there, back = dense.pair(gray[0], gray[1]), dense.pair(gray[1], gray[0])
     tracker = GridTracker(HEIGHT, WIDTH, 8, 6)
@@ -88,8 +83,9 @@ def time_extraction(frames: NDArray[np.uint8], params: TrajectoriesParams, folde
         return lambda: tracker.step(there, backward) and tracker.pop()
 
     camera, one_way, two_ways = cpu_ms(lambda: estimate_homography(there, 0.5, 0.35, gray[0]), track(None), track(back))
-    yield "camera", f"{camera:.2f} ms a frame", ""
-    yield "tracking, L = 6, cell 8", f"{one_way:.2f} ms a start frame, {two_ways:.2f} forward-backward", "2 ms"
+    yield Row("camera", camera, "ms a frame", of=f"{WIDTH} x {HEIGHT}")
+    yield Row("tracking, forward only", one_way, "ms a start frame", at_most=2, of="L = 6, cell 8")
+    yield Row("tracking, forward-backward", two_ways, "ms a start frame", at_most=2, of="L = 6, cell 8")
 
 
 def time_store(frames: NDArray[np.uint8], params: TrajectoriesParams, folder: Path) -> Iterator[Row]:
@@ -104,23 +100,26 @@ def time_store(frames: NDArray[np.uint8], params: TrajectoriesParams, folder: Pa
         begin = time.perf_counter_ns()
         store.read(f"video-{number}", range(0, 16, 2), 6)
         times.append((time.perf_counter_ns() - begin) / 1e6)
-    yield "tracks of 8 start frames, L = 6", f"{statistics.median(times):.2f} ms", "2 ms"
+    yield Row(
+        "tracks of a clip", statistics.median(times), "ms", at_most=2, of="8 starts, L = 6, a shard of 1,000 videos"
+    )
     size = (folder / "shard.safetensors").stat().st_size / NUM_STORED / entry["num_starts"]
-    yield f"stored, cell {params.cell}, {params.max_length} steps", f"{size:,.0f} bytes a start frame", ""
+    yield Row("stored", size, "bytes a start frame", of=f"cell {params.cell}, {params.max_length} steps")
 
 
 def time_targets(params: Params) -> Iterator[Row]:
     """HOG and assembly."""
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (16, 224, 224, 3), dtype=np.uint8)
-    yield "HOG maps of 16 x 224 x 224", f"{cpu_ms(lambda: window_sums(frames, 16))[0]:.0f} ms", "120 ms"
+    yield Row("HOG maps", cpu_ms(lambda: window_sums(frames, 16))[0], "ms", at_most=120, of="16 frames of 224 x 224")
     scene = sample_scene(CLASSES[0], params.synthesize, (0,)).render()
     spec = TargetSpec.from_params(params.clip, params.model, params.pretrain)
     tracks = extract(scene, params.trajectories).select(spec.starts(0), spec.length)
     crop = Crop(0, 0, scene.shape[1], scene.shape[2], True)
     view = np.stack([cv2.resize(frame, (spec.width, spec.height)) for frame in scene]).astype(np.uint8)
     positions, both = cpu_ms(lambda: assemble(tracks, crop, None, spec), lambda: assemble(tracks, crop, view, spec))
-    yield "target of a clip as in params.yaml", f"{positions:.2f} ms positions, {both:.2f} ms with HOG", ""
+    yield Row("target of a clip, positions", positions, "ms", of="as in params.yaml")
+    yield Row("target of a clip, positions and shapes", both, "ms", of="as in params.yaml")
 
 
 def truth(params: Params) -> Iterator[Row]:
@@ -140,25 +139,25 @@ def truth(params: Params) -> Iterator[Row]:
     table = np.concatenate(errors)
     for name, wanted in (("sprite", 1), ("background", 0)):
         part = table[table[:, 1] == wanted]
-        for kind, rows in (("all", part), ("valid", part[part[:, 2] == 1])):
-            middle, high = np.quantile(rows[:, 0], [0.5, 0.9])
-            share = f", {len(rows) / len(part):.0%} of the points" if kind == "valid" else ""
-            yield f"error on the {name}, {kind}", f"median {middle:.2f} px, 90 % {high:.2f} px{share}", ""
+        valid = part[part[:, 2] == 1]
+        yield Row(f"{name}, valid points", len(valid) / len(part), "of all")
+        for kind, rows in (("all", part), ("valid", valid)):
+            for share in (0.5, 0.9):
+                title = "median" if share == 0.5 else f"{share:.0%} quantile"
+                yield Row(f"{name}, {kind} points, {title}", float(np.quantile(rows[:, 0], share)), "px a step")
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and record."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     params = load_params()
     large = params.trajectories.model_copy(update={"cell": 8, "max_length": 8})
     frames = large_frames(params)
-    table = Table("what", "measured", "at most")
     with tempfile.TemporaryDirectory() as name:
         parts = (time_extraction(frames, large, Path(name)), time_store(frames, large, Path(name)))
-        for row in itertools.chain(*parts, time_targets(params), truth(params)):
-            table.add_row(*row)
-    Console().print(table)
+        record("targets", [*itertools.chain(*parts), *time_targets(params)])
+    record("targets/errors", list(truth(params)))
 
 
 if __name__ == "__main__":
