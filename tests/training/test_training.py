@@ -16,9 +16,8 @@ from mme.data.manifest import Manifest
 from mme.data.sampler import EpochSampler
 from mme.models.checkpoints import save_weights
 from mme.models.classifier import MotionClassifier
-from mme.stages.finetune import load_encoder
 from mme.targets.store import TrackStore
-from mme.training.finetune import FinetuneModule
+from mme.training.finetune import FinetuneModule, load_encoder
 from mme.training.loop import Curves, build_trainer, fit, loader
 from mme.training.pictures import draw_predictions
 from mme.training.pretrain import PretrainModule, target_statistics

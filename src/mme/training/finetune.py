@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as lightning
 import torch
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from safetensors.torch import load_file
 from timm.data.mixup import Mixup
 from torch import Tensor
 from torch.nn import functional
 
 from mme.config import Params
+from mme.data.datasets import LabelledDataset
+from mme.data.manifest import Manifest
 from mme.models.classifier import MotionClassifier
-from mme.training.loop import model_input, seed_step
+from mme.training.loop import Curves, LogMetrics, build_trainer, fit, loader, model_input, seed_step
 from mme.training.optim import encoder_layer, parameter_groups, schedule
 
 
@@ -97,3 +103,67 @@ class FinetuneModule(lightning.LightningModule):
             finetune.min_lr_ratio,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def load_encoder(path: Path, classifier: MotionClassifier) -> None:
+    """Take encoder and norm from a pretrained model.
+
+    Raises:
+        ValueError: they are not there or have other shapes; the message names the file and the keys.
+    """
+    wanted = {name: value for name, value in classifier.state_dict().items() if not name.startswith("head.")}
+    found = {name: value for name, value in load_file(path).items() if name in wanted}
+    faults = [name for name, value in wanted.items() if name not in found or found[name].shape != value.shape]
+    if faults:
+        raise ValueError(f"{path}: missing or of another shape than params.yaml says: {', '.join(sorted(faults))}")
+    classifier.load_state_dict(found, strict=False)
+
+
+def run_finetuning(
+    params: Params,
+    manifest: Manifest,
+    pretrained: Path | None,
+    work: Path,
+    log_metrics: LogMetrics,
+    callbacks: Sequence[Callback] = (),
+) -> tuple[FinetuneModule, Curves]:
+    """Finetune on ``train`` as ``params`` say, from ``last.ckpt`` in ``work`` on if an interrupted run left one.
+
+    Args:
+        params: the whole of ``params.yaml``; ``pretrained`` stands in for ``finetune.init``.
+        manifest: names the videos; those of ``val`` choose the epoch.
+        pretrained: weights of a `MotionModel`; None starts from scratch.
+        work: folder for checkpoints and ``curves.csv``; only runs with equal parameters and data may share one.
+        log_metrics: receives the metrics of each epoch.
+        callbacks: further ones of the trainer.
+
+    Returns:
+        The module, whose model has the weights of its best epoch (``module.best["epoch"]``), and the metrics of each
+        epoch.
+
+    Raises:
+        ValueError: a split has no labelled videos, or ``pretrained`` does not fit ``params.model``.
+    """
+    init = "scratch" if pretrained is None else "pretrained"
+    params = params.model_copy(update={"finetune": params.finetune.model_copy(update={"init": init})})
+    finetune, seed = params.finetune, params.run.seed
+    training = LabelledDataset(params, manifest, "train", training=True)
+    validation = LabelledDataset(params, manifest, "val", training=False)
+    batches = loader(training, finetune.batch_size, seed, True, finetune.num_loader_workers)
+    validation_batches = loader(validation, finetune.batch_size, seed, False, 0)
+    torch.manual_seed(seed)
+    module = FinetuneModule(params, len(manifest.labels), len(batches))
+    if pretrained is not None:
+        load_encoder(pretrained, module.model)
+    curves = Curves(work / "curves.csv", log_metrics)
+    trainer = build_trainer(
+        work,
+        epochs=finetune.epochs,
+        precision=finetune.precision,
+        clip_grad=finetune.clip_grad,
+        device=params.run.device,
+        callbacks=[curves, *callbacks],
+    )
+    fit(trainer, module, batches, validation_batches, work)
+    module.model.load_state_dict(module.best["state"])
+    return module, curves

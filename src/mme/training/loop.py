@@ -93,6 +93,16 @@ class Curves(Callback):
         self.rows = list(state_dict["rows"])
 
 
+def nested(row: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """A row of `Curves`, ``{"val/top1": x}``, as ``{"val": {"top1": x}}``, the form that DVC shows as a table."""
+    groups: dict[str, dict[str, float]] = {}
+    for name, value in row.items():
+        group, _, rest = name.partition("/")
+        if rest:
+            groups.setdefault(group, {})[rest] = value
+    return groups
+
+
 def build_trainer(
     work: Path, *, epochs: int, precision: Precision, clip_grad: float, device: str, callbacks: list[Callback]
 ) -> lightning.Trainer:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as lightning
 import torch
 from jaxtyping import Float
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from mme.config import Params
 from mme.data.datasets import PretrainDataset
+from mme.data.manifest import Manifest
 from mme.models.encoder import gather_tokens
 from mme.models.losses import masked_mse
 from mme.models.motion_model import MotionModel
-from mme.training.loop import model_input, seed_step
+from mme.targets.store import TrackStore
+from mme.training.loop import Curves, LogMetrics, build_trainer, fit, loader, model_input, seed_step
 from mme.training.optim import parameter_groups, schedule
 
 NUM_STATISTICS_SAMPLES = 256
@@ -125,3 +130,51 @@ class PretrainModule(lightning.LightningModule):
             pretrain.min_lr_ratio,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def held_out_dataset(params: Params, manifest: Manifest, tracks: TrackStore) -> PretrainDataset | None:
+    """Clips of the split ``val``; None where there are none, or no trajectories of them."""
+    if not manifest.videos("val") or "val" not in params.trajectories.splits:
+        return None
+    return PretrainDataset(params, manifest, tracks, ["val"])
+
+
+def run_pretraining(
+    params: Params,
+    manifest: Manifest,
+    tracks: TrackStore,
+    work: Path,
+    log_metrics: LogMetrics,
+    callbacks: Sequence[Callback] = (),
+) -> tuple[PretrainModule, Curves]:
+    """Pretrain as ``params`` say, from ``last.ckpt`` in ``work`` on if an interrupted run left one.
+
+    Args:
+        params: the whole of ``params.yaml``.
+        manifest: names the videos; those of ``val`` with trajectories are held out and measured after each epoch.
+        tracks: trajectories of the videos.
+        work: folder for checkpoints and ``curves.csv``; only runs with equal parameters and data may share one.
+        log_metrics: receives the metrics of each epoch.
+        callbacks: further ones of the trainer.
+
+    Returns:
+        The trained module and the metrics of each epoch.
+    """
+    pretrain, seed = params.pretrain, params.run.seed
+    training = PretrainDataset(params, manifest, tracks, pretrain.splits)
+    held_out = held_out_dataset(params, manifest, tracks)
+    batches = loader(training, pretrain.batch_size, seed, True, pretrain.num_loader_workers)
+    held_out_batches = None if held_out is None else loader(held_out, pretrain.batch_size, seed, False, 0)
+    torch.manual_seed(seed)
+    module = PretrainModule(params, target_statistics(training), len(batches))
+    curves = Curves(work / "curves.csv", log_metrics)
+    trainer = build_trainer(
+        work,
+        epochs=pretrain.epochs,
+        precision=pretrain.precision,
+        clip_grad=pretrain.clip_grad,
+        device=params.run.device,
+        callbacks=[curves, *callbacks],
+    )
+    fit(trainer, module, batches, held_out_batches, work)
+    return module, curves
