@@ -1,0 +1,216 @@
+"""Real servers for tests, each in a process group of its own on loopback: PostgreSQL, S3's stand-in, MLflow's."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+START_S = 120.0
+"""How long a server may take to start; generous, since the machine may be busy."""
+
+STOP_S = 20.0
+
+_SCOPE = "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
+"""What tells moto that a request is one to S3; it checks no signature."""
+
+S3_CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test-secret",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+
+
+def _postgres_folder() -> Path | None:
+    # Debian keeps the programs of each version off the path.
+    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: float(path.parent.name))
+    on_path = shutil.which("postgres")
+    if installed or on_path is None:
+        return installed[-1] if installed else None
+    return Path(on_path).parent
+
+
+POSTGRES = _postgres_folder()
+needs_postgres = pytest.mark.skipif(POSTGRES is None, reason="needs Debian's package postgresql")
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def answers(address: str) -> Callable[[], bool]:
+    """Whether ``GET address`` succeeds."""
+
+    def ask() -> bool:
+        try:
+            return httpx.get(address, timeout=10).is_success
+        except httpx.TransportError:
+            return False
+
+    return ask
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server: where it answers, its process and what it wrote."""
+
+    address: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+
+@dataclass(frozen=True)
+class Command:
+    """How to start a server.
+
+    Attributes:
+        words: program and arguments.
+        log: receives what it writes.
+        environment: in addition to ours.
+        user: whom it runs as, if we are root.
+        folder: where it runs, ours by default.
+    """
+
+    words: Sequence[str]
+    log: Path
+    environment: Mapping[str, str]
+    user: str | None = None
+    folder: Path | None = None
+
+
+@contextmanager
+def started(command: Command, address: str, ready: Callable[[], bool]) -> Iterator[Server]:
+    """A server between its readiness and its end; it and its children are gone afterwards."""
+    with command.log.open("wb") as log:
+        process = subprocess.Popen(
+            command.words,
+            env={**os.environ, **command.environment},
+            cwd=command.folder,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            user=command.user if os.geteuid() == 0 else None,
+        )
+    try:
+        deadline = time.monotonic() + START_S
+        while not ready():
+            written = command.log.read_text(encoding="utf-8", errors="replace")[-4000:]
+            assert process.poll() is None, f"{command.words} ended with {process.returncode}:\n{written}"
+            assert time.monotonic() < deadline, f"{command.words} is not ready after {START_S} s:\n{written}"
+            time.sleep(0.1)
+        yield Server(address, process, command.log)
+    finally:
+        stop(process)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a server's whole process group: asked first, killed if it does not listen."""
+    for sent in (signal.SIGINT, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, sent)
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            continue
+        except ProcessLookupError:
+            break
+    process.wait(STOP_S)
+
+
+@contextmanager
+def postgres(databases: Sequence[str], user: str = "mme", password: str = "secret") -> Iterator[Server]:
+    """PostgreSQL with a superuser and databases; the address has no database: ``f"{server.address}/mlflow"``."""
+    assert POSTGRES is not None, "mark the test with `needs_postgres`"
+    # Not in pytest's folder, which only its owner may enter: PostgreSQL refuses to run as root.
+    folder = Path(tempfile.mkdtemp(prefix="mme-postgres-"))
+    account = "postgres" if os.geteuid() == 0 else None
+    try:
+        (folder / "password").write_text(password, encoding="utf-8")
+        if account is not None:
+            owner = pwd.getpwnam(account)
+            for path in (folder, folder / "password"):
+                os.chown(path, owner.pw_uid, owner.pw_gid)
+        with _postgres_in(folder, account, (user, password)) as server:
+            _create_databases(server.address, databases)
+            yield server
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _postgres_in(folder: Path, account: str | None, login: tuple[str, str]) -> Iterator[Server]:
+    assert POSTGRES is not None
+    data, port = folder / "data", free_port()
+    options = ["--auth=scram-sha-256", f"--pwfile={folder / 'password'}", "--encoding=UTF8", "--locale=C.UTF-8"]
+    subprocess.run(
+        [str(POSTGRES / "initdb"), "-D", str(data), "-U", login[0], *options, "--no-sync"],
+        check=True, capture_output=True, user=account, cwd=folder,
+    )  # fmt: skip
+    words = [str(POSTGRES / "postgres"), "-D", str(data), "-h", "127.0.0.1", "-p", str(port), "-k", str(folder)]
+    command = Command([*words, "-c", "fsync=off"], folder / "log", {}, account, folder)
+    address = f"postgresql://{login[0]}:{login[1]}@127.0.0.1:{port}"
+    with started(command, address, lambda: _is_accepting(port)) as server:
+        yield server
+
+
+def _is_accepting(port: int) -> bool:
+    assert POSTGRES is not None
+    asked = subprocess.run(
+        [str(POSTGRES / "pg_isready"), "-h", "127.0.0.1", "-p", str(port), "-q"], check=False, cwd="/"
+    )
+    return asked.returncode == 0
+
+
+def _create_databases(address: str, databases: Sequence[str]) -> None:
+    import psycopg2  # type: ignore[import-untyped]
+
+    connection = psycopg2.connect(f"{address}/postgres")
+    connection.autocommit = True  # databases are not made within a transaction
+    try:
+        with connection.cursor() as cursor:
+            for database in databases:
+                cursor.execute(f'CREATE DATABASE "{database}"')
+    finally:
+        connection.close()
+
+
+@contextmanager
+def s3(log: Path, buckets: Sequence[str]) -> Iterator[Server]:
+    """moto's server with buckets; clients take ``S3_CREDENTIALS``. What it holds is gone at its end."""
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    words = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with started(Command(words, log, S3_CREDENTIALS), address, answers(f"{address}/moto-api/")) as server:
+        for bucket in buckets:
+            httpx.put(f"{address}/{bucket}", headers={"Authorization": _SCOPE}).raise_for_status()
+        yield server
+
+
+@contextmanager
+def mlflow(log: Path, store: str, artifacts: str, environment: Mapping[str, str]) -> Iterator[Server]:
+    """``mlflow server`` that keeps runs in ``store`` and hands artifacts through from ``artifacts``."""
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    words = [
+        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+        "--backend-store-uri", store, "--artifacts-destination", artifacts,
+    ]  # fmt: skip
+    with started(Command(words, log, environment), address, answers(f"{address}/health")) as server:
+        yield server

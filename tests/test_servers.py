@@ -1,0 +1,35 @@
+"""The servers that other tests rely on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+import psutil  # type: ignore[import-untyped]
+import pytest
+
+from tests import servers
+
+
+@servers.needs_postgres
+def test_postgres_makes_databases_and_leaves_nothing() -> None:
+    import psycopg2  # type: ignore[import-untyped]
+
+    with servers.postgres(["one", "two"]) as server:
+        connection = psycopg2.connect(f"{server.address}/two")
+        connection.close()
+        group = [server.process, *psutil.Process(server.process.pid).children(recursive=True)]
+    assert not [process for process in group if psutil.pid_exists(process.pid)]
+    assert not server.log.parent.exists()
+
+
+def test_s3_has_its_buckets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import boto3  # type: ignore[import-untyped]
+
+    for name, value in servers.S3_CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    with servers.s3(tmp_path / "log", ["dvc", "mlflow"]) as server:
+        client = boto3.client("s3", endpoint_url=server.address)
+        assert [bucket["Name"] for bucket in client.list_buckets()["Buckets"]] == ["dvc", "mlflow"]
+    with pytest.raises(httpx.TransportError):
+        httpx.get(server.address)
