@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
+
+from mme.section import NonNegative, Positive, PositiveFloat, Range, Ratio, Section
+from mme.sweep_params import SweepParams
 
 Split = Literal["pretrain", "train", "val", "test"]
 Objective = Literal["mme", "trajectory", "hog", "pixel"]
@@ -33,25 +34,8 @@ Primitive = Literal[
     "shake-vertical",
 ]
 
-Positive = Annotated[int, Field(ge=1)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Ratio = Annotated[float, Field(ge=0, le=1)]
-Range = tuple[PositiveFloat, PositiveFloat]
-
 CELLS_PER_PATCH_SIDE = 2
 """A token predicts the motion of 2 x 2 cells (Sun et al. 2023, section 3.3)."""
-
-
-class Section(BaseModel):
-    """One section of ``params.yaml``."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    def digest(self) -> str:
-        """SHA-256 (first 16 hex digits) of the section's canonical JSON."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class RunParams(Section):
@@ -286,6 +270,7 @@ class Params(Section):
     finetune: FinetuneParams
     evaluate: EvaluateParams
     registry: RegistryParams
+    sweep: SweepParams
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
@@ -315,6 +300,12 @@ class Params(Section):
         missing = set(self.pretrain.splits) - set(self.trajectories.splits)
         if missing:
             raise ValueError(f"pretrain.splits: {sorted(missing)} are not in trajectories.splits")
+        for name in (*self.sweep.fixed, *self.sweep.space):
+            section, _, key = name.partition(".")
+            if section not in ("clip", "model", "pretrain") or key not in type(getattr(self, section)).model_fields:
+                raise ValueError(
+                    f"sweep: {name!r} is no parameter of clip, model or pretrain, which a trial depends on"
+                )
         return self
 
 
