@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import psycopg
 import pytest
+from psycopg import sql
 
 START_S = 120.0
 """How long a server may take to start; generous, since the machine may be busy."""
@@ -179,16 +181,9 @@ def _is_accepting(port: int) -> bool:
 
 
 def _create_databases(address: str, databases: Sequence[str]) -> None:
-    import psycopg2  # type: ignore[import-untyped]
-
-    connection = psycopg2.connect(f"{address}/postgres")
-    connection.autocommit = True  # databases are not made within a transaction
-    try:
-        with connection.cursor() as cursor:
-            for database in databases:
-                cursor.execute(f'CREATE DATABASE "{database}"')
-    finally:
-        connection.close()
+    with psycopg.connect(f"{address}/postgres", autocommit=True) as connection:  # none is made within a transaction
+        for database in databases:
+            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(database)))
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import httpx
 import psutil  # type: ignore[import-untyped]
+import psycopg
 import pytest
 
 from tests import servers
@@ -13,11 +14,9 @@ from tests import servers
 
 @servers.needs_postgres
 def test_postgres_makes_databases_and_leaves_nothing() -> None:
-    import psycopg2  # type: ignore[import-untyped]
-
     with servers.postgres(["one", "two"]) as server:
-        connection = psycopg2.connect(f"{server.address}/two")
-        connection.close()
+        with psycopg.connect(f"{server.address}/two") as connection:
+            assert connection.execute("SELECT 1").fetchone() == (1,)
         group = [server.process, *psutil.Process(server.process.pid).children(recursive=True)]
     assert not [process for process in group if psutil.pid_exists(process.pid)]
     assert not server.log.parent.exists()

@@ -1,0 +1,3 @@
+-- Run once, on an empty data folder.
+CREATE DATABASE mlflow;
+CREATE DATABASE optuna;
