@@ -21,10 +21,11 @@ from benchmarks.report import Row, record
 from mme.config import Params, TrajectoriesParams, load_params
 from mme.data.synthetic import CLASSES, sample_scene
 from mme.data.video import iter_frames, write_video
-from mme.targets.assemble import Crop, TargetSpec, assemble
+from mme.targets.assemble import assemble
 from mme.targets.camera import estimate_homography
+from mme.targets.crops import Crop, TargetSpec
 from mme.targets.flow import DenseFlow, gray_frames
-from mme.targets.hog import window_sums
+from mme.targets.hog import luma, window_sums
 from mme.targets.shards import merge_parts, write_index, write_part
 from mme.targets.store import TrackStore
 from mme.targets.trajectories import GridTracker, cell_centres, extract, iter_tracks
@@ -111,7 +112,9 @@ def time_targets(params: Params) -> Iterator[Row]:
     """HOG and assembly."""
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (16, 224, 224, 3), dtype=np.uint8)
-    yield Row("HOG maps", cpu_ms(lambda: window_sums(frames, 16))[0], "ms", at_most=120, of="16 frames of 224 x 224")
+    yield Row(
+        "HOG maps", cpu_ms(lambda: window_sums(luma(frames), 16))[0], "ms", at_most=120, of="16 frames of 224 x 224"
+    )
     scene = sample_scene(CLASSES[0], params.synthesize, (0,)).render()
     spec = TargetSpec.from_params(params.clip, params.model, params.pretrain)
     tracks = extract(scene, params.trajectories).select(spec.starts(0), spec.length)

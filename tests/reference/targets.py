@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from mme.targets.assemble import Crop, TargetSpec
+from mme.targets.crops import Crop, TargetSpec
 from mme.targets.hog import NORM_FLOOR_PER_PIXEL
 from mme.targets.trajectories import TrackSlice
 from tests.reference.hog import hog_at

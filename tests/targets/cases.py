@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mme.config import TrajectoriesParams, load_params
-from mme.targets.assemble import TargetSpec
+from mme.targets.crops import TargetSpec
 from mme.targets.trajectories import TrackSlice, cell_centres
 from tests.reference.moving_scene import MovingScene
 

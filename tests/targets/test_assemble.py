@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from mme.targets.assemble import Crop, MotionTarget, TargetSpec, assemble, clip_tracks
+from mme.targets.assemble import MotionTarget, assemble, assemble_batch
+from mme.targets.crops import Crop, TargetSpec, token_tracks
 from mme.targets.hog import NUM_BINS
 from mme.targets.trajectories import TrackSlice, extract
 from tests.reference.moving_scene import MovingScene, Similarity
@@ -337,6 +338,30 @@ def test_hidden_tokens_alone_are_the_same_as_among_all(norm: Any, shape: Any) ->
     np.testing.assert_array_equal(part.valid, whole.valid[hidden])
 
 
+@pytest.mark.parametrize("norm", ["none", "scale", "patch_std"])
+@pytest.mark.parametrize("shape", ["along", "start"])
+def test_a_batch_is_its_clips_one_by_one_to_the_bit(norm: Any, shape: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clips of videos of different sizes, crops and numbers of hidden tokens."""
+    spec = target_spec(position_norm=norm, shape=shape)
+    rng = np.random.default_rng(0)
+    sizes = [(48, 64), (56, 80), (48, 64), (96, 48), (64, 64)]
+    tracks = [random_tracks(rng, spec, *size, 8) for size in sizes]
+    tracks[0] = dataclasses.replace(
+        tracks[0], homographies=np.zeros_like(tracks[0].homographies) + np.eye(3, dtype="f")
+    )
+    crops = [Crop(0, 0, *size, bool(number % 2)) for number, size in enumerate(sizes)]
+    crops[2] = Crop(3, 5, 40, 50, True)
+    frames = [random_frames(rng, spec) for _ in sizes]
+    hidden = [rng.uniform(size=24) < 0.3 + 0.1 * number for number in range(len(sizes))]
+    monkeypatch.setattr("mme.targets.assemble._PIXELS_AT_ONCE", 48 * 64 * 15)  # HOG in groups of several clips
+    batch = assemble_batch(tracks, crops, frames, spec, hidden)
+    for number, target in enumerate(batch):
+        alone = assemble(tracks[number], crops[number], frames[number], spec, hidden[number])
+        np.testing.assert_array_equal(target.position, alone.position)
+        np.testing.assert_array_equal(target.shape, alone.shape)
+        np.testing.assert_array_equal(target.valid, alone.valid)
+
+
 def test_assembly_leaves_its_input_alone() -> None:
     spec = target_spec()
     rng = np.random.default_rng(0)
@@ -372,7 +397,8 @@ def test_video_of_another_aspect_than_the_clip() -> None:
     """A tall video in a wide clip: rows stay rows."""
     spec = target_spec()
     scene = MovingScene(128, 64, Similarity((0.0, 2.0)))
-    path, residual, valid = clip_tracks(exact_tracks(scene, [0, 3], 4, 8), Crop(0, 0, 128, 64, False), spec)
-    assert np.abs(residual[valid] - [0.0, 0.75]).max() < 1e-5
+    found = token_tracks([exact_tracks(scene, [0, 3], 4, 8)], [Crop(0, 0, 128, 64, False)], [np.arange(24)], spec)
+    assert np.abs(found.residual[found.valid] - [0.0, 0.75]).max() < 1e-5
+    path = cell_grid(found.path, spec)
     np.testing.assert_allclose(path[0, 0, :, 0, 0], 8 * np.arange(8) + 3.5, atol=1e-4)
     np.testing.assert_allclose(path[0, :, 0, 0, 1], 8 * np.arange(6) + 3.5, atol=1e-4)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,8 @@ from mme.data.manifest import Manifest, Video
 from mme.data.transforms import SEED_FINETUNE, SEED_PRETRAIN, apply_crop, draw_crop, sample_rng
 from mme.data.views import prepare
 from mme.models.masking import draw_mask
-from mme.targets.assemble import TargetSpec, assemble
+from mme.targets.assemble import MotionTarget, assemble_batch
+from mme.targets.crops import Crop, TargetSpec
 from mme.targets.store import TrackStore
 
 Key = tuple[int, int]
@@ -26,6 +27,16 @@ Key = tuple[int, int]
 
 def _video_bytes(video: Video) -> int:
     return video.num_frames * video.height * video.width * 3
+
+
+class _Clip(NamedTuple):
+    """What was drawn of a video: ``view`` is uint8 [F, S, S, 3] from raw frame ``start`` on, ``hidden`` bool [N]."""
+
+    video: Video
+    start: int
+    crop: Crop
+    hidden: NDArray[np.bool_]
+    view: NDArray[np.uint8]
 
 
 class PretrainDataset(Dataset[dict[str, Any]]):
@@ -58,12 +69,22 @@ class PretrainDataset(Dataset[dict[str, Any]]):
         return len(self.videos)
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
-        epoch, index = key
-        rng = sample_rng(SEED_PRETRAIN, self.params.run.seed, epoch, index)
-        return self.sample(self.videos[index], rng)
+        return self.__getitems__([key])[0]
 
-    def sample(self, video: Video, rng: np.random.Generator) -> dict[str, Any]:
-        """Draw a clip, a crop and a mask of ``video``."""
+    def __getitems__(self, keys: Sequence[Key]) -> list[dict[str, Any]]:
+        """A batch, which DataLoader asks for at once: its targets are assembled together."""
+        seed = self.params.run.seed
+        return self.samples(
+            [(self.videos[index], sample_rng(SEED_PRETRAIN, seed, epoch, index)) for epoch, index in keys]
+        )
+
+    def samples(self, drawn: Sequence[tuple[Video, np.random.Generator]]) -> list[dict[str, Any]]:
+        """Draw a clip, a crop and a mask of each video."""
+        clips = [self._draw(video, rng) for video, rng in drawn]
+        targets = self._targets(clips) if self.with_position or self.with_shape else [None] * len(clips)
+        return [self._sample(clip, target) for clip, target in zip(clips, targets, strict=True)]
+
+    def _draw(self, video: Video, rng: np.random.Generator) -> _Clip:
         clip, pretrain = self.params.clip, self.params.pretrain
         span = max(clip.span_frames, self.spec.starts(0)[-1] + pretrain.length + 1)
         start = int(rng.integers(0, video.num_frames - span + 1))
@@ -71,15 +92,23 @@ class PretrainDataset(Dataset[dict[str, Any]]):
         hidden = draw_mask(rng, self.grid, pretrain.mask_ratio, pretrain.mask)
         num_dense = max(clip.span_frames, self.spec.num_hog_frames if self.with_shape else 0)
         frames = self.cache.read(self.manifest.path_of(video), np.arange(start, start + num_dense), _video_bytes(video))
-        view = apply_crop(frames, crop, clip.size)
+        return _Clip(video, start, crop, hidden, apply_crop(frames, crop, clip.size))
+
+    def _targets(self, clips: Sequence[_Clip]) -> list[MotionTarget]:
+        length = self.params.pretrain.length
+        tracks = [self.tracks.read(clip.video.id, self.spec.starts(clip.start), length) for clip in clips]
+        crops, hidden = [clip.crop for clip in clips], [clip.hidden for clip in clips]
+        frames = [clip.view for clip in clips] if self.with_shape else None
+        return assemble_batch(tracks, crops, frames, self.spec, hidden)
+
+    def _sample(self, drawn: _Clip, target: MotionTarget | None) -> dict[str, Any]:
+        clip = self.params.clip
         sample: dict[str, Any] = {
-            "clip": torch.from_numpy(np.ascontiguousarray(view[: clip.span_frames : clip.stride_frames])),
-            "hidden": torch.from_numpy(hidden),
+            "clip": torch.from_numpy(np.ascontiguousarray(drawn.view[: clip.span_frames : clip.stride_frames])),
+            "hidden": torch.from_numpy(drawn.hidden),
         }
-        if not (self.with_position or self.with_shape):
+        if target is None:
             return sample
-        slices = self.tracks.read(video.id, self.spec.starts(start), pretrain.length)
-        target = assemble(slices, crop, view if self.with_shape else None, self.spec, hidden)
         sample["valid"] = torch.from_numpy(target.valid)
         if self.with_position:
             sample["position"] = torch.from_numpy(target.position)

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mme.data.views import resize
-from mme.targets.assemble import Crop
+from mme.targets.crops import Crop
 
 SEED_PRETRAIN, SEED_FINETUNE, SEED_ORDER = 1, 2, 3
 """Streams of randomness that never meet, whatever the seed."""

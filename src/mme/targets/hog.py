@@ -20,6 +20,7 @@ import functools
 import cv2
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from torch.nn.functional import embedding_bag
 
@@ -38,24 +39,31 @@ _FLAT = 255 * _SPAN + 255
 """Place in the table of the gradient (0, 0)."""
 
 
-def orientation_maps(frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+def luma(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Brightness (BT.601) uint8 ``[T, H, W]`` of RGB frames ``[T, H, W, 3]``."""
+    num_frames, height, width = frames.shape[:3]
+    gray = cv2.cvtColor(frames.reshape(num_frames * height, width, 3), cv2.COLOR_RGB2GRAY)
+    return np.asarray(gray, dtype=np.uint8).reshape(num_frames, height, width)
+
+
+def orientation_maps(gray: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Gradient magnitude of each pixel shared among the orientation bins.
 
     Args:
-        frames: uint8 RGB ``[T, H, W, 3]``.
+        gray: `luma` of frames, uint8 ``[T, H, W]``.
 
     Returns:
         float32 ``[T, H, W, 9]``.
     """
-    return _soft_bins().take(_gradient_codes(frames)[:, :-1, :-1], axis=0, mode="clip")
+    return _soft_bins().take(_gradient_codes(gray)[:, :-1, :-1], axis=0, mode="clip")
 
 
-def window_sums(frames: NDArray[np.uint8], window: int) -> NDArray[np.float32]:
+def window_sums(gray: NDArray[np.uint8], window: int) -> NDArray[np.float32]:
     """Sums of `orientation_maps` over ``window x window`` pixels, float32 ``[T, H + 1, W + 1, 9]``.
 
     Entry ``[t, i, j]`` is the histogram at the position ``(j, i)``, or ``(j - 0.5, i - 0.5)`` if the window is even.
     """
-    codes = _gradient_codes(frames)
+    codes = _gradient_codes(gray)
     table = _soft_bins()
     sums = np.empty((*codes.shape, NUM_BINS), dtype=np.float32)
     maps = np.empty(sums.shape[1:], dtype=np.float32)
@@ -66,12 +74,12 @@ def window_sums(frames: NDArray[np.uint8], window: int) -> NDArray[np.float32]:
 
 
 def hog_along(
-    frames: NDArray[np.uint8], points: NDArray[np.float32], frame_index: NDArray[np.int64], window: int
+    gray: NDArray[np.uint8], points: NDArray[np.float32], frame_index: NDArray[np.int64], window: int
 ) -> NDArray[np.float32]:
     """Normalised histograms at sub-pixel positions.
 
     Args:
-        frames: uint8 RGB ``[T, H, W, 3]``.
+        gray: `luma` of frames, uint8 ``[T, H, W]``.
         points: ``(x, y)`` ``[..., 2]``, pixels, pixel centres at integers; clamped to the frame.
         frame_index: frame of each point, broadcastable to ``points.shape[:-1]``.
         window: side of the window, pixels.
@@ -80,32 +88,27 @@ def hog_along(
         float32 ``[..., 9]``, of norm at most 1.
     """
     num_points = points[..., 0].size
-    num_pixels = frames[..., 0].size
-    if num_points * (window + 1) ** 2 < MAX_LOOKUPS_A_PIXEL * num_pixels:
-        histograms = gather_windows(frames, points, frame_index, window)
+    if num_points * (window + 1) ** 2 < MAX_LOOKUPS_A_PIXEL * gray.size:
+        histograms = gather_windows(gray, points, frame_index, window)
     else:
-        histograms = sample_windows(window_sums(frames, window), points, frame_index, window)
+        histograms = sample_windows(window_sums(gray, window), points, frame_index, window)
     return normalise(histograms, window)
 
 
 def gather_windows(
-    frames: NDArray[np.uint8], points: NDArray[np.float32], frame_index: NDArray[np.int64], window: int
+    gray: NDArray[np.uint8], points: NDArray[np.float32], frame_index: NDArray[np.int64], window: int
 ) -> NDArray[np.float32]:
     """Histograms ``[..., 9]`` summed pixel by pixel: the same as `sample_windows`, faster where points are few."""
-    _, height, width, _ = frames.shape
-    x, y = _window_corner(points, window, height, width)
-    pad = window // 2 + 1
-    codes = _gradient_codes(frames, pad)  # (T, H + 2 pad, W + 2 pad)
+    x, y = _window_corner(points, window, *gray.shape[1:])
     x0, y0 = np.floor(x), np.floor(y)
-    corner = (frame_index * codes.shape[1] + y0.astype(np.int32) + pad) * codes.shape[2] + x0.astype(np.int32) + pad
-    pixels = (np.arange(window + 1)[:, None] * codes.shape[2] + np.arange(window + 1)).reshape(-1)
-    chosen = codes.reshape(-1).take(corner.reshape(-1, 1) + pixels)  # (P, (window + 1)^2)
-    weights = _edge_weights(y - y0, window)[:, :, None] * _edge_weights(x - x0, window)[:, None, :]
+    right, down = (x - x0).reshape(-1), (y - y0).reshape(-1)
+    side = window + bool(right.any() or down.any())  # windows that lie on pixels cover one less
+    pad = window // 2 + 1
+    codes = sliding_window_view(_gradient_codes(gray, pad), (side, side), axis=(1, 2))
+    chosen = codes[frame_index, y0.astype(np.int32) + pad, x0.astype(np.int32) + pad].reshape(-1, side**2)
+    weights = None if side == window else torch.from_numpy(_edge_weights(right, down, side))
     histograms = embedding_bag(
-        torch.from_numpy(chosen),
-        torch.from_numpy(_soft_bins()),
-        per_sample_weights=torch.from_numpy(weights.reshape(chosen.shape)),
-        mode="sum",
+        torch.from_numpy(chosen), torch.from_numpy(_soft_bins()), per_sample_weights=weights, mode="sum"
     )
     return np.asarray(histograms.numpy(), dtype=np.float32).reshape(*x.shape, NUM_BINS)
 
@@ -148,27 +151,30 @@ def _window_corner(
     return x, y
 
 
-def _edge_weights(fraction: NDArray[np.float32], window: int) -> NDArray[np.float32]:
-    """Weights ``[P, window + 1]`` of the pixels that a window of fractional position covers, P as flattened."""
-    weights = np.ones((fraction.size, window + 1), dtype=np.float32)
-    weights[:, 0] -= fraction.reshape(-1)
-    weights[:, -1] = fraction.reshape(-1)
-    return weights
+def _edge_weights(right: NDArray[np.float32], down: NDArray[np.float32], side: int) -> NDArray[np.float32]:
+    """Weights ``[P, side^2]`` of the pixels that windows cover, moved off the pixels by fractions ``[P]``."""
+    weights = np.ones((len(right), side, side), dtype=np.float32)
+    weights[:, :, 0] -= right[:, None]
+    weights[:, :, -1] = right[:, None]
+    weights[:, 0] *= 1 - down[:, None]
+    weights[:, -1] *= down[:, None]
+    return weights.reshape(len(right), -1)
 
 
-def _gradient_codes(frames: NDArray[np.uint8], pad: int = 0) -> NDArray[np.int32]:
-    """Place of each pixel's gradient in `_soft_bins`, int32.
+def _gradient_codes(gray: NDArray[np.uint8], pad: int = 0) -> NDArray[np.int32]:
+    """Place in `_soft_bins` of each pixel's gradient, from `luma` ``[T, H, W]``.
 
     ``[T, H + 1, W + 1]``, the last row and column flat; or ``[T, H + 2 pad, W + 2 pad]``, flat on all sides.
     """
-    num_frames, height, width = frames.shape[:3]
-    gray = cv2.cvtColor(frames.reshape(num_frames * height, width, 3), cv2.COLOR_RGB2GRAY)
-    levels = gray.reshape(num_frames, height, width).astype(np.int32)
+    num_frames, height, width = gray.shape
+    levels = gray.astype(np.int16)
     margin = 2 * pad or 1
     codes = np.full((num_frames, height + margin, width + margin), _FLAT, dtype=np.int32)
-    inner = codes[:, pad : pad + height, pad : pad + width]
-    inner[:, :, 1 : width - 1] += levels[:, :, 2:] - levels[:, :, :-2]
-    inner[:, 1 : height - 1] += (levels[:, 2:] - levels[:, :-2]) * _SPAN
+    places = np.zeros(gray.shape, dtype=np.int32)
+    np.subtract(levels[:, 2:], levels[:, :-2], out=places[:, 1 : height - 1])
+    places *= _SPAN
+    places[:, :, 1 : width - 1] += levels[:, :, 2:] - levels[:, :, :-2]
+    codes[:, pad : pad + height, pad : pad + width] += places
     return codes
 
 
