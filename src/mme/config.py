@@ -90,8 +90,9 @@ class SynthesizeParams(Section):
 class IngestParams(Section):
     """From any source to videos in the normal form and a manifest."""
 
-    source: Literal["motion-primitives", "folder", "csv"]
+    source: Literal["motion-primitives", "folder", "csv", "ucf101", "hmdb51", "something-something-v2", "kinetics"]
     root: Path
+    split_number: Literal[1, 2, 3]
     list_file: Path | None
     group_pattern: str | None
     short_side: Annotated[int, Field(ge=16, multiple_of=2)]
@@ -107,9 +108,11 @@ class IngestParams(Section):
     def _consistent(self) -> Self:
         if self.source == "csv" and self.list_file is None:
             raise ValueError("list_file: source 'csv' needs the path of its list")
+        if self.list_file is not None and self.source not in {"motion-primitives", "csv", "kinetics"}:
+            raise ValueError(f"list_file: source {self.source!r} has lists of its own")
         if self.group_pattern is not None:
             if self.source != "folder":
-                raise ValueError(f"group_pattern: only source 'folder' has one, {self.source!r} has a column 'group'")
+                raise ValueError(f"group_pattern: only source 'folder' has one, {self.source!r} knows its groups")
             try:
                 num_groups = re.compile(self.group_pattern).groups
             except re.error as error:

@@ -116,7 +116,7 @@ def test_own_videos_all_good_ones_and_every_bad_one_with_its_reason(
     assert all(re.fullmatch(r"[\w-]+\.mp4", video.path, re.ASCII) for video in good)
     rotated = next(video for video in good if "rotated" in video.id)
     assert (rotated.width, rotated.height) == (32, 48)
-    assert result.ignored == ["README.md"]
+    assert result.listing.ignored == ["README.md"]
 
 
 def test_subjects_do_not_cross_splits(ingested: tuple[Path, Ingested]) -> None:
@@ -227,6 +227,37 @@ def test_only_what_is_missing_or_has_changed_is_done_again(few: Path, tmp_path: 
     assert stage.num_done in {4, 5}  # 5 if the removed video was that of the changed file
     result = stage.run(1, lambda: None)
     assert Counter(row.num_frames for row in result.manifest.rows) == {24: 5, 26: 2}
+
+
+def test_clips_of_a_long_video_go_on_where_a_killed_run_stopped(tmp_path: Path) -> None:
+    media.write(tmp_path / "raw/long.mp4", num_frames=160)
+    lines = [f"long.mp4,{label},{second},{second + 1.5}" for second, label in enumerate(["up", "down"] * 4)]
+    (tmp_path / "raw/list.csv").write_text("\n".join(["path,label,start,end", *lines]), encoding="utf-8")
+    wanted = params(tmp_path / "raw", source="csv", list_file="list.csv")
+    with pytest.raises(KeyboardInterrupt):
+        Ingest(wanted, 0, tmp_path / "work").run(1, Interrupt(after=3))
+    assert Ingest(wanted, 0, tmp_path / "work").num_done == 3
+    result = ingest(wanted, tmp_path)
+    rows = sorted(result.manifest.rows, key=lambda row: row.source_path)
+    assert [row.source_path for row in rows] == [f"long.mp4#t={second},{second + 1.5}" for second in range(8)]
+    assert len({row.sha256 for row in rows}) == 8
+    assert len({row.split for row in rows}) == 1, "clips of one video stay on one side"
+    assert re.fullmatch(r"long-2-3-5-[0-9a-f]{8}", rows[2].id)
+    manifest = Manifest.load(tmp_path / "data/manifest.parquet")
+    frames = read_frames(manifest.path_of(manifest[rows[2].id]))
+    assert media.frame_numbers(frames) == list(range(32, 56))
+
+
+class Interrupt:
+    """Stops a run after some files, as Ctrl-C does."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def __call__(self) -> None:
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
 
 
 def test_equal_files_in_training_and_test_are_reported(tmp_path: Path) -> None:

@@ -42,6 +42,35 @@ def test_columns_may_be_missing_and_in_any_order(tmp_path: Path) -> None:
     assert read_list(path, tmp_path) == [SourceFile("a.mp4", "up")]
 
 
+def test_clips_of_a_long_video(tmp_path: Path) -> None:
+    path = make_list(tmp_path, "path,label,split,start,end\na.mp4,up,,2,4.5\na.mp4,down,,4.50,6\ne.mp4,up,test,0,1\n")
+    files = read_list(path, tmp_path)
+    assert files == [
+        SourceFile("a.mp4", "up", None, "a.mp4", (2.0, 4.5)),
+        SourceFile("a.mp4", "down", None, "a.mp4", (4.5, 6.0)),
+        SourceFile("e.mp4", "up", "test", None, (0.0, 1.0)),
+    ]
+    assert [file.name for file in files] == ["a.mp4#t=2,4.5", "a.mp4#t=4.5,6", "e.mp4#t=0,1"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("a.mp4,2,", "start 2, end empty: a clip needs both"),
+        ("a.mp4,,2", "start empty, end 2: a clip needs both"),
+        ("a.mp4,0:02,4", "start '0:02' or end '4' is no number of seconds"),
+        ("a.mp4,4,4", "start 4 is negative or not before end 4"),
+        ("a.mp4,-1,4", "start -1 is negative"),
+        ("a.mp4,1,inf", "not before end inf"),
+        ("e.mp4,1.0,2", r"'e\.mp4#t=1,2' stands in line 2 already"),
+    ],
+)
+def test_wrong_seconds(tmp_path: Path, line: str, message: str) -> None:
+    path = make_list(tmp_path, f"path,start,end\ne.mp4,1,2\n{line}\n")
+    with pytest.raises(ValueError, match=rf"list\.csv, line 3: .*{message}"):
+        read_list(path, tmp_path)
+
+
 def test_the_motion_primitives_bring_their_list(tmp_path: Path) -> None:
     make_list(tmp_path, "path,label,split\na.mp4,up,train\ne.mp4,,pretrain\n")
     listing = list_source(params(tmp_path, "motion-primitives"))

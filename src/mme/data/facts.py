@@ -107,7 +107,7 @@ def read_facts(source: Source) -> Facts:
         ends = [*scan.keys[1:], len(scan.times)]
         steps = {later - earlier for earlier, later in zip(scan.times, scan.times[1:], strict=False)}
         return Facts(
-            info=_info(stream, scan),
+            info=describe(stream, scan.first, scan.num_frames, scan.times),
             rotation_degrees=scan.first.rotation,
             formats=frozenset(container.format.name.split(",")),
             num_streams=len(container.streams),
@@ -134,12 +134,17 @@ def decode_stream(source: Source, container: InputContainer, stream: VideoStream
     """
     num_frames = 0
     for packet in container.demux(stream):
-        decoded = _decode(source, packet, num_frames)
+        decoded = decode_packet(source, packet, num_frames)
         num_frames += len(decoded)
         yield from decoded
 
 
-def _decode(source: Source, packet: Packet[VideoStream], num_before: int) -> list[VideoFrame]:
+def decode_packet(source: Source, packet: Packet[VideoStream], num_before: int) -> list[VideoFrame]:
+    """Frames that come out when a packet goes in.
+
+    Raises:
+        VideoError: it does not decode; ``truncated`` if frames came before it, else ``undecodable``.
+    """
     try:
         return packet.decode()
     except av.error.FFmpegError as error:
@@ -155,7 +160,7 @@ def _scan(source: Source, container: InputContainer, stream: VideoStream) -> _Sc
     keys: list[int] = []
     for packet in container.demux(stream):
         if first is None or not count_packets:
-            decoded = _decode(source, packet, num_frames)
+            decoded = decode_packet(source, packet, num_frames)
             first = first or next(iter(decoded), None)
             num_frames += len(decoded)
         if packet.size and not packet.is_discard:
@@ -169,17 +174,18 @@ def _scan(source: Source, container: InputContainer, stream: VideoStream) -> _Sc
     return _Scan(first, max(num_packets, 1) if count_packets else num_frames, times, keys)
 
 
-def _info(stream: VideoStream, scan: _Scan) -> VideoInfo:
-    fps = _average_rate(stream, scan.times)
-    turned = round(scan.first.rotation / 90) % 2 == 1
-    width, height = (scan.first.height, scan.first.width) if turned else (scan.first.width, scan.first.height)
+def describe(stream: VideoStream, first: VideoFrame, num_frames: int, times: list[int]) -> VideoInfo:
+    """What a stream holds, from its first frame, the number of frames, and their time stamps in any order."""
+    fps = _average_rate(stream, times)
+    turned = round(first.rotation / 90) % 2 == 1
+    width, height = (first.height, first.width) if turned else (first.width, first.height)
     aspect = float(stream.sample_aspect_ratio or 1)
     return VideoInfo(
-        num_frames=scan.num_frames,
+        num_frames=num_frames,
         fps=float(fps),
         width=width,
         height=height,
-        duration_s=float(scan.num_frames / fps),
+        duration_s=float(num_frames / fps),
         codec=stream.codec_context.codec.canonical_name,
         pixel_aspect=1 / aspect if turned else aspect,
     )

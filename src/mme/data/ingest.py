@@ -22,13 +22,14 @@ from typing import Any, TextIO
 from mme.config import IngestParams
 from mme.data.containers import Reason
 from mme.data.killable import Lost, run_killable
+from mme.data.listing import Listing, SourceFile
 from mme.data.manifest import VIDEOS_FOLDER, Manifest, Video, write_quarantine
 from mme.data.normalise import Job, NormalForm, Outcome, normalise
-from mme.data.sources import Listing, SourceFile, list_source
+from mme.data.sources import list_source
 from mme.data.splits import assign_splits
 from mme.files import atomic_path, digest
 
-FORMAT = 1
+FORMAT = 2
 """Counts up when the same source and parameters would give other videos."""
 
 MANIFEST_FILE = "manifest.parquet"
@@ -45,13 +46,13 @@ class Ingested:
     Attributes:
         manifest: good videos and bad ones.
         details: of the bad ones, by source path.
-        ignored: files that by their names are no videos.
+        listing: what the source held.
         num_copied: videos that were in the normal form already.
     """
 
     manifest: Manifest
     details: dict[str, str]
-    ignored: list[str]
+    listing: Listing
     num_copied: int
 
     def report(self) -> dict[str, Any]:
@@ -74,7 +75,9 @@ class Ingested:
             "copied": self.num_copied,
             "splits": splits,
             "quarantined": {"videos": len(bad), "reasons": dict(sorted(Counter(row.reason for row in bad).items()))},
-            "ignored": {"files": len(self.ignored), "first": self.ignored[:_MAX_LISTED]},
+            "ignored": _counted(self.listing.ignored),
+            "missing": _counted(self.listing.missing),
+            "unused": _counted(self.listing.unused),
             "duplicates": _duplicates(good),
             "warnings": _warnings(good),
         }
@@ -100,8 +103,8 @@ class Ingest:
         """
         self._params = params
         self.listing: Listing = list_source(params)
-        ratios = (params.val_ratio, params.test_ratio)
-        self._splits = assign_splits(self.listing.files, *ratios, seed)
+        test_ratio = 0.0 if self.listing.splits_training else params.test_ratio
+        self._splits = assign_splits(self.listing.files, params.val_ratio, test_ratio, seed)
         self._form = NormalForm(params.short_side, params.crf, params.gop_frames, params.min_frames)
         self._work = Path(work)
         self._folder = self._work / digest([FORMAT, str(params.root.resolve()), asdict(self._form)])
@@ -119,21 +122,18 @@ class Ingest:
             num_workers: processes at a time.
             advance: called once a file.
         """
-        jobs = {}
-        for file in self.listing.files:
-            if file.path not in self._outcomes:
-                jobs[self._target(file.path)] = file.path
-        todo = [Job(self._params.root / path, target, self._form) for target, path in jobs.items()]
+        files = {self._target(file.name): file for file in self.listing.files if file.name not in self._outcomes}
+        todo = [Job(self._params.root / file.path, target, self._form, file.span_s) for target, file in files.items()]
         self._folder.mkdir(parents=True, exist_ok=True)
         with self._journal().open("a", encoding="utf-8") as journal:
             for job, result in run_killable(normalise, todo, num_workers, self._params.deadline_s):
-                path = jobs[job.target]
+                file = files[job.target]
                 if isinstance(result, Lost):
                     reason: Reason = "timed-out" if result.cause == "timed-out" else "undecodable"
-                    self._outcomes[path] = Outcome(reason=reason, detail=result.detail)  # tried again in the next run
+                    self._outcomes[file.name] = Outcome(reason=reason, detail=result.detail)  # tried again next time
                 else:
-                    self._outcomes[path] = result
-                    self._write_journal(journal, path, result)
+                    self._outcomes[file.name] = result
+                    self._write_journal(journal, file, result)
                 advance()
         return self._collect()
 
@@ -168,16 +168,16 @@ class Ingest:
 
     def _collect(self) -> Ingested:
         pairs = zip(self.listing.files, self._splits, strict=True)
-        rows = [_row(file, split, self._outcomes[file.path]) for file, split in pairs]
+        rows = [_row(file, split, self._outcomes[file.name]) for file, split in pairs]
         return Ingested(
             manifest=Manifest(rows, self._work),
-            details={path: outcome.detail for path, outcome in self._outcomes.items() if outcome.reason},
-            ignored=self.listing.ignored,
+            details={name: outcome.detail for name, outcome in self._outcomes.items() if outcome.reason},
+            listing=self.listing,
             num_copied=sum(outcome.copied for outcome in self._outcomes.values()),
         )
 
-    def _target(self, path: str) -> Path:
-        return self._folder / f"{hashlib.sha256(path.encode()).hexdigest()[:20]}.mp4"
+    def _target(self, name: str) -> Path:
+        return self._folder / f"{hashlib.sha256(name.encode()).hexdigest()[:20]}.mp4"
 
     def _journal(self) -> Path:
         return self._folder / "journal.jsonl"
@@ -187,23 +187,23 @@ class Ingest:
         stat = os.stat(self._params.root / path)
         return [stat.st_size, stat.st_mtime_ns]
 
-    def _write_journal(self, journal: TextIO, path: str, outcome: Outcome) -> None:
+    def _write_journal(self, journal: TextIO, file: SourceFile, outcome: Outcome) -> None:
         if outcome.reason is not None and not outcome.sha256:
             return  # it could not even be read: worth another try
-        line = {"path": path, "stamp": self._stamp(path), "outcome": asdict(outcome)}
+        line = {"name": file.name, "stamp": self._stamp(file.path), "outcome": asdict(outcome)}
         journal.write(json.dumps(line) + "\n")
         journal.flush()
 
     def _read_journal(self) -> dict[str, Outcome]:
         """Outcomes that still hold: the source file is as it was, and its video is there."""
-        listed = {file.path for file in self.listing.files}
+        paths = {file.name: file.path for file in self.listing.files}
         outcomes = {}
         for line in _json_lines(self._journal()):
-            path, outcome = line["path"], Outcome(**line["outcome"])
-            if path not in listed or line["stamp"] != self._stamp(path):
+            name, outcome = line["name"], Outcome(**line["outcome"])
+            if name not in paths or line["stamp"] != self._stamp(paths[name]):
                 continue
-            if outcome.reason is not None or self._target(path).exists():
-                outcomes[path] = outcome
+            if outcome.reason is not None or self._target(name).exists():
+                outcomes[name] = outcome
         return outcomes
 
 
@@ -221,7 +221,7 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _row(file: SourceFile, split: str, outcome: Outcome) -> Video:
-    video_id = video_id_of(file.path, outcome.sha256)
+    video_id = video_id_of(file.name, outcome.sha256)
     return Video(
         id=video_id,
         path=f"{video_id}.mp4" if outcome.reason is None else "",
@@ -235,16 +235,21 @@ def _row(file: SourceFile, split: str, outcome: Outcome) -> Video:
         height=outcome.height,
         status="ok" if outcome.reason is None else "quarantined",
         reason=outcome.reason,
-        source_path=file.path,
+        source_path=file.name,
     )
 
 
-def video_id_of(path: str, sha256: str) -> str:
-    """A readable part of the path and eight digits that path and content decide; safe as a file name anywhere."""
-    stem = path.rpartition(".")[0] or path
+def video_id_of(name: str, sha256: str) -> str:
+    """A readable part of the name and eight digits that name and content decide; safe as a file name anywhere."""
+    path, mark, seconds = name.rpartition("#t=")
+    stem = f"{path.rpartition('.')[0]} {seconds}" if mark else name.rpartition(".")[0] or name
     ascii_only = unicodedata.normalize("NFKD", stem).encode("ascii", "ignore").decode()
     slug = re.sub(r"[^A-Za-z0-9_]+", "-", ascii_only).strip("-")[-_MAX_SLUG:].strip("-") or "video"
-    return f"{slug}-{digest([path, sha256])[:8]}"
+    return f"{slug}-{digest([name, sha256])[:8]}"
+
+
+def _counted(names: list[str]) -> dict[str, Any]:
+    return {"files": len(names), "first": names[:_MAX_LISTED]}
 
 
 def _duplicates(rows: list[Video]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from jaxtyping import UInt8
 
 from mme.data.containers import Reason, VideoError
 from mme.data.facts import Facts, read_facts
+from mme.data.spans import Part, Span, iter_span_frames, scan_span
 from mme.data.video import VideoWriter, iter_frames
 from mme.data.views import resize
 from mme.files import atomic_path, sha256_file
@@ -37,11 +38,12 @@ class NormalForm:
 
 @dataclass(frozen=True)
 class Job:
-    """One file to bring into the normal form."""
+    """One file to bring into the normal form, or the part of it between two seconds."""
 
     source: Path
     target: Path
     form: NormalForm
+    span_s: Span | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Outcome:
     """What became of a file; ``reason`` is None if ``target`` was written.
 
     Attributes:
-        sha256: of the source's bytes.
+        sha256: of the source's bytes; of a part, of those that were read.
         num_frames: frames written.
         fps: frames a second.
         width: pixels of the normal form.
@@ -81,10 +83,11 @@ def normalise(job: Job) -> Outcome:
     sha256 = ""
     try:
         try:
-            sha256 = sha256_file(job.source)
+            part = None if job.span_s is None else scan_span(job.source, job.span_s)
+            sha256 = sha256_file(job.source) if part is None else part.sha256
         except OSError as error:
             raise VideoError("undecodable", job.source, f"cannot be read: {error.strerror}") from error
-        return _normalise(job, sha256)
+        return _normalise(job, sha256) if part is None else _cut(job, part)
     except VideoError as error:
         return Outcome(sha256=sha256, reason=error.reason, detail=error.detail)
     except MemoryError:
@@ -117,6 +120,25 @@ def _normalise(job: Job, sha256: str) -> Outcome:
             num_frames = _write(temporary, frames, (width, height), rate, job.form)
         _check_complete(job, facts, num_frames)
     return Outcome(sha256, num_frames, float(rate), width, height, copied)
+
+
+def _cut(job: Job, part: Part) -> Outcome:
+    assert job.span_s is not None
+    info, span_s = part.info, job.span_s
+    expected = (span_s[1] - span_s[0]) * info.fps
+    if info.num_frames + max(_FEW_FRAMES, _DURATION_TOLERANCE * expected) < expected:
+        what = f"{info.num_frames} frames between {span_s[0]:g} and {span_s[1]:g} s, {expected:.0f} expected"
+        raise VideoError("truncated", job.source, what)
+    width, height = normal_size(info.width, info.height, info.pixel_aspect, job.form.short_side)
+    rate = Fraction(info.fps).limit_denominator(65535)
+    with atomic_path(job.target) as temporary:
+        frames = (resize(frame[None], height, width)[0] for frame in iter_span_frames(job.source, span_s))
+        num_frames = _write(temporary, frames, (width, height), rate, job.form)
+        if num_frames + max(_FEW_FRAMES, _FRAMES_TOLERANCE * info.num_frames) < info.num_frames:
+            raise VideoError("truncated", job.source, f"{num_frames} frames decode of {info.num_frames}")
+        if num_frames < job.form.min_frames:
+            raise VideoError("too-short", job.source, f"{num_frames} frames, fewer than {job.form.min_frames}")
+    return Outcome(part.sha256, num_frames, float(rate), width, height)
 
 
 def _write(

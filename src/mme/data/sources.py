@@ -1,52 +1,24 @@
-"""Where videos come from: a list, or a folder of class folders."""
+"""Where videos come from: a list, a folder of class folders, or a public data set."""
 
 from __future__ import annotations
 
 import csv
-import os
+import math
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import get_args
 
 from mme.config import IngestParams, Split
+from mme.data.layouts.hmdb51 import list_hmdb51
+from mme.data.layouts.kinetics import list_kinetics
+from mme.data.layouts.something import list_something_v2
+from mme.data.layouts.ucf101 import list_ucf101
+from mme.data.listing import SPLITS, VIDEO_SUFFIXES, LineErrors, Listing, SourceFile, walk
 
-VIDEO_SUFFIXES = frozenset({
-    ".3g2", ".3gp", ".asf", ".avi", ".divx", ".f4v", ".flv", ".gif", ".m2ts", ".m2v", ".m4v", ".mkv", ".mov", ".mp4",
-    ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".rm", ".rmvb", ".ts", ".vob", ".webm", ".wmv", ".y4m",
-})  # fmt: skip
-COLUMNS = ("path", "label", "split", "group")
+__all__ = ["Listing", "SourceFile", "list_source", "read_list"]
+
+COLUMNS = ("path", "label", "split", "group", "start", "end")
 LIST_FILE = "list.csv"
 """The list of the motion primitives, in their folder."""
-
-_SPLITS: dict[str, Split] = {**{name: name for name in get_args(Split)}, "validation": "val", "valid": "val"}
-_MAX_ERRORS = 20
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    """A file that claims to be a video.
-
-    Attributes:
-        path: relative to the source's root, with forward slashes.
-        label: class, or None.
-        split: as given by the source, or None.
-        group: files of one group belong into one split; None is a group of its own.
-    """
-
-    path: str
-    label: str | None = None
-    split: Split | None = None
-    group: str | None = None
-
-
-@dataclass(frozen=True)
-class Listing:
-    """What a source holds: its videos in order of their paths, and the paths of files that are none by their names."""
-
-    files: list[SourceFile]
-    ignored: list[str]
 
 
 def list_source(params: IngestParams) -> Listing:
@@ -57,23 +29,40 @@ def list_source(params: IngestParams) -> Listing:
     """
     if not params.root.is_dir():
         raise ValueError(f"{params.root}: is no folder (ingest.root)")
-    if params.source == "folder":
-        listing = _list_folder(params.root, params.group_pattern)
-    else:
-        list_file = params.root / (params.list_file or LIST_FILE)
-        listing = Listing(read_list(list_file, params.root), [])
+    listing = _list(params)
     if not listing.files:
-        raise ValueError(f"{params.root}: holds no video (ingest.root); {len(listing.ignored)} other files")
+        missing = f", {len(listing.missing)} are missing" if listing.missing else ""
+        raise ValueError(f"{params.root}: holds no video (ingest.root); {len(listing.ignored)} other files{missing}")
     for file in listing.files:
         try:
             file.path.encode()
         except UnicodeEncodeError as error:
             raise ValueError(f"{params.root}: the name {file.path!r} is not UTF-8") from error
-    return Listing(sorted(listing.files, key=lambda file: file.path), sorted(listing.ignored))
+    files = sorted(listing.files, key=lambda file: (file.path, file.span_s or ()))
+    return Listing(files, sorted(listing.ignored), listing.missing, listing.unused, listing.splits_training)
+
+
+def _list(params: IngestParams) -> Listing:
+    match params.source:
+        case "folder":
+            return _list_folder(params.root, params.group_pattern)
+        case "motion-primitives" | "csv":
+            return Listing(read_list(params.root / (params.list_file or LIST_FILE), params.root), [])
+        case "ucf101":
+            return list_ucf101(params.root, params.split_number)
+        case "hmdb51":
+            return list_hmdb51(params.root, params.split_number)
+        case "something-something-v2":
+            return list_something_v2(params.root)
+        case "kinetics":
+            return list_kinetics(params.root, params.list_file)
 
 
 def read_list(list_file: Path, root: Path) -> list[SourceFile]:
-    """Read a CSV list with the columns ``path``, ``label``, ``split``, ``group``, of which only the first is needed.
+    """Read a CSV list with the columns ``path``, ``label``, ``split``, ``group``, ``start`` and ``end``.
+
+    Only the first is needed. ``start`` and ``end`` (seconds from the beginning) make a clip of a long video; clips
+    that have neither group nor split are a group with all others of their video.
 
     Raises:
         ValueError: the list cannot be read, or some of its lines are wrong; the message names file and lines.
@@ -89,20 +78,18 @@ def read_list(list_file: Path, root: Path) -> list[SourceFile]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{list_file}: cannot be read as a CSV list: {error}") from error
     files: list[SourceFile] = []
-    errors: list[str] = []
+    errors = LineErrors()
     line_of: dict[str, int] = {}
     for number, row in rows:
         try:
             found = _parse_row(header, row, root)
-            if found.path in line_of:
-                raise ValueError(f"{found.path!r} stands in line {line_of[found.path]} already")
-            line_of[found.path] = number
+            if found.name in line_of:
+                raise ValueError(f"{found.name!r} stands in line {line_of[found.name]} already")
+            line_of[found.name] = number
             files.append(found)
         except ValueError as error:
-            errors.append(f"{list_file}, line {number}: {error}")
-    if errors:
-        more = [f"and {len(errors) - _MAX_ERRORS} more"] if len(errors) > _MAX_ERRORS else []
-        raise ValueError("\n".join(errors[:_MAX_ERRORS] + more))
+            errors.add(list_file, number, error)
+    errors.check()
     return files
 
 
@@ -110,28 +97,45 @@ def _parse_row(header: list[str], row: list[str], root: Path) -> SourceFile:
     if len(row) != len(header):
         raise ValueError(f"{len(row)} fields, the header has {len(header)}")
     fields = {name: field.strip() or None for name, field in zip(header, row, strict=True)}
-    path, label, split, group = (fields.get(name) for name in COLUMNS)
+    path, label, split, group, start, end = (fields.get(name) for name in COLUMNS)
     if path is None:
         raise ValueError("no path")
     if not (root / path).exists():
         raise ValueError(f"no file {path!r} in {root}")
-    if split is not None and split not in _SPLITS:
-        raise ValueError(f"split {split!r} is none of {', '.join(_SPLITS)}")
+    if split is not None and split not in SPLITS:
+        raise ValueError(f"split {split!r} is none of {', '.join(SPLITS)}")
     if label is None and split not in {None, "pretrain"}:
         raise ValueError(f"split {split!r} needs a label")
-    return SourceFile(PurePath(path).as_posix(), label, None if split is None else _SPLITS[split], group)
+    span_s, name = _parse_span(start, end), PurePath(path).as_posix()
+    if span_s is not None and group is None and split is None:
+        group = name
+    return SourceFile(name, label, None if split is None else SPLITS[split], group, span_s)
+
+
+def _parse_span(start: str | None, end: str | None) -> tuple[float, float] | None:
+    if start is None and end is None:
+        return None
+    if start is None or end is None:
+        raise ValueError(f"start {start or 'empty'}, end {end or 'empty'}: a clip needs both")
+    try:
+        first_s, last_s = float(start), float(end)
+    except ValueError as error:
+        raise ValueError(f"start {start!r} or end {end!r} is no number of seconds") from error
+    if not 0 <= first_s < last_s < math.inf:
+        raise ValueError(f"start {start} is negative or not before end {end}")
+    return first_s, last_s
 
 
 def _list_folder(root: Path, group_pattern: str | None) -> Listing:
     """Files below ``[SPLIT/]CLASS/``; those in no class folder, and all below ``pretrain/``, have no label."""
     folders = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    named_splits = [name for name in folders if name in _SPLITS and name != "pretrain"]
-    classes = [name for name in folders if name not in _SPLITS]
+    named_splits = [name for name in folders if name in SPLITS and name != "pretrain"]
+    classes = [name for name in folders if name not in SPLITS]
     if len(named_splits) > 1 and classes:
         raise ValueError(f"{root}: holds splits ({', '.join(named_splits)}) and classes ({', '.join(classes)})")
     given_splits = bool(named_splits) and not classes
     files, ignored, groupless = [], [], []
-    for path in _walk(root):
+    for path in walk(root):
         name = path.as_posix()
         if path.suffix.lower() not in VIDEO_SUFFIXES:
             ignored.append(name)
@@ -142,7 +146,7 @@ def _list_folder(root: Path, group_pattern: str | None) -> Listing:
         *parents, _ = path.parts
         split: Split | None = None
         if parents and (parents[0] == "pretrain" or given_splits):
-            split = _SPLITS[parents.pop(0)]
+            split = SPLITS[parents.pop(0)]
         label = parents[0] if parents and split != "pretrain" else None
         if label is None and split not in {None, "pretrain"}:
             raise ValueError(f"{root / path}: a video of split {split!r} must be in a class folder")
@@ -158,19 +162,3 @@ def _list_folder(root: Path, group_pattern: str | None) -> Listing:
 def _group_of(name: str, pattern: str | None) -> str | None:
     match = re.search(pattern, name) if pattern is not None else None
     return match[1] if match else None
-
-
-def _walk(root: Path) -> Iterator[Path]:
-    """All files below ``root`` relative to it, hidden ones left out; links are followed, each folder is seen once."""
-    seen = {os.path.realpath(root)}
-    for folder, folders, names in os.walk(root, followlinks=True):
-        kept = []
-        for name in sorted(folders):
-            real = os.path.realpath(os.path.join(folder, name))
-            if not name.startswith((".", "__MACOSX")) and real not in seen:
-                seen.add(real)
-                kept.append(name)
-        folders[:] = kept
-        for name in sorted(names):
-            if not name.startswith("."):
-                yield Path(folder, name).relative_to(root)

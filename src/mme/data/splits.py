@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from mme.config import Split
-from mme.data.sources import SourceFile
+from mme.data.listing import SourceFile
 
 _SIDES: dict[Split, Split] = {"pretrain": "train", "train": "train", "val": "val", "test": "test"}
 """Pretraining and training are one side: what both learn from may be shared."""

@@ -37,6 +37,7 @@ __all__ = [
     "open_stream",
     "probe",
     "read_frames",
+    "to_rgb",
     "upright",
     "write_video",
 ]
@@ -81,7 +82,7 @@ def iter_frames(source: Source) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
     converter = VideoReformatter()
     with open_stream(source) as (container, stream):
         for frame in decode_stream(source, container, stream):
-            yield _to_rgb(converter, frame)
+            yield to_rgb(converter, frame)
 
 
 def write_video(path: Path | str, frames: Frames, fps: float | Fraction, crf: int, gop_frames: int) -> None:
@@ -198,7 +199,7 @@ def _read_pyav(source: Source, indices: Sequence[int] | None) -> Frames:
         for index, frame in enumerate(decode_stream(source, container, stream)):
             num_frames = index + 1
             if wanted is None or index in wanted:
-                decoded[index] = _to_rgb(converter, frame)
+                decoded[index] = to_rgb(converter, frame)
             if index == last:
                 break
     if not num_frames:
@@ -213,7 +214,8 @@ def _read_pyav(source: Source, indices: Sequence[int] | None) -> Frames:
     return np.stack([decoded[index] for index in order])
 
 
-def _to_rgb(converter: VideoReformatter, frame: VideoFrame) -> UInt8[np.ndarray, "H W 3"]:
+def to_rgb(converter: VideoReformatter, frame: VideoFrame) -> UInt8[np.ndarray, "H W 3"]:
+    """A decoded frame as RGB ``[H, W, 3]``, upright."""
     # The converter is one for all frames: setting it up takes longer than converting a small frame.
     rgb: UInt8[np.ndarray, "H W 3"] = converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
     return upright(rgb, frame.rotation)
