@@ -29,7 +29,7 @@ from mme.models.classifier import MotionClassifier
 from mme.targets.store import TrackStore
 from mme.targets.trajectories import extract
 from mme.training.finetune import FinetuneModule
-from mme.training.loop import loader, model_input
+from mme.training.loop import model_input, training_loader
 from mme.training.pretrain import PretrainModule, target_statistics
 
 NUM_VIDEOS = 32
@@ -94,7 +94,7 @@ def time_videos(params: Params, manifest: Manifest) -> Iterator[Row]:
 def time_pretraining(params: Params, manifest: Manifest, tracks: TrackStore) -> Iterator[Row]:
     """A sample and a step of masked motion encoding."""
     dataset = PretrainDataset(params, manifest, tracks, ["train"])
-    batches = loader(dataset, params.pretrain.batch_size, 0, True, 0)
+    batches = training_loader(dataset, params.pretrain, 0)
     batch = next(iter(batches))
     module = PretrainModule(params, target_statistics(dataset), len(batches))
     sample = median_ms(lambda: [dataset[0, index] for index in range(NUM_VIDEOS)]) / NUM_VIDEOS
@@ -106,7 +106,7 @@ def time_pretraining(params: Params, manifest: Manifest, tracks: TrackStore) -> 
 def time_finetuning(params: Params, manifest: Manifest) -> Iterator[Row]:
     """A step of finetuning."""
     dataset = LabelledDataset(params, manifest, "train", training=True)
-    batch = next(iter(loader(dataset, params.finetune.batch_size, 0, True, 0)))
+    batch = next(iter(training_loader(dataset, params.finetune, 0)))
     module = FinetuneModule(params, len(manifest.labels), 1)
 
     def loss() -> torch.Tensor:

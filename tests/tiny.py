@@ -33,6 +33,7 @@ def tiny_config(**changes: Any) -> FolderConfig:
         "clip": {
             "num_frames": 4,
             "stride_frames": 2,
+            "sampling": "stride",
             "size": 16,
             "mean": (0.4, 0.5, 0.6),
             "std": (0.2, 0.25, 0.3),

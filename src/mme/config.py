@@ -14,6 +14,7 @@ from mme.sweep_params import SweepParams
 
 Split = Literal["pretrain", "train", "val", "test"]
 Objective = Literal["mme", "trajectory", "hog", "pixel"]
+MaskKind = Literal["tube", "random", "motion"]
 Precision = Literal["32", "bf16-mixed", "16-mixed"]
 Primitive = Literal[
     "left",
@@ -44,6 +45,13 @@ class RunParams(Section):
     seed: Annotated[int, Field(ge=0)]
     num_workers: Positive
     device: Literal["auto", "cpu", "cuda"]
+    devices: Positive
+    num_nodes: Positive
+
+    @property
+    def num_processes(self) -> int:
+        """Processes that train together, one a device."""
+        return self.devices * self.num_nodes
 
 
 class TrackingParams(Section):
@@ -147,6 +155,7 @@ class ClipParams(Section):
 
     num_frames: Positive
     stride_frames: Positive
+    sampling: Literal["stride", "segments"]
     size: Positive
     mean: tuple[float, float, float]
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
@@ -179,19 +188,32 @@ class ModelParams(Section):
         return self
 
 
-class _Optimised(Section):
+class OptimisedParams(Section):
+    """What pretraining and finetuning share: schedule, optimiser, precision, loading."""
+
     epochs: Positive
     warmup_epochs: NonNegative
     batch_size: Positive
+    accumulate: Positive
     lr: PositiveFloat
+    lr_batch_size: Positive | None
     min_lr_ratio: Ratio
     weight_decay: NonNegative
     betas: tuple[Ratio, Ratio]
     clip_grad: PositiveFloat
+    drop_path: Annotated[float, Field(ge=0, lt=1)]
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None
     precision: Precision
+    gradient_checkpointing: bool
+    compile: bool
     num_loader_workers: Annotated[int, Field(ge=0)]
     frame_cache_mb: NonNegative
     min_scale: Annotated[float, Field(gt=0, le=1)]
+
+    @property
+    def scaled_lr(self) -> float:
+        """Learning rate of this batch size (Goyal et al. 2017): proportional to it, or as it stands."""
+        return self.lr if self.lr_batch_size is None else self.lr * self.batch_size / self.lr_batch_size
 
     @model_validator(mode="after")
     def _warmup_is_shorter(self) -> Self:
@@ -200,12 +222,12 @@ class _Optimised(Section):
         return self
 
 
-class PretrainParams(_Optimised):
+class PretrainParams(OptimisedParams):
     """Masked motion encoding."""
 
     splits: Annotated[tuple[Split, ...], Field(min_length=1)]
     objective: Objective
-    mask: Literal["tube", "random"]
+    mask: MaskKind
     mask_ratio: Annotated[float, Field(gt=0, lt=1)]
     length: Annotated[int, Field(ge=1, le=255)]
     shape: Literal["along", "start"]
@@ -228,12 +250,14 @@ class PretrainParams(_Optimised):
         return self
 
 
-class FinetuneParams(_Optimised):
+class FinetuneParams(OptimisedParams):
     """Action recognition on labelled videos."""
 
     init: Literal["pretrained", "scratch"]
     layer_decay: Annotated[float, Field(gt=0, le=1)]
-    drop_path: Ratio
+    rand_augment: Annotated[str, Field(pattern=r"^rand(-[a-z]+[0-9.]+)+$")] | None
+    erasing: Ratio
+    repeats: Positive
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     mixup: NonNegative
     cutmix: NonNegative
@@ -300,6 +324,13 @@ class Params(Section):
             )
         if self.ingest.short_side < self.clip.size:
             raise ValueError(f"ingest.short_side: {self.ingest.short_side} is below clip.size {self.clip.size}")
+        for name, section in (("pretrain", self.pretrain), ("finetune", self.finetune)):
+            parts = self.run.num_processes * section.accumulate
+            if section.batch_size % parts:
+                raise ValueError(
+                    f"{name}.batch_size: {section.batch_size} must be a multiple of"
+                    f" run.devices x run.num_nodes x accumulate = {parts}"
+                )
         missing = set(self.pretrain.splits) - set(self.trajectories.splits)
         if missing:
             raise ValueError(f"pretrain.splits: {sorted(missing)} are not in trajectories.splits")

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import Callback, Trainer
 
 from mme.config import Params
-from mme.data.datasets import LabelledDataset, PretrainDataset, mirrored_labels
+from mme.data.datasets import PretrainDataset, mirrored_labels
 from mme.data.manifest import Manifest
-from mme.data.sampler import EpochSampler
 from mme.models.checkpoints import save_weights
 from mme.models.classifier import MotionClassifier
 from mme.targets.store import TrackStore
 from mme.training.finetune import FinetuneModule, load_encoder
-from mme.training.loop import Curves, build_trainer, fit, loader
+from mme.training.harness import run_finetuning, run_pretraining
 from mme.training.pictures import draw_predictions
 from mme.training.pretrain import PretrainModule, target_statistics
 from tests.small_data import make_small_data, small_params
@@ -44,26 +43,23 @@ class Stop(Callback):
             raise KeyboardInterrupt
 
 
-def train_pretrain(manifest: Manifest, work: Path, params: Params, callbacks: list[Callback]) -> PretrainModule:
-    training, held_out = dataset(manifest, params), dataset(manifest, params, "val")
-    batches = loader(training, params.pretrain.batch_size, 0, True, params.pretrain.num_loader_workers)
-    torch.manual_seed(0)
-    module = PretrainModule(params, target_statistics(training), len(batches))
-    run(module, work, batches, loader(held_out, 4, 0, False, 0), params.pretrain.epochs, callbacks)
+def train_pretrain(
+    manifest: Manifest, work: Path, params: Params, callbacks: Sequence[Callback] = ()
+) -> PretrainModule:
+    logged: list[Mapping[str, float]] = []
+    tracks = TrackStore(manifest.folder / "trajectories")
+    module, curves = run_pretraining(params, manifest, tracks, work, lambda row, _: logged.append(row), callbacks)
+    assert len(curves.rows) == params.pretrain.epochs
+    assert logged[-1]["train/loss"] > 0
     return module
 
 
-def run(
-    module: LightningModule, work: Path, batches: Any, validation: Any, epochs: int, callbacks: list[Callback]
-) -> None:
-    logged: list[Mapping[str, float]] = []
-    curves = Curves(work / "curves.csv", lambda metrics, _: logged.append(metrics))
-    trainer = build_trainer(
-        work, epochs=epochs, precision="32", clip_grad=1.0, device="cpu", callbacks=[curves, *callbacks]
-    )
-    fit(trainer, module, batches, validation, work)
-    assert len(curves.rows) == epochs
-    assert logged[-1]["train/loss"] > 0
+def train_finetune(
+    manifest: Manifest, work: Path, params: Params, callbacks: Sequence[Callback] = ()
+) -> FinetuneModule:
+    module, curves = run_finetuning(params, manifest, None, work, lambda *_: None, callbacks)
+    assert len(curves.rows) == params.finetune.epochs
+    return module
 
 
 def assert_equal_weights(first: torch.nn.Module, second: torch.nn.Module) -> None:
@@ -71,40 +67,49 @@ def assert_equal_weights(first: torch.nn.Module, second: torch.nn.Module) -> Non
         assert torch.equal(value, second.state_dict()[name]), name
 
 
-def test_a_resumed_pretraining_ends_with_the_weights_of_an_uninterrupted_one(data: Manifest, tmp_path: Path) -> None:
-    params = small_params()
-    whole = train_pretrain(data, tmp_path / "whole", params, [])
+PRETRAIN_OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "everything": {
+        "ema_decay": 0.8,
+        "drop_path": 0.2,
+        "accumulate": 2,
+        "gradient_checkpointing": True,
+        "mask": "motion",
+    },
+}
+
+
+@pytest.mark.parametrize("options", PRETRAIN_OPTIONS)
+def test_a_resumed_pretraining_ends_with_the_weights_of_an_uninterrupted_one(
+    options: str, data: Manifest, tmp_path: Path
+) -> None:
+    params = small_params(pretrain=PRETRAIN_OPTIONS[options])
+    whole = train_pretrain(data, tmp_path / "whole", params)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         train_pretrain(data, tmp_path / "parts", params, [Stop(step=5)])  # in the second of three epochs
-    resumed = train_pretrain(data, tmp_path / "parts", params, [])
-    assert_equal_weights(whole.model, resumed.model)
+    resumed = train_pretrain(data, tmp_path / "parts", params)
+    assert_equal_weights(whole, resumed)
     assert (tmp_path / "whole/curves.csv").read_text() == (tmp_path / "parts/curves.csv").read_text()
 
 
 def test_the_number_of_loader_workers_changes_nothing(data: Manifest, tmp_path: Path) -> None:
-    params = small_params(pretrain={"epochs": 2, "warmup_epochs": 0})
-    with_workers = small_params(pretrain={"epochs": 2, "warmup_epochs": 0, "num_loader_workers": 2})
-    first = train_pretrain(data, tmp_path / "0", params, [])
-    second = train_pretrain(data, tmp_path / "2", with_workers, [])
-    assert_equal_weights(first.model, second.model)
+    short = {"epochs": 2, "warmup_epochs": 0}
+    first = train_pretrain(data, tmp_path / "0", small_params(pretrain=short))
+    second = train_pretrain(data, tmp_path / "2", small_params(pretrain={**short, "num_loader_workers": 2}))
+    assert_equal_weights(first, second)
+    augmented = {**short, "rand_augment": "rand-m7-n4-mstd0.5-inc1", "erasing": 0.5, "repeats": 2}
+    one = train_finetune(data, tmp_path / "3", small_params(finetune=augmented))
+    other = train_finetune(data, tmp_path / "4", small_params(finetune={**augmented, "num_loader_workers": 2}))
+    assert_equal_weights(one, other)
 
 
 def test_a_resumed_finetuning_ends_with_the_same_best_weights(data: Manifest, tmp_path: Path) -> None:
-    params = small_params(finetune={"mixup": 0.8, "drop_path": 0.2})
-
-    def train(work: Path, callbacks: list[Callback]) -> FinetuneModule:
-        batches = loader(LabelledDataset(params, data, "train", training=True), 4, 0, True, 0)
-        validation = loader(LabelledDataset(params, data, "val", training=False), 4, 0, False, 0)
-        torch.manual_seed(0)
-        module = FinetuneModule(params, len(data.labels), len(batches))
-        run(module, work, batches, validation, params.finetune.epochs, callbacks)
-        return module
-
-    whole = train(tmp_path / "whole", [])
+    params = small_params(finetune={"mixup": 0.8, "drop_path": 0.2, "ema_decay": 0.5})
+    whole = train_finetune(data, tmp_path / "whole", params)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
-        train(tmp_path / "parts", [Stop(step=3)])
-    resumed = train(tmp_path / "parts", [])
-    assert_equal_weights(whole.model, resumed.model)
+        train_finetune(data, tmp_path / "parts", params, [Stop(step=3)])
+    resumed = train_finetune(data, tmp_path / "parts", params)
+    assert_equal_weights(whole, resumed)
     assert whole.best["epoch"] == resumed.best["epoch"]
     for name, value in whole.best["state"].items():
         assert torch.equal(value, resumed.best["state"][name])
@@ -135,16 +140,6 @@ def test_samples_depend_on_seed_epoch_and_index_alone(data: Manifest) -> None:
     assert not torch.equal(first[0, 3]["hidden"], first[1, 3]["hidden"])
     reseeded = dataset(data, small_params(run={"seed": 1}))
     assert not torch.equal(first[0, 3]["hidden"], reseeded[0, 3]["hidden"])
-
-
-def test_processes_share_an_epoch_without_overlap() -> None:
-    parts = [EpochSampler(11, seed=3, shuffle=True, rank=rank, num_replicas=3) for rank in range(3)]
-    for part in parts:
-        part.set_epoch(4)
-    keys = [key for part in parts for key in part]
-    assert sorted(keys) == [(4, index) for index in range(11)]
-    assert [len(part) for part in parts] == [4, 4, 3]
-    assert list(parts[0]) != sorted(parts[0])
 
 
 def test_flip_pairs_swap_labels_and_name_unknown_ones() -> None:

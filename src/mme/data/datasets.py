@@ -12,17 +12,19 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mme.config import FinetuneParams, Params
+from mme.data.augmentation import Augmentation
 from mme.data.frames import FrameCache
 from mme.data.manifest import Manifest, Video
 from mme.data.transforms import SEED_FINETUNE, SEED_PRETRAIN, apply_crop, draw_crop, sample_rng
-from mme.data.views import prepare
+from mme.data.views import draw_indices, prepare
 from mme.models.masking import draw_mask
 from mme.targets.assemble import MotionTarget, assemble_batch
 from mme.targets.crops import Crop, TargetSpec
+from mme.targets.motion import motion_map
 from mme.targets.store import TrackStore
 
 Key = tuple[int, int]
-"""(epoch, index of the video), as `mme.data.sampler.EpochSampler` yields it."""
+"""(draw, index of the video), as `mme.data.sampler.EpochSampler` yields it: a video's first draw is 0."""
 
 
 def _video_bytes(video: Video) -> int:
@@ -89,7 +91,10 @@ class PretrainDataset(Dataset[dict[str, Any]]):
         span = max(clip.span_frames, self.spec.starts(0)[-1] + pretrain.length + 1)
         start = int(rng.integers(0, video.num_frames - span + 1))
         crop = draw_crop(rng, video.height, video.width, pretrain.min_scale, pretrain.horizontal_flip)
-        hidden = draw_mask(rng, self.grid, pretrain.mask_ratio, pretrain.mask)
+        motion = None
+        if pretrain.mask == "motion":
+            motion = motion_map(self.tracks.read(video.id, self.spec.starts(start), pretrain.length), crop, self.spec)
+        hidden = draw_mask(rng, self.grid, pretrain.mask_ratio, pretrain.mask, motion)
         num_dense = max(clip.span_frames, self.spec.num_hog_frames if self.with_shape else 0)
         frames = self.cache.read(self.manifest.path_of(video), np.arange(start, start + num_dense), _video_bytes(video))
         return _Clip(video, start, crop, hidden, apply_crop(frames, crop, clip.size))
@@ -120,9 +125,9 @@ class PretrainDataset(Dataset[dict[str, Any]]):
 class LabelledDataset(Dataset[dict[str, Tensor]]):
     """Labelled clips: ``clip`` uint8 [T, S, S, 3] and ``label``, an index into ``labels``.
 
-    In training a clip starts anywhere, is cropped at random and, where ``horizontal_flip`` is on, flipped half of the
-    times; ``flip_pairs`` swaps the labels that a mirror image swaps. Otherwise it is the centre view that evaluation
-    takes.
+    In training a clip is drawn from anywhere in the video, cropped at random and, where ``horizontal_flip`` is on,
+    flipped half of the times; ``flip_pairs`` swaps the labels that a mirror image swaps; ``rand_augment`` and
+    ``erasing`` follow. Otherwise it is the centre view that evaluation takes.
     """
 
     def __init__(self, params: Params, manifest: Manifest, split: str, training: bool) -> None:
@@ -133,6 +138,7 @@ class LabelledDataset(Dataset[dict[str, Tensor]]):
             raise ValueError(f"{manifest.folder}: no labelled videos in split '{split}'")
         self.cache = FrameCache(params.finetune.frame_cache_mb)
         self.mirrored = mirrored_labels(self.labels, params.finetune)
+        self.augmentation = Augmentation(params.finetune, params.clip)
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -147,11 +153,11 @@ class LabelledDataset(Dataset[dict[str, Tensor]]):
             return _labelled(frames, label)
         finetune, clip = self.params.finetune, self.params.clip
         rng = sample_rng(SEED_FINETUNE, self.params.run.seed, epoch, index)
-        offset = int(rng.integers(0, max(1, video.num_frames - clip.span_frames + 1)))
-        indices = np.minimum(offset + np.arange(clip.num_frames) * clip.stride_frames, video.num_frames - 1)
+        indices = draw_indices(rng, video.num_frames, clip)
         frames = self.cache.read(self.manifest.path_of(video), indices, _video_bytes(video))
         crop = draw_crop(rng, video.height, video.width, finetune.min_scale, finetune.horizontal_flip)
-        return _labelled(apply_crop(frames, crop, clip.size), self.mirrored[label] if crop.flip else label)
+        view = self.augmentation(apply_crop(frames, crop, clip.size), rng)
+        return _labelled(view, self.mirrored[label] if crop.flip else label)
 
 
 def _labelled(frames: NDArray[np.uint8], label: int) -> dict[str, Tensor]:

@@ -109,11 +109,38 @@ def segment_starts(num_frames: int, span_frames: int, segments: int) -> list[int
 
 
 def view_indices(num_frames: int, clip: ClipParams, segments: int) -> NDArray[np.int64]:
-    """Frame numbers of every clip, int64 ``[segments, T]``; beyond the video's end its last frame is repeated."""
+    """Frame numbers of every clip, int64 ``[segments, T]``; beyond the video's end its last frame is repeated.
+
+    With ``clip.sampling`` as ``segments`` a clip holds a frame of each of T equal parts of the whole video (Wang et al.
+    2016, TSN), and clips differ in where within the parts they look: one alone at their middles.
+    """
+    if clip.sampling == "segments":
+        if segments < 1 or num_frames < 1:
+            raise ValueError(f"segments: {segments} clips of {num_frames} frames; both must be at least 1")
+        segments = min(segments, max(1, num_frames // clip.num_frames))
+        return _part_frames(num_frames, clip, (np.arange(segments)[:, None] + 0.5) / segments)
     starts = np.array(segment_starts(num_frames, clip.span_frames, segments), dtype=np.int64)
     steps = np.arange(clip.num_frames, dtype=np.int64) * clip.stride_frames
     indices: NDArray[np.int64] = np.minimum(starts[:, None] + steps, num_frames - 1)
     return indices
+
+
+def draw_indices(rng: np.random.Generator, num_frames: int, clip: ClipParams) -> NDArray[np.int64]:
+    """Frame numbers of a clip drawn for training, int64 ``[T]``, ascending.
+
+    ``stride``: it starts anywhere; ``segments``: a frame from anywhere in each of T equal parts.
+    """
+    if clip.sampling == "segments":
+        return _part_frames(num_frames, clip, rng.random(clip.num_frames))
+    offset = int(rng.integers(0, max(1, num_frames - clip.span_frames + 1)))
+    return np.minimum(offset + np.arange(clip.num_frames, dtype=np.int64) * clip.stride_frames, num_frames - 1)
+
+
+def _part_frames(num_frames: int, clip: ClipParams, place: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The frames at ``place`` (0 to 1, broadcast over the parts) within each of T equal parts of a video."""
+    parts = np.arange(clip.num_frames)
+    frames: NDArray[np.int64] = np.floor((parts + place) * (num_frames / clip.num_frames)).astype(np.int64)
+    return np.minimum(frames, num_frames - 1)
 
 
 def crop_offsets(long_side: int, size: int, crops: int) -> list[int]:

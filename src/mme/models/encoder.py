@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mme.config import ClipParams, ModelParams
 
@@ -56,6 +57,16 @@ def build_blocks(depth: int, dim: int, num_heads: int, mlp_ratio: float = 4.0, d
     )
 
 
+def run_blocks(blocks: nn.ModuleList, tokens: Float[Tensor, "B N D"], recompute: bool) -> Float[Tensor, "B N D"]:
+    """Tokens through all blocks; ``recompute`` keeps only each block's input for the backward pass."""
+    for block in blocks:
+        if recompute and torch.is_grad_enabled():
+            tokens = checkpoint(block, tokens, use_reentrant=False)
+        else:
+            tokens = block(tokens)
+    return tokens
+
+
 def gather_tokens(tokens: Float[Tensor, "B N D"], chosen: Bool[Tensor, "B N"]) -> Float[Tensor, "B M D"]:
     """The chosen tokens of each clip, in order; every row of ``chosen`` holds the same number of true entries."""
     return tokens[chosen].view(tokens.shape[0], -1, tokens.shape[-1])
@@ -66,6 +77,9 @@ class VideoEncoder(nn.Module):
 
     A token covers ``tubelet_frames x patch_size x patch_size``; tokens stand in (time, y, x) order. Only tokens that
     are looked at are embedded, so that nothing hidden can leak and nothing hidden costs time.
+
+    Attributes:
+        gradient_checkpointing: compute the blocks' activations anew in the backward pass instead of keeping them.
     """
 
     positions: Tensor
@@ -75,6 +89,7 @@ class VideoEncoder(nn.Module):
         self.patch_size, self.tubelet_frames = model.patch_size, model.tubelet_frames
         side = clip.size // model.patch_size
         self.grid = (clip.num_frames // model.tubelet_frames, side, side)
+        self.gradient_checkpointing = False
         self.embed = nn.Linear(3 * model.tubelet_frames * model.patch_size**2, model.dim)
         self.register_buffer("positions", position_table(self.grid, model.dim, model.positions), persistent=False)
         self.blocks = build_blocks(model.depth, model.dim, model.num_heads, model.mlp_ratio, drop_path)
@@ -116,6 +131,4 @@ class VideoEncoder(nn.Module):
         if hidden is not None:
             tubelets, positions = gather_tokens(tubelets, ~hidden), gather_tokens(positions, ~hidden)
         tokens: Tensor = self.embed(tubelets) + positions  # (B, V, D)
-        for block in self.blocks:
-            tokens = block(tokens)
-        return tokens
+        return run_blocks(self.blocks, tokens, self.gradient_checkpointing)

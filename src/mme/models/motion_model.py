@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mme.config import CELLS_PER_PATCH_SIDE, ClipParams, ModelParams, PretrainParams
-from mme.models.encoder import VideoEncoder, build_blocks, gather_tokens, init_weights, position_table
+from mme.models.encoder import VideoEncoder, build_blocks, gather_tokens, init_weights, position_table, run_blocks
 from mme.targets.hog import NUM_BINS
 
 CELLS_PER_TOKEN = CELLS_PER_PATCH_SIDE**2
@@ -40,7 +40,7 @@ class MotionModel(nn.Module):
 
     def __init__(self, model: ModelParams, clip: ClipParams, params: PretrainParams) -> None:
         super().__init__()
-        self.encoder = VideoEncoder(model, clip)
+        self.encoder = VideoEncoder(model, clip, params.drop_path)
         self.norm = nn.LayerNorm(model.dim)
         self.decoder_embed = nn.Linear(model.dim, params.decoder_dim, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(params.decoder_dim))
@@ -87,8 +87,7 @@ class MotionModel(nn.Module):
         tokens = self.mask_token.to(embedded.dtype).expand(*hidden.shape, -1).clone()  # (B, N, E)
         tokens[~hidden] = embedded.flatten(0, 1)
         tokens = tokens + self.positions
-        for block in self.decoder_blocks:
-            tokens = block(tokens)
+        tokens = run_blocks(self.decoder_blocks, tokens, self.encoder.gradient_checkpointing)
         return self.decoder_norm(gather_tokens(tokens, hidden))  # type: ignore[no-any-return]
 
     def forward_heads(self, decoded: Float[Tensor, "B M E"]) -> dict[str, Tensor]:

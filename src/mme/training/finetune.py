@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as lightning
 import torch
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from safetensors.torch import load_file
 from timm.data.mixup import Mixup
 from torch import Tensor
@@ -19,21 +17,32 @@ from mme.config import Params
 from mme.data.datasets import LabelledDataset
 from mme.data.manifest import Manifest
 from mme.models.classifier import MotionClassifier
-from mme.training.loop import Curves, LogMetrics, build_trainer, fit, loader, model_input, seed_step
-from mme.training.optim import encoder_layer, parameter_groups, schedule
+from mme.training.loop import (
+    Curves,
+    LogMetrics,
+    build_trainer,
+    fit,
+    model_input,
+    share_of,
+    training_loader,
+    validation_loader,
+)
+from mme.training.optim import encoder_layer, parameter_groups
+from mme.training.step import Batch, SteppedModule
 
 
-class FinetuneModule(lightning.LightningModule):
+class FinetuneModule(SteppedModule):
     """The classifier with mixup, cutmix, label smoothing and layer-wise decay.
 
     The weights of the best epoch by validation accuracy (the later of equals) are kept in ``best`` and in checkpoints.
     """
 
+    model: MotionClassifier
+
     def __init__(self, params: Params, num_classes: int, steps_per_epoch: int) -> None:
-        super().__init__()
-        self.params, self.steps_per_epoch = params, steps_per_epoch
         finetune = params.finetune
-        self.model = MotionClassifier(params.model, params.clip, num_classes, finetune.drop_path)
+        model = MotionClassifier(params.model, params.clip, num_classes, finetune.drop_path)
+        super().__init__(params, finetune, model, steps_per_epoch)
         self.mixup = None
         if finetune.mixup or finetune.cutmix:
             self.mixup = Mixup(  # type: ignore[no-untyped-call]  # timm
@@ -44,36 +53,39 @@ class FinetuneModule(lightning.LightningModule):
             )
         self.best: dict[str, Any] = {"top1": -1.0, "epoch": -1, "state": {}}
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """One step."""
-        seed_step(self.params.run.seed, self.global_step)
+    def prepare(self, batch: Batch) -> Batch:
+        """Normalised clips, mixed where that is on, with the ``target`` of the loss beside the ``label``."""
         clip, label = model_input(batch["clip"], self.params.clip), batch["label"]
-        smoothing = self.params.finetune.label_smoothing
         target = label
         if self.mixup is not None and len(clip) % 2 == 0:  # timm mixes pairs
             clip, target = self.mixup(clip.flatten(1, 2), label)
             clip = clip.unflatten(1, (3, -1))
-            smoothing = 0.0  # timm's targets are smoothed already
-        logits = self.model(clip)
-        loss = functional.cross_entropy(logits, target, label_smoothing=smoothing)
-        hits = (logits.argmax(dim=1) == label).float().mean()
-        self.log_dict({"train/loss": loss, "train/top1": hits}, on_step=False, on_epoch=True, batch_size=len(label))
-        self.log("loss", loss.detach(), prog_bar=True, on_step=True, on_epoch=False)
-        return loss
+        return {"clip": clip, "label": label, "target": target}
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+    def num_points(self, part: Batch) -> Tensor:
+        """Clips."""
+        return torch.tensor(len(part["clip"]), device=self.device)
+
+    def losses(self, part: Batch) -> dict[str, Tensor]:
+        """Cross-entropy, and the share of clips whose own label comes out."""
+        target = part["target"]
+        smoothing = 0.0 if target.is_floating_point() else self.params.finetune.label_smoothing  # timm's are smoothed
+        logits = self.model(part["clip"])
+        loss = functional.cross_entropy(logits, target, label_smoothing=smoothing)
+        return {"loss": loss, "top1": (logits.argmax(dim=1) == part["label"]).float().mean()}
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss and accuracy on the centre view."""
-        logits = self.model(model_input(batch["clip"], self.params.clip))
+        logits = self.measured(model_input(batch["clip"], self.params.clip))
         loss = functional.cross_entropy(logits, batch["label"])
         hits = (logits.argmax(dim=1) == batch["label"]).float().mean()
-        self.log("val/loss", loss, batch_size=len(logits))
-        self.log("val/top1", hits, batch_size=len(logits), prog_bar=True)
+        self.record("val", {"loss": loss, "top1": hits}, len(logits))
 
     def on_validation_epoch_end(self) -> None:
         """Keep the best weights."""
         top1 = float(self.trainer.callback_metrics["val/top1"])
         if top1 >= self.best["top1"]:
-            state = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
+            state = {name: value.detach().cpu().clone() for name, value in self.measured.state_dict().items()}
             self.best = {"top1": top1, "epoch": self.current_epoch, "state": state}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -84,25 +96,16 @@ class FinetuneModule(lightning.LightningModule):
         """Take up the best weights of an interrupted run."""
         self.best = checkpoint["best"]
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with layer-wise decay, warm-up and cosine by the step."""
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Rates that fall towards the input, where the encoder is pretrained."""
         finetune, depth = self.params.finetune, self.params.model.depth
-        groups = parameter_groups(
+        return parameter_groups(
             self.model.named_parameters(),
             finetune.weight_decay,
             layer_of=lambda name: encoder_layer(name, depth),
             num_layers=depth + 1,
             layer_decay=finetune.layer_decay if finetune.init == "pretrained" else 1.0,
         )
-        optimizer = torch.optim.AdamW(groups, lr=finetune.lr, betas=finetune.betas)
-        scheduler = schedule(
-            optimizer,
-            finetune.lr,
-            finetune.warmup_epochs * self.steps_per_epoch,
-            finetune.epochs * self.steps_per_epoch,
-            finetune.min_lr_ratio,
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
 def load_encoder(path: Path, classifier: MotionClassifier) -> None:
@@ -147,23 +150,16 @@ def run_finetuning(
     init = "scratch" if pretrained is None else "pretrained"
     params = params.model_copy(update={"finetune": params.finetune.model_copy(update={"init": init})})
     finetune, seed = params.finetune, params.run.seed
+    curves = Curves(work / "curves.csv", log_metrics)
+    trainer = build_trainer(work, params.run, finetune, [curves, *callbacks])
     training = LabelledDataset(params, manifest, "train", training=True)
     validation = LabelledDataset(params, manifest, "val", training=False)
-    batches = loader(training, finetune.batch_size, seed, True, finetune.num_loader_workers)
-    validation_batches = loader(validation, finetune.batch_size, seed, False, 0)
+    batches = training_loader(training, finetune, seed, share_of(trainer), finetune.repeats)
     torch.manual_seed(seed)
     module = FinetuneModule(params, len(manifest.labels), len(batches))
     if pretrained is not None:
         load_encoder(pretrained, module.model)
-    curves = Curves(work / "curves.csv", log_metrics)
-    trainer = build_trainer(
-        work,
-        epochs=finetune.epochs,
-        precision=finetune.precision,
-        clip_grad=finetune.clip_grad,
-        device=params.run.device,
-        callbacks=[curves, *callbacks],
-    )
-    fit(trainer, module, batches, validation_batches, work)
+        module.measured.load_state_dict(module.model.state_dict())
+    fit(trainer, module, batches, validation_loader(validation, finetune.batch_size, share_of(trainer)), work)
     module.model.load_state_dict(module.best["state"])
     return module, curves

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ import pytorch_lightning as lightning
 import torch
 from jaxtyping import Float, UInt8
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mme.config import ClipParams, Precision
-from mme.data.sampler import EpochSampler
+from mme.config import ClipParams, OptimisedParams, RunParams
+from mme.data.sampler import ALONE, EpochSampler, Share
 from mme.files import atomic_path
 
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its tips are no news of a run
@@ -26,6 +27,7 @@ logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its tips are
 _IGNORED_WARNINGS = (
     r"`isinstance\(treespec, LeafSpec\).*",  # Lightning 2.6 beside torch 2.13
     r"Checkpoint directory .* exists and is not empty.*",  # it holds what is resumed
+    r"Found \d+ module\(s\) in eval mode.*",  # the moving average always is
     r"The '\w+' does not have many workers.*",  # the frame cache makes workers needless for small data sets
 )
 
@@ -40,25 +42,52 @@ def model_input(frames: UInt8[Tensor, "B T H W 3"], clip: ClipParams) -> Float[T
     return ((frames.float() - mean) / std).permute(0, 4, 1, 2, 3).contiguous()
 
 
-def loader(
-    dataset: Dataset[Any], batch_size: int, seed: int, training: bool, num_workers: int
+def training_loader(
+    dataset: Dataset[Any], optimised: OptimisedParams, seed: int, share: Share = ALONE, repeats: int = 1
 ) -> DataLoader[dict[str, Tensor]]:
-    """Batches in the order of `EpochSampler`; in training only full ones, of at most the data set's size."""
+    """This process's share of full batches, anew in each epoch; a batch is at most as large as the data set.
+
+    Raises:
+        ValueError: the data set has fewer samples than there are parts of a batch.
+    """
     size: int = len(dataset)  # type: ignore[arg-type]
+    parts = share.num_processes * optimised.accumulate
+    batch_size = min(optimised.batch_size, size * repeats) // parts * parts
+    if batch_size == 0:
+        raise ValueError(
+            f"{size} videos are too few for {share.num_processes} processes x {optimised.accumulate} parts"
+        )
+    sampler = EpochSampler(size, seed, True, share, repeats, multiple_of=batch_size)
+    return _loader(dataset, sampler, batch_size // share.num_processes, optimised.num_loader_workers)
+
+
+def validation_loader(dataset: Dataset[Any], batch_size: int, share: Share = ALONE) -> DataLoader[dict[str, Tensor]]:
+    """This process's share of all samples, in order: together the processes see each of them once.
+
+    Raises:
+        ValueError: there are fewer samples than processes.
+    """
+    size: int = len(dataset)  # type: ignore[arg-type]
+    if size < share.num_processes:
+        raise ValueError(f"{size} videos to validate on are too few for {share.num_processes} processes")
+    local_size = max(1, min(batch_size, size) // share.num_processes)
+    return _loader(dataset, EpochSampler(size, 0, False, share), local_size, 0)
+
+
+def _loader(dataset: Dataset[Any], sampler: EpochSampler, batch_size: int, num_workers: int) -> DataLoader[Any]:
     return DataLoader(
         dataset,
-        batch_size=min(batch_size, size),
-        sampler=EpochSampler(size, seed, shuffle=training),
-        drop_last=training,
+        batch_size=batch_size,
+        sampler=sampler,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
     )
 
 
-def seed_step(seed: int, step: int) -> None:
+def seed_step(seed: int, step: int, rank: int = 0) -> None:
     """Seed what a step draws outside the data sets (drop path, mixup) from its number alone, so that runs resume."""
-    state = np.random.SeedSequence((seed, step)).generate_state(2)
+    state = np.random.SeedSequence((seed, step, rank) if rank else (seed, step)).generate_state(2)
     torch.manual_seed(int(state[0]))
     np.random.seed(int(state[1]))  # noqa: NPY002 - timm's Mixup draws from the global generator
 
@@ -71,11 +100,12 @@ class Curves(Callback):
         self.rows: list[dict[str, float]] = []
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Collect an epoch (validation, if any, has ended before)."""
+        """Collect an epoch (validation, if any, has ended before); the first process alone records it."""
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
         self.rows.append({"epoch": trainer.current_epoch, **metrics})
-        self._write()
-        self.log_metrics(metrics, trainer.current_epoch)
+        if trainer.is_global_zero:
+            self._write()
+            self.log_metrics(metrics, trainer.current_epoch)
 
     def _write(self) -> None:
         names = ["epoch", *sorted({name for row in self.rows for name in row if name != "epoch"})]
@@ -104,16 +134,29 @@ def nested(row: Mapping[str, float]) -> dict[str, dict[str, float]]:
 
 
 def build_trainer(
-    work: Path, *, epochs: int, precision: Precision, clip_grad: float, device: str, callbacks: list[Callback]
+    work: Path, run: RunParams, optimised: OptimisedParams, callbacks: Sequence[Callback]
 ) -> lightning.Trainer:
-    """A Lightning trainer that saves ``last.ckpt`` in ``work`` after each epoch and shows a progress bar."""
+    """A Lightning trainer that saves ``last.ckpt`` in ``work`` after each epoch and shows a progress bar.
+
+    Gradients are clipped by `mme.training.step.SteppedModule`, which steps by hand.
+
+    Raises:
+        ValueError: fp16 is asked for where there is no GPU.
+    """
+    on_gpu = run.device != "cpu" and torch.cuda.is_available()
+    if optimised.precision == "16-mixed" and not on_gpu:
+        raise ValueError("precision: 16-mixed needs a GPU; on a CPU there are 32 and bf16-mixed")
     checkpoint = ModelCheckpoint(dirpath=work, filename="last", save_top_k=1, enable_version_counter=False)
+    alone = run.num_processes == 1
     return lightning.Trainer(
-        accelerator=device if device != "cuda" else "gpu",
-        devices=1,
-        max_epochs=epochs,
-        precision=precision,
-        gradient_clip_val=clip_grad,
+        default_root_dir=work,
+        accelerator=run.device if run.device != "cuda" else "gpu",
+        devices=run.devices,
+        num_nodes=run.num_nodes,
+        # Buffers are constants: broadcasting them would only hang where processes have unequally many batches.
+        strategy="auto" if alone else DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True),
+        max_epochs=optimised.epochs,
+        precision=optimised.precision,
         callbacks=[*callbacks, checkpoint, RichProgressBar()],
         logger=False,
         enable_model_summary=False,
@@ -121,6 +164,11 @@ def build_trainer(
         num_sanity_val_steps=0,
         log_every_n_steps=1,
     )
+
+
+def share_of(trainer: lightning.Trainer) -> Share:
+    """Which process of the training this is."""
+    return Share(trainer.global_rank, trainer.world_size)
 
 
 def fit(

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as lightning
 import torch
 from jaxtyping import Float
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 
 from mme.config import Params
 from mme.data.datasets import PretrainDataset
@@ -20,8 +18,18 @@ from mme.models.encoder import gather_tokens
 from mme.models.losses import masked_mse
 from mme.models.motion_model import MotionModel
 from mme.targets.store import TrackStore
-from mme.training.loop import Curves, LogMetrics, build_trainer, fit, loader, model_input, seed_step
-from mme.training.optim import parameter_groups, schedule
+from mme.training.loop import (
+    Curves,
+    LogMetrics,
+    build_trainer,
+    fit,
+    model_input,
+    share_of,
+    training_loader,
+    validation_loader,
+)
+from mme.training.optim import parameter_groups
+from mme.training.step import Batch, SteppedModule
 
 NUM_STATISTICS_SAMPLES = 256
 
@@ -56,7 +64,7 @@ def pixel_targets(tubelets: Float[Tensor, "B M P"]) -> Float[Tensor, "B M P"]:
     return (tubelets - mean) / (tubelets.var(dim=-1, keepdim=True) + 1e-6).sqrt()
 
 
-class PretrainModule(lightning.LightningModule):
+class PretrainModule(SteppedModule):
     """The masked motion model with its losses, in units of each target's variance.
 
     Args:
@@ -65,10 +73,11 @@ class PretrainModule(lightning.LightningModule):
         steps_per_epoch: optimiser steps, for the schedule.
     """
 
+    model: MotionModel
+
     def __init__(self, params: Params, statistics: dict[str, tuple[Tensor, Tensor]], steps_per_epoch: int) -> None:
-        super().__init__()
-        self.params, self.steps_per_epoch = params, steps_per_epoch
-        self.model = MotionModel(params.model, params.clip, params.pretrain)
+        model = MotionModel(params.model, params.clip, params.pretrain)
+        super().__init__(params, params.pretrain, model, steps_per_epoch)
         for name, (mean, deviation) in statistics.items():
             self.register_buffer(f"{name}_mean", mean)
             self.register_buffer(f"{name}_deviation", deviation)
@@ -83,10 +92,17 @@ class PretrainModule(lightning.LightningModule):
         standard: Tensor = (target - getattr(self, f"{name}_mean")) / getattr(self, f"{name}_deviation")
         return standard
 
-    def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Loss of each target and their weighted sum ``loss``."""
+    def num_points(self, part: Batch) -> Tensor:
+        """Valid cells of hidden tokens; for pixels, hidden tokens."""
+        return (part["valid"] if "valid" in part else part["hidden"]).sum()
+
+    def losses(self, part: Batch) -> dict[str, Tensor]:
+        """Loss of each target and their weighted sum ``loss``, of the model that is trained."""
+        return self._losses(self.model, part)
+
+    def _losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         clip, hidden = model_input(batch["clip"], self.params.clip), batch["hidden"]
-        predictions = self.model(clip, hidden)
+        predictions = model(clip, hidden)
         losses = {}
         for name, predicted in predictions.items():
             if name == "pixel":
@@ -98,38 +114,19 @@ class PretrainModule(lightning.LightningModule):
         total = torch.stack([self.weights[name] * losses[f"{name}_loss"] for name in predictions]).sum()
         return {"loss": total, **losses}
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """One step."""
-        seed_step(self.params.run.seed, self.global_step)
-        losses = self.losses(batch)
-        self._log("train", losses, len(batch["clip"]))
-        return losses["loss"]
-
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Losses on held-out clips."""
-        self._log("val", self.losses(batch), len(batch["clip"]))
+        self.record("val", self._losses(self.measured, batch), len(batch["clip"]))
 
-    def _log(self, split: str, losses: dict[str, Tensor], batch_size: int) -> None:
-        metrics = {f"{split}/{name}": value.detach() for name, value in losses.items()}
-        if "position_loss" in losses:
-            metrics[f"{split}/position_explained"] = 1 - losses["position_loss"].detach()
-        self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=batch_size)
-        if split == "train":
-            self.log("loss", losses["loss"].detach(), prog_bar=True, on_step=True, on_epoch=False)
+    def record(self, split: str, terms: Mapping[str, Tensor], batch_size: int) -> None:
+        """Record the losses, and how much of the displacements' variance is explained."""
+        if "position_loss" in terms:
+            terms = {**terms, "position_explained": 1 - terms["position_loss"]}
+        super().record(split, terms, batch_size)
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW, warm-up and cosine by the step."""
-        pretrain = self.params.pretrain
-        groups = parameter_groups(self.model.named_parameters(), pretrain.weight_decay)
-        optimizer = torch.optim.AdamW(groups, lr=pretrain.lr, betas=pretrain.betas)
-        scheduler = schedule(
-            optimizer,
-            pretrain.lr,
-            pretrain.warmup_epochs * self.steps_per_epoch,
-            pretrain.epochs * self.steps_per_epoch,
-            pretrain.min_lr_ratio,
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """All parameters at one rate."""
+        return parameter_groups(self.model.named_parameters(), self.optimised.weight_decay)
 
 
 def held_out_dataset(params: Params, manifest: Manifest, tracks: TrackStore) -> PretrainDataset | None:
@@ -158,23 +155,19 @@ def run_pretraining(
         callbacks: further ones of the trainer.
 
     Returns:
-        The trained module and the metrics of each epoch.
+        The trained module, whose model has the averaged weights if they were, and the metrics of each epoch.
     """
     pretrain, seed = params.pretrain, params.run.seed
+    curves = Curves(work / "curves.csv", log_metrics)
+    trainer = build_trainer(work, params.run, pretrain, [curves, *callbacks])
     training = PretrainDataset(params, manifest, tracks, pretrain.splits)
     held_out = held_out_dataset(params, manifest, tracks)
-    batches = loader(training, pretrain.batch_size, seed, True, pretrain.num_loader_workers)
-    held_out_batches = None if held_out is None else loader(held_out, pretrain.batch_size, seed, False, 0)
+    batches = training_loader(training, pretrain, seed, share_of(trainer))
+    held_out_batches = None
+    if held_out is not None:
+        held_out_batches = validation_loader(held_out, pretrain.batch_size, share_of(trainer))
     torch.manual_seed(seed)
     module = PretrainModule(params, target_statistics(training), len(batches))
-    curves = Curves(work / "curves.csv", log_metrics)
-    trainer = build_trainer(
-        work,
-        epochs=pretrain.epochs,
-        precision=pretrain.precision,
-        clip_grad=pretrain.clip_grad,
-        device=params.run.device,
-        callbacks=[curves, *callbacks],
-    )
     fit(trainer, module, batches, held_out_batches, work)
+    module.model.load_state_dict(module.measured.state_dict())
     return module, curves
