@@ -11,6 +11,7 @@ from http import HTTPStatus
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, Security
+from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from serving.engine import Classified, Engine, while_connected
@@ -29,9 +30,11 @@ from serving.schemas import (
     Options,
     Prediction,
     Timings,
+    TracksAnswer,
     VideoFacts,
     ViewsTaken,
 )
+from serving.track_job import LENGTH, windows
 from serving.uploads import Upload, UploadLimits, discard_rest, received
 
 PER_VIDEO = (
@@ -134,6 +137,29 @@ async def classify_batch(request: Request, options: Annotated[Options, Depends(r
             shown = outcome if isinstance(outcome, Problem) else answer(request, options, outcome, times)
             entries.append(_entry(index, upload, shown))
         return BatchAnswer(results=entries)
+
+
+@router.post(
+    "/trajectories",
+    summary="How do points in a video move?",
+    responses=documented(*PER_VIDEO, *PER_UPLOAD, *PER_CALL) | {200: {"model": TracksAnswer}},
+    openapi_extra={"requestBody": _BODY_ONE},
+)
+async def trajectories(request: Request) -> JSONResponse:
+    """Tracks to be drawn over one video, sent as to `/classify`: the motion that the model was trained to predict."""
+    engine, started = engine_of(request), time.perf_counter()
+    async with admitted(request, engine), received(request, upload_limits(engine, 1), engine.temp_dir) as uploads:
+        engine.metrics.upload_bytes.inc(uploads[0].num_bytes)
+        tracks = await while_connected(request, engine.track(uploads[0]))
+        # Not as a model: checking tens of thousands of numbers would take longer than finding them.
+        document = {
+            "video": VideoFacts.model_validate(tracks.info, from_attributes=True).model_dump(),
+            "num_steps": LENGTH,
+            "windows": windows(tracks),
+            "total_ms": 1000 * (time.perf_counter() - started),
+            "request_id": request.state.request_id,
+        }
+        return JSONResponse(document)
 
 
 @router.get("/labels", summary="What the model can tell apart", responses=documented(*PER_CALL))

@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import cv2
 import numpy as np
@@ -27,6 +27,10 @@ from mme.data.facts import VideoInfo, probe
 from mme.data.views import Views, prepare
 
 MEBIBYTE = 2**20
+
+Result_co = TypeVar("Result_co", covariant=True)
+
+_BYTES_A_PIXEL = 3
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,32 @@ class VideoLimits:
     max_cpu_s: float
 
 
+class Task(Protocol[Result_co]):
+    """What a decoding process can be asked for: sent to it pickled, answered with a line of JSON and bytes."""
+
+    @property
+    def path(self) -> Path:
+        """The video."""
+
+    @property
+    def limits(self) -> VideoLimits:
+        """What it may ask for."""
+
+    @property
+    def max_bytes(self) -> int:
+        """Of the answer's payload."""
+
+    def work(self, info: VideoInfo) -> tuple[dict[str, Any], bytes | memoryview]:
+        """In the process: a header for JSON, and the payload.
+
+        Raises:
+            VideoError: the video cannot be decoded.
+        """
+
+    def parse(self, header: dict[str, Any], payload: bytes) -> Result_co:
+        """The inverse of ``work``, in the parent."""
+
+
 @dataclass(frozen=True)
 class Job:
     """One video and the views to take of it."""
@@ -48,6 +78,26 @@ class Job:
     segments: int
     crops: int
     limits: VideoLimits
+
+    @property
+    def max_bytes(self) -> int:
+        """Of all views."""
+        return self.segments * self.crops * self.clip.num_frames * self.clip.size**2 * _BYTES_A_PIXEL
+
+    def work(self, info: VideoInfo) -> tuple[dict[str, Any], memoryview]:
+        """Decode, resize and crop.
+
+        Raises:
+            VideoError: the video cannot be decoded.
+        """
+        views = prepare(self.path, self.clip, self.segments, self.crops)
+        header = {"shape": views.frames.shape, "info": dataclasses.asdict(info), "decode_ms": views.decode_ms}
+        return header, views.frames.data.cast("B")
+
+    def parse(self, header: dict[str, Any], payload: bytes) -> Views:
+        """The views again."""
+        frames = np.frombuffer(payload, dtype=np.uint8).reshape(header["shape"])
+        return Views(frames, VideoInfo(**header["info"]), float(header["decode_ms"]))
 
 
 def serve(connection: Connection, memory_mb: int) -> None:
@@ -64,49 +114,48 @@ def serve(connection: Connection, memory_mb: int) -> None:
     connection.send_bytes(b"ready")
     while True:
         try:
-            job: Job = connection.recv()
+            task: Task[object] = connection.recv()
         except EOFError:
             return
-        header, pixels = _answer(job)
+        header, payload = _answer(task)
         try:
             connection.send_bytes(json.dumps(header).encode())
-            if pixels is not None:
-                connection.send_bytes(pixels)
+            if payload is not None:
+                connection.send_bytes(payload)
         except BrokenPipeError:
             return
 
 
-def read_header(job: Job) -> VideoInfo:
+def read_header(task: Task[object]) -> VideoInfo:
     """What a file says of itself, after checking it against the limits.
 
     Raises:
         VideoError: it is no video, or beyond a limit.
     """
-    with open_stream(job.path) as (_, stream):  # before the first frame is allocated, sizes are as the header claims
-        _check_size(job, stream.codec_context.width, stream.codec_context.height)
-    info = probe(job.path)
-    _check_size(job, info.width, info.height)
-    if info.num_frames > job.limits.max_frames:
-        raise _too_large(job, f"{info.num_frames} frames; at most {job.limits.max_frames} are allowed")
-    if not info.duration_s <= job.limits.max_seconds:  # NaN is not below anything
-        raise _too_large(job, f"{info.duration_s:g} s; at most {job.limits.max_seconds:g} s are allowed")
+    with open_stream(task.path) as (_, stream):  # before the first frame is allocated, sizes are as the header claims
+        _check_size(task, stream.codec_context.width, stream.codec_context.height)
+    info = probe(task.path)
+    _check_size(task, info.width, info.height)
+    if info.num_frames > task.limits.max_frames:
+        raise _too_large(task, f"{info.num_frames} frames; at most {task.limits.max_frames} are allowed")
+    if not info.duration_s <= task.limits.max_seconds:  # NaN is not below anything
+        raise _too_large(task, f"{info.duration_s:g} s; at most {task.limits.max_seconds:g} s are allowed")
     return info
 
 
-def _check_size(job: Job, width: int, height: int) -> None:
-    if width * height > job.limits.max_pixels:
-        raise _too_large(job, f"{width} x {height} pixels; at most {job.limits.max_pixels} in all are allowed")
+def _check_size(task: Task[object], width: int, height: int) -> None:
+    if width * height > task.limits.max_pixels:
+        raise _too_large(task, f"{width} x {height} pixels; at most {task.limits.max_pixels} in all are allowed")
 
 
-def _too_large(job: Job, detail: str) -> VideoError:
-    return VideoError("too-large", job.path, detail)
+def _too_large(task: Task[object], detail: str) -> VideoError:
+    return VideoError("too-large", task.path, detail)
 
 
-def _answer(job: Job) -> tuple[dict[str, Any], memoryview | None]:
-    limit_cpu(job.limits.max_cpu_s)
+def _answer(task: Task[object]) -> tuple[dict[str, Any], bytes | memoryview | None]:
+    limit_cpu(task.limits.max_cpu_s)
     try:
-        info = read_header(job)
-        views = prepare(job.path, job.clip, job.segments, job.crops)
+        return task.work(read_header(task))
     except VideoError as error:
         return {"reason": error.reason, "detail": error.detail}, None
     except MemoryError:
@@ -114,18 +163,6 @@ def _answer(job: Job) -> tuple[dict[str, Any], memoryview | None]:
     except Exception as error:  # noqa: BLE001 - whatever a library makes of a hostile file is the file's fault
         cause = f"{type(error).__name__}: {error}"
         return {"reason": "undecodable", "detail": "a decoder gave up", "cause": cause}, None
-    return describe(views, info), views.frames.data.cast("B")
-
-
-def describe(views: Views, info: VideoInfo) -> dict[str, Any]:
-    """The JSON line of a decoded video."""
-    return {"shape": views.frames.shape, "info": dataclasses.asdict(info), "decode_ms": views.decode_ms}
-
-
-def parse(header: dict[str, Any], pixels: bytes) -> Views:
-    """The inverse of ``describe``, in the parent."""
-    frames = np.frombuffer(pixels, dtype=np.uint8).reshape(header["shape"])
-    return Views(frames, VideoInfo(**header["info"]), float(header["decode_ms"]))
 
 
 def _silence() -> None:

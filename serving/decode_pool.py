@@ -13,12 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
-from typing import Any
+from typing import Any, TypeVar
 
 from mme.data.containers import Reason, VideoError
-from mme.data.views import Views
 from serving import decode_child
-from serving.decode_child import Job
+from serving.decode_child import Task
 from serving.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -28,7 +27,7 @@ MAX_HEADER_BYTES = 64 * 1024
 MAX_JOBS = 1000
 """A process is replaced after so many videos, so that what a decoder leaks is bounded."""
 
-_BYTES_A_PIXEL = 3
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class DecodePool:
 
     def __init__(self, num_workers: int, limits: DecodeLimits, metrics: Metrics) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["serving.decode_child"])
+        context.set_forkserver_preload(["serving.decode_child", "serving.track_job"])
         self._workers = [_Worker(context, limits, metrics) for _ in range(num_workers)]
         self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="decode")
         self._idle: asyncio.LifoQueue[_Worker] = asyncio.LifoQueue()
@@ -60,14 +59,14 @@ class DecodePool:
         for worker in self._workers:
             self._idle.put_nowait(worker)
 
-    async def decode(self, job: Job) -> Views:
-        """Views of a video. If the caller is cancelled, the process that works for it is killed.
+    async def decode(self, task: Task[Result]) -> Result:
+        """What a task asks of its video. If the caller is cancelled, the process that works for it is killed.
 
         Raises:
             VideoError: the video cannot be decoded, or only beyond the limits.
         """
         worker = await self._idle.get()
-        running = asyncio.get_running_loop().run_in_executor(self._threads, worker.run, job)
+        running = asyncio.get_running_loop().run_in_executor(self._threads, worker.run, task)
         running.add_done_callback(lambda done: self._give_back(worker, done))
         try:
             return await asyncio.shield(running)
@@ -76,7 +75,7 @@ class DecodePool:
                 worker.abandon()
             raise
 
-    def _give_back(self, worker: _Worker, done: asyncio.Future[Views]) -> None:
+    def _give_back(self, worker: _Worker, done: asyncio.Future[Result]) -> None:
         if not done.cancelled():
             done.exception()  # a caller that went away leaves nobody to look at it
         self._idle.put_nowait(worker)
@@ -148,8 +147,8 @@ class _Worker:
         if not ready and not self._closed:
             raise RuntimeError(f"a decoding process did not start: exit code {process.exitcode}")
 
-    def run(self, job: Job) -> Views:
-        """Decode in the process; whatever goes wrong, a live process stands ready afterwards.
+    def run(self, task: Task[Result]) -> Result:
+        """Do it in the process; whatever goes wrong, a live process stands ready afterwards.
 
         Raises:
             VideoError: the video cannot be decoded, or only beyond the limits.
@@ -158,37 +157,36 @@ class _Worker:
         if self.process_id is None:
             self._replace("died while idle")
         try:
-            return self._attempt(job)
+            return self._attempt(task)
         except _Lost as lost:
             if not lost.again or self._abandoned or self._closed:
-                raise VideoError(lost.reason, job.path, lost.detail) from lost
+                raise VideoError(lost.reason, task.path, lost.detail) from lost
         try:
-            return self._attempt(job)
+            return self._attempt(task)
         except _Lost as lost:
-            raise VideoError(lost.reason, job.path, lost.detail) from lost
+            raise VideoError(lost.reason, task.path, lost.detail) from lost
 
-    def _attempt(self, job: Job) -> Views:
+    def _attempt(self, task: Task[Result]) -> Result:
         self._num_jobs += 1
         try:
-            views = self._ask(job)
+            answer = self._ask(task)
         except _Lost as lost:
             self._replace(lost.detail)
             raise
         if self._num_jobs >= MAX_JOBS:
             self._replace("has had its number of videos")
-        return views
+        return answer
 
-    def _ask(self, job: Job) -> Views:
+    def _ask(self, task: Task[Result]) -> Result:
         assert self._connection is not None
         assert self._process is not None
         until = time.monotonic() + self._limits.timeout_s
         try:
-            self._connection.send(job)
+            self._connection.send(task)
             header = json.loads(self._receive(MAX_HEADER_BYTES, until))
             if "reason" in header:
-                raise _refusal(job, header)
-            most = job.segments * job.crops * job.clip.num_frames * job.clip.size**2 * _BYTES_A_PIXEL
-            return decode_child.parse(header, self._receive(most, until))
+                raise _refusal(task, header)
+            return task.parse(header, self._receive(task.max_bytes, until))
         except (EOFError, OSError) as error:
             self._process.join(1.0)
             raise _Lost.by_exit_code(self._process.exitcode) from error
@@ -231,10 +229,10 @@ class _Worker:
             self._connection = None
 
 
-def _refusal(job: Job, header: dict[str, Any]) -> VideoError | _Lost:
+def _refusal(task: Task[object], header: dict[str, Any]) -> VideoError | _Lost:
     """The error of a video that the process answered for; one that ran out of memory is not used again."""
     if "cause" in header:
         log.warning("decoder gave up", extra={"cause": header["cause"]})
     if header.get("spent"):
         return _Lost(header["reason"], header["detail"])
-    return VideoError(header["reason"], job.path, header["detail"])
+    return VideoError(header["reason"], task.path, header["detail"])

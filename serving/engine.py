@@ -30,6 +30,7 @@ from serving.models import LoadedModel, ModelHost
 from serving.problems import Problem
 from serving.schemas import Options
 from serving.settings import Settings
+from serving.track_job import TrackJob, VideoTracks
 from serving.uploads import Upload
 
 log = logging.getLogger(__name__)
@@ -163,15 +164,26 @@ class Engine:
         Raises:
             Problem: it is no usable video, or the deadline has passed.
         """
+        return await self._in_time(self._classify(upload, options))
+
+    async def track(self, upload: Upload) -> VideoTracks:
+        """Where points of one video go.
+
+        Raises:
+            Problem: it is no usable video, or the deadline has passed.
+        """
+        return await self._in_time(self._track(upload))
+
+    async def _in_time(self, work: Awaitable[Result]) -> Result:
         try:
             async with asyncio.timeout(self.settings.deadline_s):
-                classified = await self._classify(upload, options)
+                result = await work
         except TimeoutError as error:
             raise self._counted(self._late()) from error
         except VideoError as error:
             raise self._counted(Problem.of_video(error)) from error
         self.metrics.videos.labels("ok").inc()
-        return classified
+        return result
 
     async def predict(self, model: LoadedModel, videos: list[Views]) -> list[Answer]:
         """Logits of videos that a client decoded by itself.
@@ -192,9 +204,14 @@ class Engine:
         self.metrics.videos.labels(problem.name).inc()
         return problem
 
+    async def _track(self, upload: Upload) -> VideoTracks:
+        _check_not_empty(upload)
+        tracks = await self._pool.decode(TrackJob(upload.path, self._video_limits))
+        self.metrics.tracking_seconds.observe(tracks.seconds)
+        return tracks
+
     async def _classify(self, upload: Upload, options: Options) -> Classified:
-        if not upload.num_bytes:
-            raise VideoError("empty", upload.path, "0 bytes were uploaded")
+        _check_not_empty(upload)
         model = self.model()
         default = model.classifier.config.views
         segments = default.segments if options.segments is None else options.segments
@@ -207,6 +224,11 @@ class Engine:
         answer = await self._batcher.predict(model.classifier, views)
         assert views.info is not None
         return Classified(model, answer.logits, views.info, len(views.frames), decode_wait_ms, views.decode_ms, answer)
+
+
+def _check_not_empty(upload: Upload) -> None:
+    if not upload.num_bytes:
+        raise VideoError("empty", upload.path, "0 bytes were uploaded")
 
 
 async def while_connected(request: Request, work: Awaitable[Result]) -> Result:

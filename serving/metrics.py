@@ -19,6 +19,7 @@ class Metrics:
         self.upload_bytes = self._counter("upload_bytes", "Bytes of request bodies received")
         self.videos = self._counter("videos", "Videos by outcome: ok, or the problem", "outcome")
         self.decode_seconds = self._histogram("decode_seconds", "Decoding one video, without waiting", _SECONDS)
+        self.tracking_seconds = self._histogram("tracking_seconds", "Decoding and tracking one video", _SECONDS)
         self.inference_seconds = self._histogram("inference_seconds", "One forward pass", _SECONDS)
         self.batch_views = self._histogram("batch_views", "Views in one forward pass", _VIEWS)
         self.admitted = self._gauge("admitted_requests", "Requests in work or waiting for it")

@@ -107,6 +107,41 @@ class ClassificationAnswer(BaseModel):
     request_id: str
 
 
+class TrackWindow(BaseModel):
+    """Points on a grid over one frame, followed through the frames after it."""
+
+    start_frame: int
+    start_s: Annotated[float, Field(description="Of that frame, from the video's start.")]
+    paths: Annotated[
+        list[list[tuple[float, float]]],
+        Field(
+            description="A path for each point: (x, y) at successive frames from the start frame on, as shares of the "
+            "upright picture's width and height. It ends where the point leaves the picture or cannot be followed."
+        ),
+    ]
+
+
+_TRACKS: dict[str, Any] = {
+    "video": {"num_frames": 32, "fps": 16.0, "width": 64, "height": 64, "duration_s": 2.0, "codec": "h264"},
+    "num_steps": 12,
+    "windows": [{"start_frame": 0, "start_s": 0.0, "paths": [[[0.03, 0.03], [0.05, 0.03]], [[0.1, 0.03]]]}],
+    "total_ms": 101.0,
+    "request_id": "9f8b6c1e0a4d4d1e8a53f1b2c7d60e94",
+}
+
+
+class TracksAnswer(BaseModel):
+    """How points move, to be drawn over the video."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_TRACKS]})
+
+    video: VideoFacts
+    num_steps: Annotated[int, Field(description="Steps of a path that could be followed to its end.")]
+    windows: Annotated[list[TrackWindow], Field(description="In the order of time; they do not overlap.")]
+    total_ms: float
+    request_id: str
+
+
 class BatchEntry(BaseModel):
     """What became of one file: an answer or a problem."""
 

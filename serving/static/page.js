@@ -1,4 +1,7 @@
-// One page, no build step: a clip goes to POST /classify, the answer becomes bars.
+// One page, no build step: a clip goes to POST /classify, the answer becomes bars; POST /trajectories tells how its
+// points move.
+
+import { Overlay } from "/static/overlay.js";
 
 const RECENT = 8;
 const RECORD_MS = 3000;
@@ -6,6 +9,7 @@ const POLL_MS = 15000;
 
 const at = (id) => document.getElementById(id);
 const [drop, file, player, stage] = [at("drop"), at("file"), at("player"), document.querySelector(".stage")];
+const overlay = new Overlay(player, at("overlay"));
 const recent = [];
 let turn = 0; // the latest clip chosen; answers to earlier ones are not shown
 
@@ -55,6 +59,7 @@ function play(clip) {
   stage.hidden = false;
   player.hidden = false;
   at("unplayable").hidden = true;
+  showMotion({});
   player.play().catch(() => {}); // a browser may want a click first
 }
 
@@ -93,8 +98,22 @@ function showProblem({ title, detail, request_id: id, status }) {
   }
 }
 
-function remember(clip, name, outcome) {
-  recent.unshift({ clip, name, outcome });
+// What is drawn over the clip: an answer of /trajectories, a problem, or nothing yet.
+function showMotion({ tracks, problem }) {
+  overlay.show(tracks ?? null);
+  at("motion-state").textContent = problem ? problem.title : "";
+}
+
+async function findMotion(form) {
+  try {
+    return { tracks: await ask("/trajectories", { method: "POST", body: form }) };
+  } catch (error) {
+    return { problem: error.problem };
+  }
+}
+
+function remember(entry) {
+  recent.unshift(entry);
   recent.splice(RECENT);
   at("recent").hidden = false;
   at("recent").querySelector("ul").replaceChildren(...recent.map((entry) => {
@@ -109,6 +128,7 @@ function remember(clip, name, outcome) {
       turn += 1;
       play(entry.clip);
       show(entry.outcome);
+      showMotion(entry.motion);
     });
     const row = element("li", "");
     row.append(button);
@@ -138,8 +158,12 @@ async function classify(clip, name) {
   } catch (error) {
     outcome = { problem: error.problem };
   }
-  remember(clip, name, outcome);
+  const entry = { clip, name, outcome, motion: {} };
+  remember(entry);
   if (mine === turn) show(outcome);
+  if (outcome.problem) return;
+  entry.motion = await findMotion(form); // after the answer, so that the answer does not wait for it
+  if (mine === turn) showMotion(entry.motion);
 }
 
 async function record() {
@@ -189,6 +213,9 @@ for (const kind of ["dragenter", "dragover", "dragleave", "drop"]) {
 player.addEventListener("error", () => {
   player.hidden = true;
   at("unplayable").hidden = false;
+});
+at("motion").addEventListener("change", (event) => {
+  overlay.visible = event.target.checked;
 });
 at("key").addEventListener("submit", (event) => {
   event.preventDefault();

@@ -7,6 +7,7 @@ import pytest
 
 from tests import media
 from tests.browser.webdriver import Browser
+from tests.serving.service import wait_until
 
 pytestmark = pytest.mark.browser
 
@@ -40,6 +41,46 @@ def test_a_clip_is_played_and_its_labels_are_shown(desktop: Browser, address: st
     assert desktop.script("return document.querySelector('#player').checkVisibility()")
     assert desktop.texts("#recent li")[0].startswith("clip.mp4")
     assert f"{address}/classify" in desktop.text("#curl")
+
+
+def painted(browser: Browser) -> int:
+    """Pixels of the overlay that are not clear."""
+    return int(
+        browser.script(
+            "const c = document.querySelector('#overlay');"
+            "if (!c.width || !c.height) return 0;"
+            "const pixels = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;"
+            "let n = 0; for (let i = 3; i < pixels.length; i += 4) n += pixels[i] > 0; return n"
+        )
+    )
+
+
+def test_the_motion_is_drawn_over_the_clip(desktop: Browser, address: str, clip: Path, tmp_path: Path) -> None:
+    desktop.open(address)
+    choose(desktop, clip)
+    wait_until(lambda: painted(desktop) > 50, timeout_s=60)
+    box = "const r = document.querySelector('#{}').getBoundingClientRect(); return [r.left, r.top, r.width, r.height]"
+    assert desktop.script(box.format("overlay")) == pytest.approx(desktop.script(box.format("player")), abs=1)
+    desktop.click("#motion")
+    wait_until(lambda: painted(desktop) == 0, timeout_s=60)
+    desktop.click("#motion")
+    wait_until(lambda: painted(desktop) > 50, timeout_s=60)
+    choose(desktop, media.write(tmp_path / "still.mp4", num_frames=1))
+    desktop.wait_for("#motion-state", "too short")
+    wait_until(lambda: painted(desktop) == 0, timeout_s=60)
+    desktop.click("#recent li:nth-child(2) button")
+    wait_until(lambda: painted(desktop) > 50, timeout_s=60)
+
+
+def test_a_clip_is_recorded_by_the_camera(desktop: Browser, address: str) -> None:
+    """Chromium's own camera for tests: a green picture with a moving pie and a beep."""
+    desktop.open(address)
+    desktop.click("#record")
+    desktop.wait_for("#record", "Recording")
+    desktop.wait_for("#labels", "%")
+    assert desktop.texts("#recent li")[0].startswith("recorded at")
+    assert "320" in desktop.text("#facts")
+    wait_until(lambda: painted(desktop) > 50, timeout_s=60)
 
 
 def test_a_bad_file_is_explained(desktop: Browser, address: str, clip: Path, tmp_path: Path) -> None:

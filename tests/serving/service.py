@@ -9,8 +9,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -91,21 +91,34 @@ async def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
 
 
 @contextmanager
-def server(folder: Path, temp_dir: Path, **environment: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """``python -m serving`` on a free port, ready."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    given = {"MME_MODEL": str(folder), "MME_PORT": str(port), "MME_TEMP_DIR": str(temp_dir), **environment}
+def server(
+    model: Path | str, temp_dir: Path, *, prefix: Sequence[str] = (), log: Path | None = None, **environment: str
+) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """``python -m serving`` on a free port, ready.
+
+    Its log goes to ``log``, or into a pipe, which is full after some hundred requests that nobody reads about.
+    """
+    port = free_port()
+    given = {"MME_MODEL": str(model), "MME_PORT": str(port), "MME_TEMP_DIR": str(temp_dir), **environment}
     environ = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | given
-    command = [sys.executable, "-m", "serving"]
-    with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    command = [*prefix, sys.executable, "-m", "serving"]
+    with ExitStack() as stack:
+        output = subprocess.PIPE if log is None else stack.enter_context(log.open("w"))
+        process = stack.enter_context(
+            subprocess.Popen(command, env=environ, stdout=output, stderr=subprocess.STDOUT, text=True)
+        )
         try:
             address = f"http://127.0.0.1:{port}"
             wait_until(lambda: is_ready(address, process))
             yield address, process
         finally:
             process.kill()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def is_alive(process_id: int) -> bool:

@@ -12,7 +12,7 @@ from tests.serving.service import descendants, is_alive, server, wait_until
 
 def test_a_life_of_the_server(folder: Path, clip: Path, slow: Path, tmp_path: Path) -> None:
     settings = {"MME_NUM_DECODE_WORKERS": "1", "MME_DRAIN_S": "4", "MME_MAX_UPLOAD_BYTES": "1000000"}
-    with server(folder, tmp_path, **settings) as (address, process), ThreadPoolExecutor(6) as threads:
+    with server(folder, tmp_path, log=None, **settings) as (address, process), ThreadPoolExecutor(6) as threads:
         family = descendants(process.pid)
         assert family
         for _ in range(5):  # an early answer reaches a client that is still sending
