@@ -60,7 +60,9 @@ def test_run_is_where_a_bare_mlflow_ui_looks(params: Params, store: Path) -> Non
     found = client.get_run(run.id)
     assert found.info.status == "FINISHED"
     assert found.info.run_name == "pretrain"
-    assert client.get_experiment(found.info.experiment_id).name == params.tracking.experiment
+    experiment = client.get_experiment(found.info.experiment_id)
+    assert experiment.name == params.tracking.experiment
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
     assert Path(found.info.artifact_uri.removeprefix("file://")).is_relative_to(store / "mlartifacts")
     assert found.data.metrics == {"train/loss": 0.5, "val/top1": 0.5}
     history = client.get_metric_history(run.id, "train/loss")
@@ -103,7 +105,7 @@ def test_artifacts_figures_and_data(params: Params, store: Path, tmp_path: Path)
         run.log_figure(figure, "pictures/line.png")
         run.log_dataset(tmp_path / "manifest.parquet", manifest.digest, context="evaluation")
     paths = {entry.path for entry in MlflowClient().list_artifacts(run.id)}
-    assert paths == {"metrics.json", "report", "pictures"}
+    assert paths == {"metrics.json", "params.yaml", "report", "pictures"}
     picture = Path(mlflow.artifacts.download_artifacts(run_id=run.id, artifact_path="pictures/line.png"))
     assert picture.read_bytes().startswith(b"\x89PNG")
     found = recorded(run.id)

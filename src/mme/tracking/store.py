@@ -31,6 +31,10 @@ def open_store() -> None:
         mlflow.search_experiments(max_results=1)
 
 
+# Without it MLflow's page takes an experiment for one of language models and opens on an empty table of traces.
+_OPENS_ON_RUNS = {"mlflow.experimentKind": "custom_model_development"}
+
+
 def experiment_id(name: str) -> str:
     """The id of an experiment, which is made if need be."""
     found = mlflow.get_experiment_by_name(name)
@@ -38,7 +42,7 @@ def experiment_id(name: str) -> str:
         local = mlflow.get_tracking_uri().startswith("sqlite:")
         location = (Path(ARTIFACTS).resolve() / name).as_uri() if local else None
         try:
-            return str(mlflow.create_experiment(name, artifact_location=location))
+            return str(mlflow.create_experiment(name, artifact_location=location, tags=_OPENS_ON_RUNS))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another stage may have made it just now
                 raise
