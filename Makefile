@@ -40,6 +40,11 @@ serve: $(STAMP) ## answer requests on http://127.0.0.1:8000 with the model of `m
 ui: $(STAMP) ## browse and compare the recorded runs on http://127.0.0.1:5000
 	$(BIN)/mlflow ui --port $(UI_PORT)
 
+.PHONY: ablation
+ablation: $(STAMP) ## pretrain with each objective under one budget and compare: reports/ablation.md
+	$(BIN)/dvc repro trajectories
+	$(BIN)/mme ablate
+
 test: $(STAMP) ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadscope
 

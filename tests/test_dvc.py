@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[1]
 STAGES = ("synthesize", "ingest", "trajectories", "pretrain", "finetune", "evaluate", "register")
 
 RECORDING = {
-    "config", "section", "sweep_params", "files", "tracking", "tracking.registry", "tracking.runs", "tracking.store",
-    "stages.workspace",
+    "config", "section", "ablation_params", "sweep_params", "files", "tracking", "tracking.registry", "tracking.runs",
+    "tracking.store", "stages.workspace",
 }  # fmt: skip
 """Modules that check parameters, write files and record runs: no stage's results depend on them."""
 
@@ -97,7 +97,7 @@ def test_declared_parameters_exist(stage: str) -> None:
 
 def test_every_section_that_decides_results_is_some_stages_parameter() -> None:
     declared = {name.partition(".")[0] for stage in STAGES for name in pipeline()["stages"][stage]["params"]}
-    assert declared == set(Params.model_fields) - {"tracking", "sweep"}
+    assert declared == set(Params.model_fields) - {"tracking", "sweep", "ablation"}
 
 
 def test_finetuning_parameters_reach_finetuning_only() -> None:

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mme.commands.ablate import ablate
 from mme.config import load_params
 from mme.files import read_json
 
@@ -206,6 +207,9 @@ def params(
             shown = value if isinstance(value, str) else json.dumps(value)
             table.add_row(Text("" if number else section), Text(name), Text(shown))
     Console().print(table)
+
+
+app.command()(ablate)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from mme.ablation_params import AblationParams
 from mme.section import NonNegative, Positive, PositiveFloat, Range, Ratio, Section
 from mme.sweep_params import SweepParams
 
@@ -298,6 +299,7 @@ class Params(Section):
     evaluate: EvaluateParams
     registry: RegistryParams
     sweep: SweepParams
+    ablation: AblationParams
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
