@@ -36,10 +36,10 @@ REPEATS = 5
 NUM_STORED, NUM_READS = 1000, 200
 
 
-def cpu_ms(*actions: Callable[[], object]) -> list[float]:
+def cpu_ms(*actions: Callable[[], object], repeats: int = REPEATS) -> list[float]:
     """Median CPU times in milliseconds of actions that take turns; the first turn warms up."""
     times: list[list[float]] = [[] for _ in actions]
-    for _ in range(REPEATS + 1):
+    for _ in range(repeats + 1):
         for action, taken in zip(actions, times, strict=True):
             begin = time.process_time_ns()
             action()
@@ -47,9 +47,9 @@ def cpu_ms(*actions: Callable[[], object]) -> list[float]:
     return [statistics.median(taken[1:]) for taken in times]
 
 
-def large_frames(params: Params) -> NDArray[np.uint8]:
+def large_frames(params: Params, num_frames: int) -> NDArray[np.uint8]:
     """Two motion primitives side by side, 454 x 256."""
-    large = params.synthesize.model_copy(update={"size": HEIGHT, "num_frames": NUM_FRAMES, "speed_px": (3.0, 6.0)})
+    large = params.synthesize.model_copy(update={"size": HEIGHT, "num_frames": num_frames, "speed_px": (3.0, 6.0)})
     pair = [sample_scene(label, large, (number,)).render() for number, label in enumerate(("right", "clockwise"))]
     return np.concatenate(pair, axis=2)[:, :, :WIDTH]
 
@@ -156,7 +156,7 @@ def main() -> None:
     cv2.setNumThreads(1)
     params = load_params()
     large = params.trajectories.model_copy(update={"cell": 8, "max_length": 8})
-    frames = large_frames(params)
+    frames = large_frames(params, NUM_FRAMES)
     with tempfile.TemporaryDirectory() as name:
         parts = (time_extraction(frames, large, Path(name)), time_store(frames, large, Path(name)))
         record("targets", [*itertools.chain(*parts), *time_targets(params)])

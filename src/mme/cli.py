@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mme.commands.ablate import ablate
+from mme.commands.inspect import inspect
 from mme.config import load_params
 from mme.files import read_json
 
@@ -29,6 +30,7 @@ NOT_RUN = "not run yet"
 Answer = dict[str, Any]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.command()(inspect)
 
 
 @app.callback()

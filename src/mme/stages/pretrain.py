@@ -35,7 +35,9 @@ def main() -> None:
         module, curves = run_pretraining(params, manifest, tracks, work, run.log_metrics)
         OUTPUT.mkdir(parents=True, exist_ok=True)
         save_weights(OUTPUT / "model.safetensors", module.model)
-        write_json(OUTPUT / "config.json", {**sections, "data_digest": manifest.digest, "run_id": run.id})
+        deviation = getattr(module, "position_deviation", None)  # what a prediction of 1 stands for
+        facts = {"position_deviation": None if deviation is None else float(deviation)}
+        write_json(OUTPUT / "config.json", {**sections, **facts, "data_digest": manifest.digest, "run_id": run.id})
         REPORTS.mkdir(parents=True, exist_ok=True)
         (REPORTS / "curves.csv").write_bytes((work / "curves.csv").read_bytes())
         write_json(REPORTS / "metrics.json", nested(curves.rows[-1]))

@@ -114,8 +114,7 @@ def token_tracks(
     """Tracks of the chosen ``tokens`` of clips, one of each sequence a clip."""
     cells = token_cells(spec)
     parts = [
-        _cells(stored, crop, spec, cells[:, chosen])
-        for stored, crop, chosen in zip(tracks, crops, tokens, strict=True)
+        _cells(stored, crop, spec, cells[:, chosen]) for stored, crop, chosen in zip(tracks, crops, tokens, strict=True)
     ]
     starts, displacements, num_valid = (np.concatenate(part) for part in zip(*parts, strict=True))
     clip = np.repeat(np.arange(len(tokens)), [len(chosen) for chosen in tokens])

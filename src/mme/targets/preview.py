@@ -23,7 +23,7 @@ _SHIFT = 4  # bits of sub-pixel precision in OpenCV's drawing
 _MARGIN_PX = 10
 _TITLE_PX = 26
 _MIN_SPACING_PX = 11
-_STILL_PX = 0.5
+STILL_PX = 0.5
 """A track shorter than this many pixels of the video is drawn as a dot."""
 
 
@@ -59,26 +59,30 @@ def draw_tracks(frame: Picture, tracks: TrackSlice, compensated: bool, height_px
     """
     scale = height_px / frame.shape[0]
     size = (round(frame.shape[1] * scale), height_px)
-    canvas = _dimmed(cv2.resize(frame, size, interpolation=cv2.INTER_CUBIC).astype(np.uint8))
+    canvas = dimmed(cv2.resize(frame, size, interpolation=cv2.INTER_CUBIC).astype(np.uint8))
     displacements = (tracks.residuals() if compensated else tracks.displacements)[0]  # (h, w, L, 2)
-    every = max(1, int(np.ceil(_MIN_SPACING_PX / (tracks.cell * scale))))
-    chosen = (slice(every // 2, None, every),) * 2
+    chosen = spaced(tracks.cell, scale)
     grid = cell_centres(tracks.height, tracks.width, tracks.cell)[chosen].reshape(-1, 1, 2)
     steps = displacements[chosen].reshape(len(grid), -1, 2)
     valid = (tracks.num_valid[0] == steps.shape[1])[chosen].reshape(-1)
     path = (np.concatenate([grid, grid + np.cumsum(steps, axis=1)], axis=1) + 0.5) * scale - 0.5
     total = steps.sum(axis=1)
-    moving = valid & (np.hypot(total[:, 0], total[:, 1]) >= _STILL_PX)
-    for point in path[~valid, 0]:
-        cv2.drawMarker(canvas, _pixel(point), _INVALID, cv2.MARKER_TILTED_CROSS, 5, 1, cv2.LINE_AA)
+    moving = valid & (np.hypot(total[:, 0], total[:, 1]) >= STILL_PX)
+    draw_crosses(canvas, path[~valid, 0])
     for point in path[valid & ~moving, 0]:
-        cv2.circle(canvas, _fixed(point), 20, _STILL, -1, cv2.LINE_AA, _SHIFT)
+        cv2.circle(canvas, fixed_point(point), 20, _STILL, -1, cv2.LINE_AA, _SHIFT)
     # Longest last, so that what moves most is on top.
     order = np.flatnonzero(moving)[np.argsort(np.square(total[moving]).sum(axis=-1), kind="stable")]
     colours = direction_colours(total)
     for number in order:
-        _draw_line(canvas, path[number], colours[number])
+        draw_line(canvas, path[number], colours[number])
     return canvas
+
+
+def spaced(cell: int, scale: float) -> tuple[slice, slice]:
+    """Which rows and columns of cells to draw so that tracks do not lie on each other."""
+    every = max(1, int(np.ceil(_MIN_SPACING_PX / (cell * scale))))
+    return (slice(every // 2, None, every),) * 2
 
 
 def contact_sheet(rows: Sequence[PreviewRow], height_px: int = 300) -> Picture:
@@ -95,7 +99,7 @@ def contact_sheet(rows: Sequence[PreviewRow], height_px: int = 300) -> Picture:
     _draw_key(sheet, rows[0].tracks.displacements.shape[3] if rows else 0, column)
     top = key_px
     for title, pictures in pairs:
-        _write(sheet, title, (_MARGIN_PX, top + 18))
+        write_text(sheet, title, (_MARGIN_PX, top + 18))
         for number, picture in enumerate(pictures):
             left = _MARGIN_PX + number * (column + _MARGIN_PX) + (column - picture.shape[1]) // 2
             sheet[top + _TITLE_PX : top + _TITLE_PX + height_px, left : left + picture.shape[1]] = picture
@@ -110,20 +114,27 @@ def encode_png(picture: Picture) -> bytes:
     return data.tobytes()
 
 
-def _dimmed(picture: Picture) -> Picture:
+def dimmed(picture: Picture) -> Picture:
+    """Darker and greyer, so that lines stand out."""
     gray = cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     return np.asarray(cv2.addWeighted(gray, 0.35, picture, 0.25, 8), dtype=np.uint8)
 
 
-def _draw_line(canvas: Picture, path: NDArray[np.floating], colour: Picture) -> None:
+def draw_crosses(canvas: Picture, points: NDArray[np.floating]) -> None:
+    """Mark points ``[P, 2]`` that are not valid."""
+    for point in points:
+        cv2.drawMarker(canvas, _pixel(point), _INVALID, cv2.MARKER_TILTED_CROSS, 5, 1, cv2.LINE_AA)
+
+
+def draw_line(canvas: Picture, path: NDArray[np.floating], colour: Picture) -> None:
     """A polyline through ``[L + 1, 2]`` that turns whiter from its start to its end, where it has a head."""
     num_steps = len(path) - 1
     for step in range(num_steps):
         share = (step + 1) / num_steps
         shade = tuple(int(value) for value in colour * (1 - 0.35 * share) + 255 * 0.35 * share)
-        cv2.line(canvas, _fixed(path[step]), _fixed(path[step + 1]), shade, 1, cv2.LINE_AA, _SHIFT)
+        cv2.line(canvas, fixed_point(path[step]), fixed_point(path[step + 1]), shade, 1, cv2.LINE_AA, _SHIFT)
     head = tuple(int(value) for value in colour)
-    cv2.circle(canvas, _fixed(path[-1]), 30, head, -1, cv2.LINE_AA, _SHIFT)
+    cv2.circle(canvas, fixed_point(path[-1]), 30, head, -1, cv2.LINE_AA, _SHIFT)
 
 
 def _draw_key(sheet: Picture, length: int, column: int) -> None:
@@ -141,12 +152,13 @@ def _draw_key(sheet: Picture, length: int, column: int) -> None:
         "a cross is not valid: it leaves the frame or fails forward-backward.",
     )
     for number, line in enumerate(lines):
-        _write(sheet, line, (left, 36 + 20 * number), 0.42)
+        write_text(sheet, line, (left, 36 + 20 * number), 0.42)
     for number, title in enumerate(("as filmed", "camera motion taken out")):
-        _write(sheet, title, (_MARGIN_PX + number * (column + _MARGIN_PX), 114), 0.5)
+        write_text(sheet, title, (_MARGIN_PX + number * (column + _MARGIN_PX), 114), 0.5)
 
 
-def _write(sheet: Picture, text: str, place: tuple[int, int], size: float = 0.45) -> None:
+def write_text(sheet: Picture, text: str, place: tuple[int, int], size: float = 0.45) -> None:
+    """Write with the left end of the base line at ``place`` ``(x, y)``."""
     cv2.putText(sheet, text, place, _FONT, size, _TEXT, 1, cv2.LINE_AA)
 
 
@@ -154,6 +166,6 @@ def _pixel(point: NDArray[np.floating]) -> tuple[int, int]:
     return round(float(point[0])), round(float(point[1]))
 
 
-def _fixed(point: NDArray[np.floating]) -> tuple[int, int]:
+def fixed_point(point: NDArray[np.floating]) -> tuple[int, int]:
     """Sub-pixel position in OpenCV's fixed point."""
     return round(float(point[0]) * 2**_SHIFT), round(float(point[1]) * 2**_SHIFT)

@@ -1,0 +1,141 @@
+"""How much of a pretraining step goes into its targets: ``python -m benchmarks assembly``.
+
+Medians of CPU time with one thread, taken in turn: reading the tracks, cropping the frames that nothing but the HOG
+needs, and assembling, against forward, backward and update of the model on the same batch.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.report import Row, record
+from benchmarks.targets import REPEATS, cpu_ms, large_frames
+from mme.config import Params, load_params
+from mme.data.synthetic import sample_scene
+from mme.data.transforms import apply_crop, draw_crop
+from mme.models.losses import masked_mse
+from mme.models.masking import draw_mask
+from mme.models.motion_model import MotionModel
+from mme.targets.assemble import MotionTarget, assemble_batch
+from mme.targets.crops import TargetSpec
+from mme.targets.shards import merge_parts, write_index, write_part
+from mme.targets.store import TrackStore
+from mme.targets.trajectories import iter_tracks
+from mme.training.loop import model_input
+
+VIT_B: dict[str, dict[str, Any]] = {
+    "trajectories": {"compensate_camera": True, "cell": 8, "max_length": 6},
+    "clip": {"num_frames": 16, "stride_frames": 4, "size": 224},
+    "model": {"patch_size": 16, "tubelet_frames": 2, "dim": 768, "depth": 12, "num_heads": 12, "positions": "flat"},
+    "pretrain": {
+        "mask_ratio": 0.9, "length": 6, "shape": "along", "hog_window": 16, "min_scale": 0.5, "batch_size": 2,
+        "decoder_dim": 384, "decoder_depth": 4, "decoder_heads": 6,
+    },
+}  # fmt: skip
+"""ViT-B/16 on 16 frames of 224 px, with the decoder of He et al. for video and the least that its encoder may see."""
+
+
+def changed(params: Params, changes: dict[str, dict[str, Any]]) -> Params:
+    """The parameters with other values, by section."""
+    sections = {name: getattr(params, name).model_copy(update=values) for name, values in changes.items()}
+    return params.model_copy(update=sections)
+
+
+class Batch:
+    """A batch of clips of one video, and the steps from files to the update."""
+
+    def __init__(self, params: Params, frames: NDArray[np.uint8], folder: Path) -> None:
+        entry = write_part(folder / "part", iter_tracks(frames, params.trajectories), params.trajectories.cell)
+        assert entry["num_starts"] == len(frames) - 1
+        write_index(folder, merge_parts(folder / "0.safetensors", {"video": folder / "part"}), {})
+        self.store, self.frames, self.params = TrackStore(folder), frames, params
+        self.spec = TargetSpec.from_params(params.clip, params.model, params.pretrain)
+        rng, pretrain = np.random.default_rng(0), params.pretrain
+        size = range(pretrain.batch_size)
+        self.crops = [draw_crop(rng, *frames.shape[1:3], pretrain.min_scale, pretrain.horizontal_flip) for _ in size]
+        side = params.clip.size // params.model.patch_size
+        grid = (self.spec.num_tubelets, side, side)
+        self.hidden = [draw_mask(rng, grid, pretrain.mask_ratio, pretrain.mask) for _ in size]
+        self.views = self.crop(1)
+        self.model = MotionModel(params.model, params.clip, params.pretrain)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
+        clip = params.clip
+        self.clips = np.stack([view[: clip.span_frames : clip.stride_frames] for view in self.views])
+        self.targets = self.assemble(True)
+
+    def crop(self, every: int) -> list[NDArray[np.uint8]]:
+        """Views of the clips, of every n-th frame."""
+        num_dense = max(self.params.clip.span_frames, self.spec.num_hog_frames)
+        return [apply_crop(self.frames[:num_dense:every], crop, self.params.clip.size) for crop in self.crops]
+
+    def read(self) -> list[Any]:
+        """Tracks of the clips."""
+        return [self.store.read("video", self.spec.starts(0), self.spec.length) for _ in self.crops]
+
+    def assemble(self, with_shape: bool) -> list[MotionTarget]:
+        """Targets of the clips, their tracks being read for it."""
+        return assemble_batch(self.read(), self.crops, self.views if with_shape else None, self.spec, self.hidden)
+
+    def step(self) -> None:
+        """Forward, backward, update."""
+        self.optimizer.zero_grad()
+        hidden = torch.from_numpy(np.stack(self.hidden))
+        predictions = self.model(model_input(torch.from_numpy(self.clips), self.params.clip), hidden)
+        valid = torch.from_numpy(np.stack([target.valid for target in self.targets]))
+        losses = [
+            masked_mse(predicted, torch.from_numpy(np.stack([getattr(target, name) for target in self.targets])), valid)
+            for name, predicted in predictions.items()
+        ]
+        torch.stack(losses).sum().backward()
+        self.optimizer.step()
+
+
+def measure(name: str, at_most: float | None, batch: Batch) -> Iterator[Row]:
+    """Times of one batch, and the share of its targets."""
+    stride = batch.params.clip.stride_frames
+    actions: list[Callable[[], object]] = [
+        batch.step, batch.read, lambda: batch.assemble(False), lambda: batch.assemble(True),
+        lambda: batch.crop(1), lambda: batch.crop(stride),
+    ]  # fmt: skip
+    repeats = REPEATS if batch.params.model.dim < 512 else 2
+    step, read, positions, both, dense, sparse = cpu_ms(*actions, repeats=repeats)
+    yield Row(
+        f"{name}: model", step, "ms a step", of=f"batch of {len(batch.crops)}, {batch.spec.num_tubelets} tubelets"
+    )
+    yield Row(f"{name}: tracks read", read, "ms a step")
+    yield Row(f"{name}: positions", positions - read, "ms a step")
+    yield Row(f"{name}: HOG", both - positions, "ms a step", of=f"shape: {batch.spec.shape}")
+    yield Row(f"{name}: frames cropped for HOG", dense - sparse, "ms a step")
+    targets = both + dense - sparse
+    yield Row(f"{name}: targets", targets / (targets + step), "of the step", at_most=at_most)
+
+
+def main() -> None:
+    """Measure and record."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    params = load_params()
+    rows: list[Row] = []
+    small = sample_scene(params.synthesize.classes[0], params.synthesize, (0,)).render()
+    large = changed(params, VIT_B)
+    cases = [
+        ("default", 0.15, params, small),
+        ("default, shape: along", None, changed(params, {"pretrain": {"shape": "along"}}), small),
+        ("ViT-B/16, 16 x 224", 0.10, large, large_frames(params, large.clip.span_frames + large.pretrain.length)),
+    ]
+    for name, at_most, case, frames in cases:
+        with tempfile.TemporaryDirectory() as folder:
+            rows += measure(name, at_most, Batch(case, frames, Path(folder)))
+        record("targets/assembly", rows)
+
+
+if __name__ == "__main__":
+    main()
