@@ -16,10 +16,10 @@ export DO_NOT_TRACK := true
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv repro serve ui test check format bench lock clean
+.PHONY: help venv repro serve sweep ui test stack-test check docs licences format bench lock clean
 
 help: ## show this menu
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: $(STAMP) ## make the virtual environment .venv from requirements.lock
 
@@ -37,6 +37,10 @@ repro: $(STAMP) ## run the pipeline: data, pretraining, finetuning, evaluation, 
 serve: $(STAMP) ## answer requests on http://127.0.0.1:8000 with the model of `make repro`
 	$(BIN)/python -m serving
 
+sweep: $(STAMP) ## search mask ratio and trajectory length by short, probed trials (after `make repro`)
+	$(BIN)/mme sweep
+	$(BIN)/mme sweep report
+
 ui: $(STAMP) ## browse and compare the recorded runs on http://127.0.0.1:5000
 	$(BIN)/mlflow ui --port $(UI_PORT)
 
@@ -48,11 +52,26 @@ ablation: $(STAMP) ## pretrain with each objective under one budget and compare:
 test: $(STAMP) ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadscope
 
-check: $(STAMP) ## lint, formatting, types and import directions
+stack-test: $(STAMP) ## docker/compose.yaml without an engine; needs Debian's postgresql and prometheus
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m stack -s
+
+check: $(STAMP) ## lint, formatting, types, import directions, images, compose file, alerts
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint docker/*.Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker/compose.yaml
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
+	@if command -v promtool > /dev/null; then \
+		promtool check config docker/prometheus/prometheus.yml && promtool test rules docker/prometheus/alerts_test.yml; \
+	else echo "no promtool (Debian's package prometheus): alerts are not checked"; fi
+
+docs: $(STAMP) ## the documentation site, in site/; warnings are errors
+	$(BIN)/mkdocs build --strict
+
+licences: $(STAMP) ## the licence of every installed package
+	$(BIN)/pip-licenses --order=license
 
 format: $(STAMP) ## mend what ruff can mend
 	$(BIN)/ruff check --fix
@@ -69,5 +88,5 @@ lock: ## resolve pyproject.toml afresh into requirements.lock
 	mv .work/requirements.lock requirements.lock
 
 clean: ## remove caches and unfinished work; data, models, runs and .venv stay
-	rm -rf .work build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dvc_plots
+	rm -rf .work build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dvc_plots
 	find src serving tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

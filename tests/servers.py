@@ -21,7 +21,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-START_S = 120.0
+START_S = 300.0
 """How long a server may take to start; generous, since the machine may be busy."""
 
 STOP_S = 20.0

@@ -8,7 +8,9 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -52,13 +54,18 @@ class Project:
         self.git("init", "--quiet")
         self.commit("start")
 
-    def _run(self, command: list[str], folder: Path) -> str:
+    def run(self, command: list[str], **environment: str) -> str:
+        """What a command writes that runs in the project, with more in its environment."""
+        return self._run(command, self.folder, environment)
+
+    def _run(self, command: list[str], folder: Path, more: Mapping[str, str] = MappingProxyType({})) -> str:
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "GIT_"))}
         environment |= {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": f"{self.folder / 'src'}{os.pathsep}{self.folder}",
             "DVC_SITE_CACHE_DIR": str(self.folder / ".work/dvc"),
             "OMP_NUM_THREADS": "1",
+            **more,
         }
         answer = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
         assert answer.returncode == 0, f"{command}\n{answer.stdout}\n{answer.stderr}"
