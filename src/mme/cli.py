@@ -17,6 +17,7 @@ from rich.text import Text
 
 from mme.commands.ablate import ablate
 from mme.commands.inspect import inspect
+from mme.commands import models, sweep
 from mme.config import load_params
 from mme.files import read_json
 
@@ -31,6 +32,8 @@ Answer = dict[str, Any]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command()(inspect)
+app.add_typer(models.app, name="models")
+app.add_typer(sweep.app, name="sweep")
 
 
 @app.callback()

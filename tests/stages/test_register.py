@@ -120,7 +120,7 @@ def test_the_run_says_what_was_registered() -> None:
     assert (run.data.tags["model_version"], run.data.tags["model_digest"]) == ("1", receipt()["digest"])
     assert run.data.metrics["test/top1"] == 0.75
     assert run.data.metrics["gate/passed"] == 1.0
-    assert [entry.path for entry in MlflowClient().list_artifacts(run.info.run_id)] == ["README.md"]
+    assert {entry.path for entry in MlflowClient().list_artifacts(run.info.run_id)} == {"README.md", "params.yaml"}
     version = MlflowClient().get_model_version(NAME, "1")
     assert version.run_id == run.info.run_id
     assert version.tags["data_digest"] == Manifest.load("data/manifest.parquet").digest

@@ -14,8 +14,10 @@ from mme.config import load_params
 from mme.data.manifest import Manifest
 from mme.files import read_json, write_json
 from mme.gate import ALIASES, Verdict, judge
+from mme.lifecycle import follow_verdict
+from mme.lifecycle import record as audit
 from mme.release import CARD_FILE, Candidate, champion_to_beat, export, flat, publish
-from mme.tracking import Run, Version, get_version, set_alias, start_run, store_kind
+from mme.tracking import Run, Version, start_run, store_kind
 
 MANIFEST = Path("data/manifest.parquet")
 MODEL = Path("models/finetune")
@@ -38,10 +40,9 @@ def main() -> None:
         run.log_dataset(MANIFEST, manifest.digest, context=params.evaluate.split)
         config = export(candidate, MODEL, OUTPUT, run.id)
         version, created = publish(candidate, config, OUTPUT)
-        verdict = judge(params.registry, value, champion_to_beat(version))
-        if verdict.alias is not None:  # a version below the minimum earns no alias, and loses none that it has
-            set_alias(version, verdict.alias, ALIASES)
-            version = get_version(version.name, version.number)
+        if created:
+            audit(version, "register", reason=f"{params.registry.metric} {value:.4g}")
+        version, verdict = follow_verdict(version, judge(params.registry, value, champion_to_beat(version)))
         record(run, version, verdict, {params.registry.metric: value})
         write_json(RECEIPT, {**receipt(version, verdict, candidate.metrics), "created": created, "run_id": run.id})
     Console(stderr=True).print(Text(f"{version.address}, {verdict.alias or 'no alias'}: {verdict.reason}"))

@@ -26,27 +26,42 @@ from mme.tracking.registry import (
     find_alias,
     find_version,
     get_version,
+    list_versions,
+    model_tags,
     register,
+    registered_metrics,
+    require_store,
     resolve,
     set_alias,
+    tag_model,
     tag_version,
+    untag_version,
 )
-from mme.tracking.runs import Run, flatten, git_commit, start_run
+from mme.tracking.runs import PARAMS_FILE, PARENT_TAG, Run, attach, flatten, git_commit, start_run
 from mme.tracking.store import store_kind
 
 __all__ = [
+    "PARAMS_FILE",
+    "PARENT_TAG",
     "Package",
     "Run",
     "Version",
+    "attach",
     "find_alias",
     "find_version",
     "flatten",
     "get_version",
     "git_commit",
+    "list_versions",
+    "model_tags",
     "register",
+    "registered_metrics",
+    "require_store",
     "resolve",
     "set_alias",
     "start_run",
     "store_kind",
+    "tag_model",
     "tag_version",
+    "untag_version",
 ]

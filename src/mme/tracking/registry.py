@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -52,12 +53,16 @@ class Version:
         number: counts from 1.
         tags: what was recorded with it, such as ``digest``, ``data_digest`` and metrics by name.
         aliases: names that point to it now.
+        run_id: the run that registered it, if it was one.
+        created: when.
     """
 
     name: str
     number: int
     tags: Mapping[str, str]
     aliases: tuple[str, ...]
+    run_id: str | None
+    created: datetime
 
     @property
     def address(self) -> str:
@@ -108,7 +113,23 @@ def get_version(name: str, number: int) -> Version:
         MlflowException: there is none.
     """
     found = MlflowClient().get_model_version(name, str(number))
-    return Version(name, int(found.version), dict(found.tags), tuple(sorted(found.aliases)))
+    created = datetime.fromtimestamp(found.creation_timestamp / 1000, UTC)
+    return Version(
+        name, int(found.version), dict(found.tags), tuple(sorted(found.aliases)), found.run_id or None, created
+    )
+
+
+def list_versions(name: str) -> list[Version]:
+    """All versions of a registered model, newest first.
+
+    Raises:
+        ValueError: there is no store, or no such model in it.
+    """
+    require_store(name)
+    found = MlflowClient().search_model_versions(f"name='{name}'", order_by=["version_number DESC"])
+    if not found:
+        raise ValueError(f"{name}: no such model in the registry of {mlflow.get_tracking_uri()}")
+    return [get_version(name, int(version.version)) for version in found]
 
 
 def register(name: str, package: Package) -> Version:
@@ -141,6 +162,28 @@ def tag_version(version: Version, tags: Mapping[str, str]) -> None:
         MlflowClient().set_model_version_tag(version.name, str(version.number), key, value)
 
 
+def registered_metrics(version: Version) -> dict[str, float]:
+    """Figures of the run that registered a version."""
+    return {} if version.run_id is None else dict(MlflowClient().get_run(version.run_id).data.metrics)
+
+
+def model_tags(name: str) -> dict[str, str]:
+    """Tags of a registered model as a whole."""
+    return dict(MlflowClient().get_registered_model(name).tags)
+
+
+def tag_model(name: str, tags: Mapping[str, str]) -> None:
+    """Set or replace tags of a registered model as a whole."""
+    for key, value in tags.items():
+        MlflowClient().set_registered_model_tag(name, key, value)
+
+
+def untag_version(version: Version, key: str) -> None:
+    """Remove a tag of a version, if it has it."""
+    if key in version.tags:
+        MlflowClient().delete_model_version_tag(version.name, str(version.number), key)
+
+
 def set_alias(version: Version, alias: str | None, among: Iterable[str]) -> None:
     """Let ``alias`` point to the version, and no other of ``among``."""
     client = MlflowClient()
@@ -162,9 +205,7 @@ def resolve(address: str) -> Path:
     match = _ADDRESS.fullmatch(address)
     if match is None:
         raise ValueError(f"{address}: is not of the form models:/NAME@ALIAS or models:/NAME/VERSION")
-    if not os.environ.get("MLFLOW_TRACKING_URI") and not Path(DATABASE).is_file():
-        raise ValueError(f"{address}: no {DATABASE} in {Path.cwd()} and MLFLOW_TRACKING_URI is not set")
-    open_store()
+    require_store(address)
     client = MlflowClient()
     name, alias = match["name"], match["alias"]
     try:
@@ -182,6 +223,17 @@ def resolve(address: str) -> Path:
     if urlsplit(source).scheme in ("", "file"):
         return Path(mlflow.artifacts.download_artifacts(artifact_uri=part))
     return _download(part, found.tags["digest"])
+
+
+def require_store(wanted_for: str) -> None:
+    """Open the store, but make none.
+
+    Raises:
+        ValueError: there is none in the working folder, and no other is named.
+    """
+    if not os.environ.get("MLFLOW_TRACKING_URI") and not Path(DATABASE).is_file():
+        raise ValueError(f"{wanted_for}: no {DATABASE} in {Path.cwd()} and MLFLOW_TRACKING_URI is not set")
+    open_store()
 
 
 def _download(address: str, digest: str) -> Path:

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 import mlflow
+import yaml
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, RunStatus
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
@@ -28,6 +29,12 @@ if TYPE_CHECKING:
 
 MAX_PARAM_LENGTH = 6000
 """Characters that MLflow keeps of a parameter's value."""
+
+PARAMS_FILE = "params.yaml"
+"""The artifact of every run that holds its parameters as a file that a checkout of its commit takes."""
+
+PARENT_TAG = "mlflow.parentRunId"
+"""The tag by which MLflow shows a run under another one."""
 
 
 class Run:
@@ -82,15 +89,30 @@ class Run:
         self._client.log_inputs(self.id, datasets=[entry])
         self.set_tags({"data_digest": digest})
 
+    def rename(self, name: str) -> None:
+        """Give the run another name than its stage's."""
+        self._client.update_run(self.id, name=name)
+
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set or replace tags."""
         for name, value in tags.items():
             self._client.set_tag(self.id, name, value)
 
 
+def attach(run_id: str, params: Params) -> Run:
+    """A run that has ended, to add to it; its status stays."""
+    open_store()
+    return Run(run_id, params)
+
+
 @contextmanager
 def start_run(
-    stage: str, params: Params, *, tags: Mapping[str, str] | None = None, resume_run_id: str | None = None
+    stage: str,
+    params: Params,
+    *,
+    tags: Mapping[str, str] | None = None,
+    resume_run_id: str | None = None,
+    killed_by: tuple[type[Exception], ...] = (),
 ) -> Iterator[Run]:
     """Record what happens in the block as one run with system metrics.
 
@@ -99,8 +121,10 @@ def start_run(
 
     Args:
         stage: name of the run and its tag ``stage``.
-        params: recorded flattened, such as ``pretrain.mask_ratio``; their digest is the tag ``params_digest``.
-        tags: further tags.
+        params: recorded flattened, such as ``pretrain.mask_ratio``, and as the artifact ``params.yaml``; their digest
+            is the tag ``params_digest``.
+        tags: further tags; ``PARENT_TAG`` names the run that this one is part of.
+        killed_by: exceptions that mean that the run was given up, not that it failed: it ends as ``KILLED``.
         resume_run_id: continue this run; where the tracking store does not know it, a new run begins. Parameters stay
             as they were recorded: those that changed since are of other stages, or the run would not go on.
 
@@ -123,9 +147,11 @@ def start_run(
         with _sigterm_as_interrupt():
             known = former.data.params if former else {}
             mlflow.log_params({name: value for name, value in flatten(params).items() if name not in known})
+            if former is None:
+                mlflow.log_text(yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False), PARAMS_FILE)
             yield run
     except BaseException as error:
-        killed = _is_interrupt(error)
+        killed = isinstance(error, killed_by) or _is_interrupt(error)
         if not killed:
             run.set_tags({"error": f"{type(error).__name__}: {error}"[:MAX_PARAM_LENGTH]})
         mlflow.end_run(RunStatus.to_string(RunStatus.KILLED if killed else RunStatus.FAILED))
