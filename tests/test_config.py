@@ -19,6 +19,9 @@ def raw() -> dict[str, Any]:
     return parsed
 
 
+SECTIONS = sorted(set(raw()) - {"datasets"})  # which has names of the user's in it
+
+
 def written(folder: Path, params: dict[str, Any]) -> Path:
     path = folder / "params.yaml"
     path.write_text(yaml.safe_dump(params), encoding="utf-8")
@@ -38,7 +41,7 @@ def test_the_committed_parameters_are_valid_and_complete() -> None:
 
 
 def test_nothing_is_defaulted_in_code() -> None:
-    sections = [field.annotation for field in Params.model_fields.values()]
+    sections = [field.annotation for name, field in Params.model_fields.items() if name != "datasets"]
     for section in sections:
         assert isinstance(section, type)
         for name, field in section.model_fields.items():
@@ -51,18 +54,44 @@ def test_parameters_are_frozen() -> None:
         params.pretrain.epochs = 1  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("section", sorted(raw()))
+@pytest.mark.parametrize("section", SECTIONS)
 def test_an_unknown_key_is_named(section: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"params\.yaml: {section}\.mask_ration: Extra inputs"):
         load_params(written(tmp_path, changed(**{section: {"mask_ration": 0.5}})))
 
 
-@pytest.mark.parametrize("section", sorted(raw()))
+@pytest.mark.parametrize("section", SECTIONS)
 def test_every_missing_key_is_named(section: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"params\.yaml: ") as caught:
         load_params(written(tmp_path, raw() | {section: {}}))
     for key in raw()[section]:
         assert f"{section}.{key}: Field required" in str(caught.value)
+
+
+def test_more_data_sets(tmp_path: Path) -> None:
+    second = raw()["ingest"] | {"source": "folder", "root": "elsewhere"}
+    changes = {"datasets": {"own": second}, "finetune": {"data": "data/own"}}
+    params = load_params(written(tmp_path, changed(**changes)))
+    assert params.datasets["own"].root == Path("elsewhere")
+    assert (params.pretrain.data, params.finetune.data) == ("data", "data/own")
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "data", "message"),
+    [
+        ("own", {}, "data/other", r"pretrain\.data: 'data/other' is none of data, data/own; add it to datasets"),
+        ("own", {"min_frames": 4}, "data/own", r"datasets\.own\.min_frames: 4 is too few"),
+        ("own", {"short_side": 16}, "data/own", r"datasets\.own\.short_side: 16 is below clip\.size"),
+        ("own", {"source": "youtube"}, "data/own", r"datasets\.own\.source: Input should be"),
+        ("videos", {}, "data", r"datasets: \['videos'\] are folders of the first data set"),
+        ("Own", {}, "data", r"datasets\.Own.*: String should match pattern"),
+        ("own", {}, "/elsewhere", r"pretrain\.data: String should match pattern"),
+    ],
+)
+def test_wrong_data_sets_are_named(name: str, values: dict[str, Any], data: str, message: str, tmp_path: Path) -> None:
+    changes: dict[str, dict[str, Any]] = {"datasets": {name: raw()["ingest"] | values}, "pretrain": {"data": data}}
+    with pytest.raises(ValueError, match=message):
+        load_params(written(tmp_path, changed(**changes)))
 
 
 def test_a_missing_and_an_unknown_section_are_both_named(tmp_path: Path) -> None:

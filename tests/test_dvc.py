@@ -14,7 +14,7 @@ import yaml
 from mme.config import Params, load_params
 
 ROOT = Path(__file__).parents[1]
-STAGES = ("synthesize", "ingest", "trajectories", "pretrain", "finetune", "evaluate", "register")
+STAGES = ("synthesize", "ingest", "ingest-more", "trajectories", "pretrain", "finetune", "evaluate", "register")
 
 RECORDING = {
     "config", "section", "ablation_params", "sweep_params", "files", "tracking", "tracking.registry", "tracking.runs",
@@ -33,6 +33,16 @@ def pipeline() -> dict[str, Any]:
 
 
 @functools.cache
+def stages() -> dict[str, dict[str, Any]]:
+    """Definitions by stage; of one that stands for many, that of each."""
+    return {name: definition.get("do", definition) for name, definition in pipeline()["stages"].items()}
+
+
+def module_of(stage: str) -> str:
+    return "mme.stages.ingest" if stage == "ingest-more" else f"mme.stages.{stage}"
+
+
+@functools.cache
 def graph() -> grimp.ImportGraph:
     return grimp.build_graph("mme", exclude_type_checking_imports=True, cache_dir=None)
 
@@ -44,7 +54,7 @@ def file_of(module: str) -> Path:
 
 def needed_files(stage: str) -> set[Path]:
     """Files of the modules that a stage imports, itself included, that can change what it writes."""
-    modules = {f"mme.stages.{stage}", *graph().find_upstream_modules(f"mme.stages.{stage}")}
+    modules = {module_of(stage), *graph().find_upstream_modules(module_of(stage))}
     left_out = {f"mme.{name}" for name in RECORDING | DRAWING.get(stage, set())} | {"mme"}
     return {file_of(module) for module in modules - left_out if file_of(module).name != "__init__.py"}
 
@@ -52,7 +62,7 @@ def needed_files(stage: str) -> set[Path]:
 def declared_files(stage: str) -> set[Path]:
     """Files of the package that a stage declares as dependencies, folders spread out."""
     files: set[Path] = set()
-    for dep in pipeline()["stages"][stage]["deps"]:
+    for dep in stages()[stage]["deps"]:
         path = ROOT / dep
         if dep.startswith("src/"):
             files |= {file for file in path.glob("*.py") if file.name != "__init__.py"} if path.is_dir() else {path}
@@ -60,15 +70,34 @@ def declared_files(stage: str) -> set[Path]:
 
 
 def out_paths(stage: str, *kinds: str) -> list[str]:
-    entries = [entry for kind in kinds for entry in pipeline()["stages"][stage].get(kind, [])]
+    entries = [entry for kind in kinds for entry in stages()[stage].get(kind, [])]
     return [entry if isinstance(entry, str) else next(iter(entry)) for entry in entries]
 
 
 def test_the_stages_are_those_of_the_package() -> None:
-    assert tuple(pipeline()["stages"]) == STAGES
-    for stage, definition in pipeline()["stages"].items():
-        assert definition["cmd"] == f"python -m mme.stages.{stage}"
-        assert (ROOT / "src/mme/stages" / f"{stage}.py").is_file()
+    assert tuple(stages()) == STAGES
+    for stage, definition in stages().items():
+        argument = " ${key}" if stage == "ingest-more" else ""
+        assert definition["cmd"] == f"python -m {module_of(stage)}{argument}"
+        assert file_of(module_of(stage)).is_file()
+
+
+def test_more_data_sets_are_ingested_as_the_first_one() -> None:
+    first, more = stages()["ingest"], stages()["ingest-more"]
+    assert pipeline()["stages"]["ingest-more"]["foreach"] == "${datasets}"
+    assert more["deps"] == ["${item.root}", *first["deps"][1:]]
+    assert more["params"] == ["datasets.${key}", *first["params"][1:]]
+    named = [out.replace("data/", "data/${key}/").replace("ingest.json", "ingest-${key}.json") for out in first["outs"]]
+    assert more["outs"] == named
+
+
+@pytest.mark.parametrize("stage", STAGES[3:])
+def test_stages_read_the_data_set_that_is_asked_for(stage: str) -> None:
+    owner = "pretrain" if stage in {"trajectories", "pretrain"} else "finetune"
+    deps = stages()[stage]["deps"]
+    assert {f"${{{owner}.data}}/manifest.parquet", f"${{{owner}.data}}/videos"} <= set(deps)
+    assert not {"data/manifest.parquet", "data/videos"} & set(deps)
+    assert {owner, f"{owner}.data"} & set(stages()[stage]["params"])
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -80,7 +109,7 @@ def test_dependencies_are_what_the_stage_imports(stage: str) -> None:
 
 
 def test_editing_the_service_or_the_command_runs_nothing() -> None:
-    deps = {dep for stage in STAGES for dep in pipeline()["stages"][stage]["deps"]}
+    deps = {dep for stage in STAGES for dep in stages()[stage]["deps"]}
     assert not {
         dep for dep in deps if dep.startswith("serving") or dep.endswith("cli.py") or dep in {".", "src", "src/mme"}
     }
@@ -89,19 +118,21 @@ def test_editing_the_service_or_the_command_runs_nothing() -> None:
 @pytest.mark.parametrize("stage", STAGES)
 def test_declared_parameters_exist(stage: str) -> None:
     known = {section: set(values) for section, values in load_params(ROOT / "params.yaml").model_dump().items()}
-    for name in pipeline()["stages"][stage]["params"]:
+    for name in stages()[stage]["params"]:
         section, _, key = name.partition(".")
         assert section in known, name
+        if section == "datasets":
+            continue  # its keys are the user's names
         assert not key or key in known[section], name
 
 
 def test_every_section_that_decides_results_is_some_stages_parameter() -> None:
-    declared = {name.partition(".")[0] for stage in STAGES for name in pipeline()["stages"][stage]["params"]}
+    declared = {name.partition(".")[0] for stage in STAGES for name in stages()[stage]["params"]}
     assert declared == set(Params.model_fields) - {"tracking", "sweep", "ablation"}
 
 
 def test_finetuning_parameters_reach_finetuning_only() -> None:
-    users = {stage for stage in STAGES if "finetune" in pipeline()["stages"][stage]["params"]}
+    users = {stage for stage in STAGES if "finetune" in stages()[stage]["params"]}
     assert users == {"finetune"}
 
 
@@ -112,7 +143,7 @@ def test_every_output_is_ignored_by_git_so_that_dvc_writes_no_gitignore() -> Non
 
 
 def test_the_receipt_is_never_restored_from_a_cache() -> None:
-    (receipt,) = [entry for entry in pipeline()["stages"]["register"]["outs"] if isinstance(entry, dict)]
+    (receipt,) = [entry for entry in stages()["register"]["outs"] if isinstance(entry, dict)]
     assert receipt == {"reports/register.json": {"cache": False, "persist": True}}
 
 

@@ -17,7 +17,8 @@ from rich.text import Text
 
 from mme.commands.ablate import ablate
 from mme.commands.inspect import inspect
-from mme.commands import models, sweep
+from mme.commands import data, models, sweep
+from mme.commands.doctor import doctor
 from mme.config import load_params
 from mme.files import read_json
 
@@ -31,7 +32,9 @@ NOT_RUN = "not run yet"
 Answer = dict[str, Any]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.command()(doctor)
 app.command()(inspect)
+app.add_typer(data.app, name="data")
 app.add_typer(models.app, name="models")
 app.add_typer(sweep.app, name="sweep")
 
@@ -144,10 +147,16 @@ def _report(path: Path) -> dict[str, Any]:
     return report
 
 
+def _manifest_path(folder: Path) -> Path:
+    """The manifest of the data set that is evaluated."""
+    file = folder / "params.yaml"
+    return folder / (load_params(file).finetune.data if file.is_file() else "data") / "manifest.parquet"
+
+
 def _data_rows(folder: Path) -> list[tuple[str, str]]:
     from mme.data.manifest import Manifest  # Parquet comes with the extra [train], as the pipeline does
 
-    path = folder / "data/manifest.parquet"
+    path = _manifest_path(folder)
     if not path.is_file():
         return [("videos", NOT_RUN)]
     manifest = Manifest.load(path)
@@ -188,7 +197,7 @@ def _registry_rows(folder: Path) -> list[tuple[str, str]]:
 def _curl_line(folder: Path, url: str) -> str:
     from mme.data.manifest import Manifest
 
-    path, video = folder / "data/manifest.parquet", Path("VIDEO.mp4")
+    path, video = _manifest_path(folder), Path("VIDEO.mp4")
     if path.is_file():
         manifest = Manifest.load(path)
         held_out = manifest.videos("test") or manifest.videos(("train", "val", "pretrain"))

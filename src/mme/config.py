@@ -135,6 +135,11 @@ class IngestParams(Section):
         return self
 
 
+DatasetName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+DataFolder = Annotated[str, Field(pattern=r"^data(/[a-z0-9][a-z0-9_-]*)?$")]
+"""Where an ingested data set is: ``data`` is that of ``ingest``, ``data/NAME`` one of ``datasets``."""
+
+
 class TrajectoriesParams(Section):
     """Flow, camera compensation and tracks."""
 
@@ -192,6 +197,7 @@ class ModelParams(Section):
 class OptimisedParams(Section):
     """What pretraining and finetuning share: schedule, optimiser, precision, loading."""
 
+    data: DataFolder
     epochs: Positive
     warmup_epochs: NonNegative
     batch_size: Positive
@@ -291,6 +297,7 @@ class Params(Section):
     tracking: TrackingParams
     synthesize: SynthesizeParams
     ingest: IngestParams
+    datasets: dict[DatasetName, IngestParams]
     trajectories: TrajectoriesParams
     clip: ClipParams
     model: ModelParams
@@ -314,18 +321,6 @@ class Params(Section):
                 f"pretrain.length: {self.pretrain.length} exceeds"
                 f" trajectories.max_length {self.trajectories.max_length}"
             )
-        needed = frames_needed(self.clip, self.model, self.pretrain.length)
-        if self.ingest.min_frames < needed:
-            raise ValueError(
-                f"ingest.min_frames: {self.ingest.min_frames} is too few: clip and trajectories span {needed} frames"
-            )
-        if self.ingest.source == "motion-primitives" and self.synthesize.num_frames < self.ingest.min_frames:
-            raise ValueError(
-                f"synthesize.num_frames: {self.synthesize.num_frames} is below"
-                f" ingest.min_frames {self.ingest.min_frames}"
-            )
-        if self.ingest.short_side < self.clip.size:
-            raise ValueError(f"ingest.short_side: {self.ingest.short_side} is below clip.size {self.clip.size}")
         for name, section in (("pretrain", self.pretrain), ("finetune", self.finetune)):
             parts = self.run.num_processes * section.accumulate
             if section.batch_size % parts:
@@ -342,6 +337,30 @@ class Params(Section):
                 raise ValueError(
                     f"sweep: {name!r} is no parameter of clip, model or pretrain, which a trial depends on"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _data_sets_suit(self) -> Self:
+        folders = ["data", *(f"data/{name}" for name in self.datasets)]
+        taken = sorted({"raw", "trajectories", "videos"} & set(self.datasets))
+        if taken:
+            raise ValueError(f"datasets: {taken} are folders of the first data set")
+        for name, section in (("pretrain", self.pretrain), ("finetune", self.finetune)):
+            if section.data not in folders:
+                raise ValueError(f"{name}.data: {section.data!r} is none of {', '.join(folders)}; add it to datasets")
+        needed = frames_needed(self.clip, self.model, self.pretrain.length)
+        ingests = {"ingest": self.ingest, **{f"datasets.{name}": data for name, data in self.datasets.items()}}
+        for name, data in ingests.items():
+            if data.min_frames < needed:
+                raise ValueError(
+                    f"{name}.min_frames: {data.min_frames} is too few: clip and trajectories span {needed} frames"
+                )
+            if data.source == "motion-primitives" and self.synthesize.num_frames < data.min_frames:
+                raise ValueError(
+                    f"synthesize.num_frames: {self.synthesize.num_frames} is below {name}.min_frames {data.min_frames}"
+                )
+            if data.short_side < self.clip.size:
+                raise ValueError(f"{name}.short_side: {data.short_side} is below clip.size {self.clip.size}")
         return self
 
 

@@ -14,16 +14,16 @@ import re
 import shutil
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from mme.config import IngestParams
+from mme.config import IngestParams, Split
 from mme.data.containers import Reason
 from mme.data.killable import Lost, run_killable
 from mme.data.listing import Listing, SourceFile
-from mme.data.manifest import VIDEOS_FOLDER, Manifest, Video, write_quarantine
+from mme.data.manifest import MANIFEST_FILE, VIDEOS_FOLDER, Manifest, Video, write_quarantine
 from mme.data.normalise import Job, NormalForm, Outcome, normalise
 from mme.data.sources import list_source
 from mme.data.splits import assign_splits
@@ -32,7 +32,6 @@ from mme.files import atomic_path, digest
 FORMAT = 2
 """Counts up when the same source and parameters would give other videos."""
 
-MANIFEST_FILE = "manifest.parquet"
 QUARANTINE_FILE = "quarantine.csv"
 
 _MAX_SLUG = 64
@@ -103,8 +102,7 @@ class Ingest:
         """
         self._params = params
         self.listing: Listing = list_source(params)
-        test_ratio = 0.0 if self.listing.splits_training else params.test_ratio
-        self._splits = assign_splits(self.listing.files, params.val_ratio, test_ratio, seed)
+        self._splits = splits_of(self.listing, params, seed)
         self._form = NormalForm(params.short_side, params.crf, params.gop_frames, params.min_frames)
         self._work = Path(work)
         self._folder = self._work / digest([FORMAT, str(params.root.resolve()), asdict(self._form)])
@@ -135,7 +133,7 @@ class Ingest:
                     self._outcomes[file.name] = result
                     self._write_journal(journal, file, result)
                 advance()
-        return self._collect()
+        return collect(self.listing, self._splits, self._outcomes, self._work)
 
     def check(self, result: Ingested) -> None:
         """Refuse a source of which too much is bad.
@@ -166,16 +164,6 @@ class Ingest:
         result.manifest.save(output / MANIFEST_FILE)
         shutil.rmtree(self._work)
 
-    def _collect(self) -> Ingested:
-        pairs = zip(self.listing.files, self._splits, strict=True)
-        rows = [_row(file, split, self._outcomes[file.name]) for file, split in pairs]
-        return Ingested(
-            manifest=Manifest(rows, self._work),
-            details={name: outcome.detail for name, outcome in self._outcomes.items() if outcome.reason},
-            listing=self.listing,
-            num_copied=sum(outcome.copied for outcome in self._outcomes.values()),
-        )
-
     def _target(self, name: str) -> Path:
         return self._folder / f"{hashlib.sha256(name.encode()).hexdigest()[:20]}.mp4"
 
@@ -205,6 +193,23 @@ class Ingest:
             if outcome.reason is not None or self._target(name).exists():
                 outcomes[name] = outcome
         return outcomes
+
+
+def splits_of(listing: Listing, params: IngestParams, seed: int) -> list[Split]:
+    """A split for every file of a listing."""
+    test_ratio = 0.0 if listing.splits_training else params.test_ratio
+    return assign_splits(listing.files, params.val_ratio, test_ratio, seed)
+
+
+def collect(listing: Listing, splits: Sequence[Split], outcomes: Mapping[str, Outcome], folder: Path) -> Ingested:
+    """Rows of a manifest from what became of each file, by name."""
+    pairs = zip(listing.files, splits, strict=True)
+    return Ingested(
+        manifest=Manifest((_row(file, split, outcomes[file.name]) for file, split in pairs), folder),
+        details={name: outcome.detail for name, outcome in outcomes.items() if outcome.reason},
+        listing=listing,
+        num_copied=sum(outcome.copied for outcome in outcomes.values()),
+    )
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:

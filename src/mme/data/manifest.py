@@ -17,6 +17,7 @@ from mme.files import atomic_path, digest
 
 Status = Literal["ok", "quarantined"]
 
+MANIFEST_FILE = "manifest.parquet"
 VIDEOS_FOLDER = "videos"
 """Folder of the videos, beside the manifest."""
 

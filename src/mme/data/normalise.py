@@ -118,17 +118,14 @@ def _normalise(job: Job, sha256: str) -> Outcome:
             shutil.copyfile(job.source, temporary)
         else:
             num_frames = _write(temporary, frames, (width, height), rate, job.form)
-        _check_complete(job, facts, num_frames)
+        check_complete(job.source, facts, num_frames, job.form.min_frames)
     return Outcome(sha256, num_frames, float(rate), width, height, copied)
 
 
 def _cut(job: Job, part: Part) -> Outcome:
     assert job.span_s is not None
     info, span_s = part.info, job.span_s
-    expected = (span_s[1] - span_s[0]) * info.fps
-    if info.num_frames + max(_FEW_FRAMES, _DURATION_TOLERANCE * expected) < expected:
-        what = f"{info.num_frames} frames between {span_s[0]:g} and {span_s[1]:g} s, {expected:.0f} expected"
-        raise VideoError("truncated", job.source, what)
+    check_part(job.source, part, span_s, job.form.min_frames)
     width, height = normal_size(info.width, info.height, info.pixel_aspect, job.form.short_side)
     rate = Fraction(info.fps).limit_denominator(65535)
     with atomic_path(job.target) as temporary:
@@ -136,9 +133,21 @@ def _cut(job: Job, part: Part) -> Outcome:
         num_frames = _write(temporary, frames, (width, height), rate, job.form)
         if num_frames + max(_FEW_FRAMES, _FRAMES_TOLERANCE * info.num_frames) < info.num_frames:
             raise VideoError("truncated", job.source, f"{num_frames} frames decode of {info.num_frames}")
-        if num_frames < job.form.min_frames:
-            raise VideoError("too-short", job.source, f"{num_frames} frames, fewer than {job.form.min_frames}")
     return Outcome(part.sha256, num_frames, float(rate), width, height)
+
+
+def check_part(source: Path, part: Part, span_s: Span, min_frames: int) -> None:
+    """Compare the frames of a part with its length, and with what is needed.
+
+    Raises:
+        VideoError: ``truncated`` or ``too-short``.
+    """
+    num_frames, expected = part.info.num_frames, (span_s[1] - span_s[0]) * part.info.fps
+    if num_frames + max(_FEW_FRAMES, _DURATION_TOLERANCE * expected) < expected:
+        what = f"{num_frames} frames between {span_s[0]:g} and {span_s[1]:g} s, {expected:.0f} expected"
+        raise VideoError("truncated", source, what)
+    if num_frames < min_frames:
+        raise VideoError("too-short", source, f"{num_frames} frames, fewer than {min_frames}")
 
 
 def _write(
@@ -152,17 +161,21 @@ def _write(
     return num_frames
 
 
-def _check_complete(job: Job, facts: Facts, num_frames: int) -> None:
-    """Compare what was decoded with what the header announced, and with what is needed."""
+def check_complete(source: Path, facts: Facts, num_frames: int, min_frames: int) -> None:
+    """Compare what was found with what the header announced, and with what is needed.
+
+    Raises:
+        VideoError: ``truncated`` or ``too-short``.
+    """
     if facts.announced_frames:
         expected, tolerance = float(facts.announced_frames), _FRAMES_TOLERANCE
     else:
         rate = facts.info.fps if num_frames > 1 else 0.0  # one frame has no rate
         expected, tolerance = facts.announced_s * rate, _DURATION_TOLERANCE
     if num_frames + max(_FEW_FRAMES, tolerance * expected) < expected:
-        raise VideoError("truncated", job.source, f"{num_frames} frames, its header announces {expected:.0f}")
-    if num_frames < job.form.min_frames:
-        raise VideoError("too-short", job.source, f"{num_frames} frames, fewer than {job.form.min_frames}")
+        raise VideoError("truncated", source, f"{num_frames} frames, its header announces {expected:.0f}")
+    if num_frames < min_frames:
+        raise VideoError("too-short", source, f"{num_frames} frames, fewer than {min_frames}")
 
 
 def _is_normal(facts: Facts, form: NormalForm) -> bool:

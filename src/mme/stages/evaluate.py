@@ -7,14 +7,13 @@ from pathlib import Path
 import pandas as pd
 
 from mme.config import load_params
-from mme.data.manifest import Manifest
+from mme.data.manifest import MANIFEST_FILE, Manifest
 from mme.evaluate import Evaluation, calibration, confusion_pairs, evaluate, metrics, per_class, predictions
 from mme.files import atomic_path, write_json
 from mme.inference import Classifier
 from mme.plots import calibration_figure, confusion_figure, save_figure
 from mme.tracking import start_run
 
-MANIFEST = Path("data/manifest.parquet")
 MODEL = Path("models/finetune")
 REPORT = Path("reports/evaluate")
 
@@ -27,10 +26,11 @@ def main() -> None:
             before the latter is raised, and lists the videos.
     """
     params = load_params()
-    manifest = Manifest.load(MANIFEST)
+    manifest_file = Path(params.finetune.data, MANIFEST_FILE)
+    manifest = Manifest.load(manifest_file)
     classifier = Classifier.load(MODEL, params.run.device)
     with start_run("evaluate", params) as run:
-        run.log_dataset(MANIFEST, manifest.digest, params.evaluate.split)
+        run.log_dataset(manifest_file, manifest.digest, params.evaluate.split)
         evaluation = evaluate(classifier, manifest, params.evaluate, params.run.num_workers)
         write_report(evaluation, params.evaluate.split, REPORT)
         run.log_metrics({f"{params.evaluate.split}/{name}": value for name, value in metrics(evaluation).items()})

@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from mme.config import Params, load_params
-from mme.data.manifest import Manifest
+from mme.data.manifest import MANIFEST_FILE, Manifest
 from mme.files import sha256_file, write_json
 from mme.models.checkpoints import FORMAT, FolderConfig, ViewsConfig, save_folder
 from mme.stages.workspace import resumable_run
 from mme.training.finetune import run_finetuning
 from mme.training.loop import nested
 
-MANIFEST = Path("data/manifest.parquet")
 PRETRAINED = Path("models/pretrain/model.safetensors")
 OUTPUT = Path("models/finetune")
 REPORTS = Path("reports/finetune")
@@ -23,12 +22,13 @@ SECTIONS = ("run", "clip", "model", "finetune")
 def main() -> None:
     """Train, and write the model folder of the best epoch, curves and metrics."""
     params = load_params()
-    manifest = Manifest.load(MANIFEST)
+    manifest_file = Path(params.finetune.data, MANIFEST_FILE)
+    manifest = Manifest.load(manifest_file)
     sections = params.model_dump(mode="json", include=set(SECTIONS))
     pretrained = PRETRAINED if params.finetune.init == "pretrained" else None
     start = None if pretrained is None else sha256_file(pretrained)
     with resumable_run("finetune", params, sections, manifest.digest, start) as (run, work):
-        run.log_dataset(MANIFEST, manifest.digest, "finetuning")
+        run.log_dataset(manifest_file, manifest.digest, "finetuning")
         module, curves = run_finetuning(params, manifest, pretrained, work, run.log_metrics)
         best = curves.rows[module.best["epoch"]]
         metrics = {name: value for name, value in best.items() if name != "epoch"}

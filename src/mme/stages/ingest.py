@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
@@ -11,17 +12,20 @@ from rich.table import Table
 from rich.text import Text
 
 from mme.config import load_params
-from mme.data.ingest import MANIFEST_FILE, Ingest, Ingested
-from mme.data.manifest import Manifest
+from mme.data.ingest import Ingest, Ingested
+from mme.data.manifest import MANIFEST_FILE, Manifest
 from mme.files import write_json
 
 OUTPUT = Path("data")
-REPORT = Path("reports/ingest.json")
-WORK = Path(".work/ingest")
+REPORTS = Path("reports")
+WORK = Path(".work")
 
 
-def main() -> None:
+def main(name: str | None = None) -> None:
     """Ingest as ``params.yaml`` says.
+
+    Args:
+        name: of a data set in ``datasets``, which goes into a folder of its own; None is that of ``ingest``.
 
     Raises:
         ValueError: the source or its list is wrong, or the share of bad files is above ``ingest.max_bad_ratio``.
@@ -29,9 +33,11 @@ def main() -> None:
     from mme.tracking import start_run  # not at the top: worker processes import this module, and have no use for it
 
     params = load_params()
+    section = params.ingest if name is None else params.datasets[name]
+    output, stage = (OUTPUT, "ingest") if name is None else (OUTPUT / name, f"ingest-{name}")
     console = Console(stderr=True)
     begin = time.perf_counter()
-    ingest = Ingest(params.ingest, params.run.seed, WORK)
+    ingest = Ingest(section, params.run.seed, WORK / stage)
     columns = (
         TextColumn("ingest"),
         BarColumn(),
@@ -45,11 +51,11 @@ def main() -> None:
         result = ingest.run(params.run.num_workers, lambda: progress.advance(task))
     show(result, console)
     ingest.check(result)
-    ingest.finish(result, OUTPUT)
-    write_json(REPORT, result.report())
+    ingest.finish(result, output)
+    write_json(REPORTS / f"{stage}.json", result.report())
     with start_run("ingest", params) as run:
-        manifest = Manifest.load(OUTPUT / MANIFEST_FILE)
-        run.log_dataset(OUTPUT / MANIFEST_FILE, manifest.digest, "ingest")
+        manifest = Manifest.load(output / MANIFEST_FILE)
+        run.log_dataset(output / MANIFEST_FILE, manifest.digest, "ingest")
         run.log_metrics(
             {
                 "ingest/videos": len(manifest) - len(manifest.quarantined),
@@ -57,7 +63,7 @@ def main() -> None:
                 "ingest/seconds": time.perf_counter() - begin,
             }
         )
-        run.log_artifact(REPORT)
+        run.log_artifact(REPORTS / f"{stage}.json")
 
 
 def show(result: Ingested, console: Console) -> None:
@@ -87,4 +93,4 @@ def show(result: Ingested, console: Console) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

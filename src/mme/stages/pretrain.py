@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mme.config import load_params
 from mme.data.datasets import PretrainDataset
-from mme.data.manifest import Manifest
+from mme.data.manifest import MANIFEST_FILE, Manifest
 from mme.files import write_json
 from mme.models.checkpoints import save_weights
 from mme.plots import save_figure
@@ -16,7 +16,6 @@ from mme.training.loop import nested
 from mme.training.pictures import draw_predictions
 from mme.training.pretrain import held_out_dataset, run_pretraining
 
-MANIFEST = Path("data/manifest.parquet")
 TRACKS = Path("data/trajectories")
 OUTPUT = Path("models/pretrain")
 REPORTS = Path("reports/pretrain")
@@ -28,10 +27,11 @@ NUM_PICTURED = 6
 def main() -> None:
     """Train, and write weights, curves, metrics and a picture of predictions on held-out clips."""
     params = load_params()
-    manifest, tracks = Manifest.load(MANIFEST), TrackStore(TRACKS)
+    manifest_file = Path(params.pretrain.data, MANIFEST_FILE)
+    manifest, tracks = Manifest.load(manifest_file), TrackStore(TRACKS)
     sections = params.model_dump(mode="json", include=set(SECTIONS))
     with resumable_run("pretrain", params, sections, manifest.digest, tracks.params) as (run, work):
-        run.log_dataset(MANIFEST, manifest.digest, "pretraining")
+        run.log_dataset(manifest_file, manifest.digest, "pretraining")
         module, curves = run_pretraining(params, manifest, tracks, work, run.log_metrics)
         OUTPUT.mkdir(parents=True, exist_ok=True)
         save_weights(OUTPUT / "model.safetensors", module.model)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from mme.config import load_params
-from mme.data.manifest import Manifest
+from mme.data.manifest import MANIFEST_FILE, Manifest
 from mme.files import read_json, write_json
 from mme.gate import ALIASES, Verdict, judge
 from mme.lifecycle import follow_verdict
@@ -19,7 +19,6 @@ from mme.lifecycle import record as audit
 from mme.release import CARD_FILE, Candidate, champion_to_beat, export, flat, publish
 from mme.tracking import Run, Version, start_run, store_kind
 
-MANIFEST = Path("data/manifest.parquet")
 MODEL = Path("models/finetune")
 EVALUATION = Path("reports/evaluate")
 OUTPUT = Path("models/export")
@@ -33,11 +32,12 @@ def main() -> None:
         ValueError: an input is missing or damaged, or the evaluation does not have the gate's metric.
     """
     params = load_params()
-    manifest = Manifest.load(MANIFEST)
+    manifest_file = Path(params.finetune.data, MANIFEST_FILE)
+    manifest = Manifest.load(manifest_file)
     candidate = Candidate(params, manifest, flat(read_json(EVALUATION / "metrics.json")), read_per_class())
     value = candidate.gate_value
     with start_run("register", params) as run:
-        run.log_dataset(MANIFEST, manifest.digest, context=params.evaluate.split)
+        run.log_dataset(manifest_file, manifest.digest, context=params.evaluate.split)
         config = export(candidate, MODEL, OUTPUT, run.id)
         version, created = publish(candidate, config, OUTPUT)
         if created:

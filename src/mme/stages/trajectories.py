@@ -12,14 +12,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mme.config import Params, load_params
 from mme.data.extraction import Extraction, Extractor
-from mme.data.manifest import Manifest
+from mme.data.manifest import MANIFEST_FILE, Manifest
 from mme.data.video import read_frames
 from mme.files import atomic_path, write_json
 from mme.targets.preview import PreviewRow, contact_sheet, encode_png
 from mme.targets.store import TrackStore
 from mme.tracking import start_run
 
-MANIFEST = Path("data/manifest.parquet")
 OUTPUT = Path("data/trajectories")
 REPORTS = Path("reports/trajectories")
 WORK = Path(".work/trajectories")
@@ -36,10 +35,11 @@ def main() -> None:
         ValueError: no good video, or the share of bad ones is above ``trajectories.max_bad_ratio``.
     """
     params = load_params()
-    manifest = Manifest.load(MANIFEST)
+    manifest_file = Path(params.pretrain.data, MANIFEST_FILE)
+    manifest = Manifest.load(manifest_file)
     extractor = Extractor(manifest, params.trajectories, WORK)
     with start_run("trajectories", params) as run:
-        run.log_dataset(MANIFEST, manifest.digest, "trajectories")
+        run.log_dataset(manifest_file, manifest.digest, "trajectories")
         begin = time.perf_counter()
         result = extract(extractor, params)
         extractor.finish(OUTPUT, result)

@@ -78,8 +78,9 @@ class Run:
 
         rows = Manifest.load(manifest).rows
         splits = Counter(row.split for row in rows if row.status == "ok")
+        ingest = self._params.datasets.get(manifest.parent.name, self._params.ingest)
         dataset = Dataset(
-            name=self._params.ingest.root.name or self._params.ingest.source,
+            name=ingest.root.name or ingest.source,
             digest=digest,
             source_type="local",
             source=json.dumps({"uri": str(manifest)}),

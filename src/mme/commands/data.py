@@ -1,0 +1,133 @@
+"""`mme data check`: what a source holds and what is wrong with it, before anything long starts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from mme.config import IngestParams, Params, load_params
+
+MAX_SHOWN = 20
+
+app = typer.Typer(no_args_is_help=True, help="Look at data sets.")
+
+
+@app.callback()
+def main() -> None:
+    """Look at data sets."""
+
+
+@app.command()
+def check(
+    source: Annotated[str, typer.Argument(help="motion-primitives, folder, csv, ucf101, hmdb51, ...: ingest.source.")],
+    root: Annotated[Path, typer.Argument(help="Its folder.")],
+    values: Annotated[
+        list[str] | None, typer.Option("--set", "-S", help="Another value of ingest, such as list_file=list.csv.")
+    ] = None,
+    picture: Annotated[Path | None, typer.Option(help="Draw labels and lengths into this file.")] = None,
+    decode: Annotated[bool, typer.Option(help="Decode every frame: slower, finds damage inside of files.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Count the videos of a source, name missing, bad and equal ones, and draw labels and lengths.
+
+    What is asked of a video (min_frames, deadline_s) and how splits are drawn stands in params.yaml.
+    Ends with status 1 if the source's lists are wrong, more files are bad than ingest.max_bad_ratio allows, or the same
+    content is in training and in validation or test.
+    """
+    from mme.data.sources import list_source
+
+    try:
+        params = load_params()
+        ingest = _with(params, {"source": source, "root": root, **_pairs(values or [])})
+        listing = list_source(ingest)
+    except ValueError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from error
+    from mme.data.check import check_source
+
+    columns = (TextColumn("check"), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("", total=len(listing.files))
+        seed, num_workers = params.run.seed, params.run.num_workers
+        result = check_source(listing, ingest, seed, num_workers, decode, lambda: progress.advance(task))
+    report = {**result.report(), "bad": result.quarantine()}
+    faults = _faults(report, ingest)
+    if picture is not None:
+        from mme.commands.data_figure import data_figure
+        from mme.plots import save_figure
+
+        good = [row for row in result.manifest.rows if row.status == "ok"]
+        save_figure(data_figure(good, f"{source}: {root}"), picture)
+    if as_json:
+        typer.echo(json.dumps({**report, "faults": faults}))
+    else:
+        _show(report, faults)
+    if faults:
+        raise typer.Exit(1)
+
+
+def _pairs(values: list[str]) -> dict[str, Any]:
+    pairs = {"list_file": None, "group_pattern": None}
+    for value in values:
+        name, mark, text = value.partition("=")
+        if not mark:
+            raise ValueError(f"--set {value!r}: is not NAME=VALUE")
+        pairs[name.removeprefix("ingest.")] = yaml.safe_load(text)
+    return pairs
+
+
+def _with(params: Params, values: dict[str, Any]) -> IngestParams:
+    """The ``ingest`` section for another source.
+
+    Raises:
+        ValueError: the source is unknown, or an option does not belong to it.
+    """
+    try:
+        return IngestParams.model_validate({**params.ingest.model_dump(), **values})
+    except ValidationError as error:
+        raise ValueError("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())) from error
+
+
+def _faults(report: dict[str, Any], ingest: IngestParams) -> list[str]:
+    """What would make ingest fail, or a test worthless."""
+    num_bad, faults = len(report["bad"]), []
+    total = report["videos"] + num_bad
+    if num_bad > ingest.max_bad_ratio * total:
+        limit = f"ingest.max_bad_ratio {ingest.max_bad_ratio:g}"
+        faults.append(f"{num_bad} of {total} videos cannot be used, more than {limit} allows")
+    if report["duplicates"]["across_splits"]:
+        faults.append(f"{report['duplicates']['across_splits']} contents are in training and in validation or test")
+    return faults
+
+
+def _show(report: dict[str, Any], faults: list[str]) -> None:
+    console = Console()
+    table = Table("split", "videos", "labels", "groups", "frames", box=None, pad_edge=False)
+    for name, split in report["splits"].items():
+        row = (name, split["videos"], len(split["classes"]), split["groups"], split["frames"])
+        table.add_row(*map(str, row))
+    console.print(table)
+    lines = [f"bad: {path}: {reason}: {detail}" for path, reason, detail in report["bad"]]
+    lines += [f"equal in different splits: {', '.join(paths)}" for paths in report["duplicates"]["first_across_splits"]]
+    for line in lines[:MAX_SHOWN]:
+        console.print(Text(line), soft_wrap=True)
+    if len(lines) > MAX_SHOWN:
+        console.print(f"and {len(lines) - MAX_SHOWN} more; --json has all")
+    notes = {"missing": "listed, but not there", "unused": "there, but not used", "ignored": "no videos by their names"}
+    for name, meaning in notes.items():
+        if report[name]["files"]:
+            first = ", ".join(report[name]["first"][:3])
+            console.print(Text(f"{report[name]['files']} files are {meaning}, such as {first}"), soft_wrap=True)
+    if report["duplicates"]["files"]:
+        console.print(f"{report['duplicates']['files']} files have the content of another one")
+    for line in (*report["warnings"], *(f"fault: {fault}" for fault in faults)):
+        console.print(Text(line, style="red" if line.startswith("fault") else ""), soft_wrap=True)
