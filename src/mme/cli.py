@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mme.commands.ablate import ablate
+from mme.commands.convert import convert
 from mme.commands.inspect import inspect
 from mme.commands import data, models, sweep
 from mme.commands.doctor import doctor
@@ -224,6 +225,7 @@ def params(
 
 
 app.command()(ablate)
+app.command()(convert)
 
 
 if __name__ == "__main__":
