@@ -14,7 +14,15 @@ import pytest
 from mme.config import ClipParams
 from mme.data import video, views
 from mme.data.video import VideoError, probe, read_frames, write_video
-from mme.data.views import crop_offsets, fitted_size, prepare, segment_starts, square_crops, view_indices
+from mme.data.views import (
+    crop_offsets,
+    draw_indices,
+    fitted_size,
+    prepare,
+    segment_starts,
+    square_crops,
+    view_indices,
+)
 from tests.tiny import moving_frames, tiny_config
 
 CLIP = tiny_config().clip  # 4 frames at stride 2: a span of 7
@@ -203,3 +211,27 @@ def test_preparing_needs_no_model() -> None:
 
 def _environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+SEGMENTS = CLIP.model_copy(update={"sampling": "segments"})
+
+
+def test_segment_sampling_takes_a_frame_of_each_part_and_views_differ_within_them() -> None:
+    assert view_indices(8, SEGMENTS, 1).tolist() == [[1, 3, 5, 7]]
+    assert view_indices(16, SEGMENTS, 2).tolist() == [[1, 5, 9, 13], [3, 7, 11, 15]]
+    assert view_indices(4, SEGMENTS, 5).tolist() == [[0, 1, 2, 3]]
+    assert view_indices(2, SEGMENTS, 2).tolist() == [[0, 0, 1, 1]]
+    with pytest.raises(ValueError, match="segments: 0"):
+        view_indices(8, SEGMENTS, 0)
+
+
+def test_frames_drawn_for_training_lie_in_their_parts_and_reach_every_frame() -> None:
+    rng = np.random.default_rng(0)
+    drawn = np.stack([draw_indices(rng, 21, SEGMENTS) for _ in range(500)])
+    parts = np.arange(5) * 21 / 4
+    assert (drawn >= np.floor(parts[:-1])).all()
+    assert (drawn <= np.ceil(parts[1:])).all()
+    assert set(drawn.ravel()) == set(range(21))
+    strided = np.stack([draw_indices(rng, 9, CLIP) for _ in range(100)])
+    assert set(map(tuple, strided)) == {(start, start + 2, start + 4, start + 6) for start in range(3)}
+    assert draw_indices(rng, 5, CLIP).tolist() == [0, 2, 4, 4]

@@ -13,9 +13,7 @@ from mme.models.encoder import VideoEncoder, position_table
 from mme.models.losses import masked_mse
 from mme.models.motion_model import MotionModel
 
-CLIP = ClipParams(
-    num_frames=4, stride_frames=2, sampling="stride", size=24, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2)
-)
+CLIP = ClipParams(num_frames=4, stride_frames=2, sampling="stride", size=24, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
 MODEL = ModelParams(
     patch_size=8, tubelet_frames=2, dim=32, depth=2, num_heads=2, mlp_ratio=2.0, positions="axes"
 )  # 2 x 3 x 3 tokens

@@ -8,9 +8,9 @@ from mme.config import Params, load_params
 from mme.data.manifest import MANIFEST_FILE, Manifest
 from mme.files import sha256_file, write_json
 from mme.models.checkpoints import FORMAT, FolderConfig, ViewsConfig, save_folder
-from mme.stages.workspace import resumable_run
+from mme.stages.workspace import resumable_run, work_folder
 from mme.training.finetune import run_finetuning
-from mme.training.loop import nested
+from mme.training.loop import is_main_process, nested
 
 PRETRAINED = Path("models/pretrain/model.safetensors")
 OUTPUT = Path("models/finetune")
@@ -27,7 +27,11 @@ def main() -> None:
     sections = params.model_dump(mode="json", include=set(SECTIONS))
     pretrained = PRETRAINED if params.finetune.init == "pretrained" else None
     start = None if pretrained is None else sha256_file(pretrained)
-    with resumable_run("finetune", params, sections, manifest.digest, start) as (run, work):
+    depends_on = (sections, manifest.digest, start)
+    if not is_main_process():
+        run_finetuning(params, manifest, pretrained, work_folder("finetune", *depends_on), lambda *_: None)
+        return
+    with resumable_run("finetune", params, *depends_on) as (run, work):
         run.log_dataset(manifest_file, manifest.digest, "finetuning")
         module, curves = run_finetuning(params, manifest, pretrained, work, run.log_metrics)
         best = curves.rows[module.best["epoch"]]

@@ -10,9 +10,9 @@ from mme.data.manifest import MANIFEST_FILE, Manifest
 from mme.files import write_json
 from mme.models.checkpoints import save_weights
 from mme.plots import save_figure
-from mme.stages.workspace import resumable_run
+from mme.stages.workspace import resumable_run, work_folder
 from mme.targets.store import TrackStore
-from mme.training.loop import nested
+from mme.training.loop import is_main_process, nested
 from mme.training.pictures import draw_predictions
 from mme.training.pretrain import held_out_dataset, run_pretraining
 
@@ -30,7 +30,11 @@ def main() -> None:
     manifest_file = Path(params.pretrain.data, MANIFEST_FILE)
     manifest, tracks = Manifest.load(manifest_file), TrackStore(TRACKS)
     sections = params.model_dump(mode="json", include=set(SECTIONS))
-    with resumable_run("pretrain", params, sections, manifest.digest, tracks.params) as (run, work):
+    depends_on = (sections, manifest.digest, tracks.params)
+    if not is_main_process():
+        run_pretraining(params, manifest, tracks, work_folder("pretrain", *depends_on), lambda *_: None)
+        return
+    with resumable_run("pretrain", params, *depends_on) as (run, work):
         run.log_dataset(manifest_file, manifest.digest, "pretraining")
         module, curves = run_pretraining(params, manifest, tracks, work, run.log_metrics)
         OUTPUT.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,13 @@ from mme.tracking import Run, start_run
 ROOT = Path(".work")
 
 
+def work_folder(stage: str, *depends_on: Any) -> Path:
+    """Where a stage keeps unfinished work that depends on JSON-able values; all processes of a training share it."""
+    folder = ROOT / stage / digest(depends_on)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 @contextmanager
 def resumable_run(stage: str, params: Params, *depends_on: Any) -> Iterator[tuple[Run, Path]]:
     """A recorded run and its folder for unfinished work; both are taken up again if the block did not end.
@@ -24,8 +31,7 @@ def resumable_run(stage: str, params: Params, *depends_on: Any) -> Iterator[tupl
         params: recorded with the run.
         depends_on: JSON-able values; unfinished work is taken up only if all of them are the same.
     """
-    folder = ROOT / stage / digest(depends_on)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = work_folder(stage, *depends_on)
     note = folder / "run_id"
     former = note.read_text(encoding="utf-8") if note.exists() else None
     with start_run(stage, params, resume_run_id=former) as run:

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, UInt8
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -27,6 +28,7 @@ logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its tips are
 _IGNORED_WARNINGS = (
     r"`isinstance\(treespec, LeafSpec\).*",  # Lightning 2.6 beside torch 2.13
     r"Checkpoint directory .* exists and is not empty.*",  # it holds what is resumed
+    "You defined a `validation_step` but have no `val_dataloader`.*",  # pretraining may have nothing held out
     r"Found \d+ module\(s\) in eval mode.*",  # the moving average always is
     r"The '\w+' does not have many workers.*",  # the frame cache makes workers needless for small data sets
 )
@@ -153,8 +155,8 @@ def build_trainer(
         accelerator=run.device if run.device != "cuda" else "gpu",
         devices=run.devices,
         num_nodes=run.num_nodes,
-        # Buffers are constants: broadcasting them would only hang where processes have unequally many batches.
-        strategy="auto" if alone else DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True),
+        # Buffers are constants: sending them round would only hang where processes have unequally many batches.
+        strategy="auto" if alone else DDPStrategy(forward_sync_buffers=False, gradient_as_bucket_view=True),
         max_epochs=optimised.epochs,
         precision=optimised.precision,
         callbacks=[*callbacks, checkpoint, RichProgressBar()],
@@ -164,6 +166,11 @@ def build_trainer(
         num_sanity_val_steps=0,
         log_every_n_steps=1,
     )
+
+
+def is_main_process() -> bool:
+    """Whether this is the one process of a training that records it and writes its results."""
+    return rank_zero_only.rank == 0
 
 
 def share_of(trainer: lightning.Trainer) -> Share:

@@ -1,0 +1,77 @@
+"""What one process of a distributed training does in a test: ``torchrun processes.py DATA OUTPUT``.
+
+Trains in several ways and writes the global losses of every step, the recorded metrics and a digest of the weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import mme  # noqa: F401 - first of all, because it mends what importing torchvision needs
+
+# isort: split
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+from mme.config import Params
+from mme.data.manifest import Manifest
+from mme.targets.store import TrackStore
+from mme.training.harness import run_finetuning, run_pretraining
+from mme.training.loop import is_main_process
+from mme.training.step import SteppedModule
+from tests.small_data import small_params
+
+NUM_STEPS = 12
+VARIANTS: dict[str, dict[str, Any]] = {"plain": {}, "parts": {"accumulate": 2}}
+
+
+class GlobalLosses(Callback):
+    """Losses of the global batch, step by step."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        assert isinstance(pl_module, SteppedModule)
+        self.losses.append(float(trainer.strategy.reduce(pl_module.terms["loss"].clone(), reduce_op="mean")))
+
+
+def params_of(num_processes: int, **options: Any) -> Params:
+    """Four epochs of three steps in pretraining, three of two in finetuning, without what is drawn for a process."""
+    return small_params(
+        run={"device": "cpu", "devices": num_processes},
+        pretrain={"epochs": 4, "batch_size": 4, **options},
+        finetune={"epochs": 3, "batch_size": 4, "mixup": 0.0, "cutmix": 0.0, "drop_path": 0.0, **options},
+    )
+
+
+def digest_of(module: torch.nn.Module) -> str:
+    content = b"".join(value.numpy().tobytes() for value in module.state_dict().values())
+    return hashlib.sha256(content).hexdigest()
+
+
+def train(data: Path, work: Path, num_processes: int) -> dict[str, Any]:
+    """What each way of training came to, seen from this process."""
+    manifest, found = Manifest.load(data / "manifest.parquet"), {}
+    tracks = TrackStore(data / "trajectories")
+    for name, options in VARIANTS.items():
+        params, seen = params_of(num_processes, **options), GlobalLosses()
+        module, curves = run_pretraining(params, manifest, tracks, work / name, lambda *_: None, [seen])
+        found[name] = {"losses": seen.losses, "rows": curves.rows, "weights": digest_of(module.model)}
+    params, seen = params_of(num_processes), GlobalLosses()
+    classifier, curves = run_finetuning(params, manifest, None, work / "finetune", lambda *_: None, [seen])
+    found["finetune"] = {"losses": seen.losses, "rows": curves.rows, "weights": digest_of(classifier.model)}
+    return found
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    output = Path(sys.argv[2])
+    result = train(Path(sys.argv[1]), output / "work", int(os.environ["WORLD_SIZE"]))
+    (output / f"rank-{os.environ['RANK']}.json").write_text(json.dumps(result), encoding="utf-8")
+    assert is_main_process() == (os.environ["RANK"] == "0")

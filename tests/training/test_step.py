@@ -1,0 +1,203 @@
+"""One optimiser step on clips made of noise: what changes it, what must not, and when it stops."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mme.config import Params
+from mme.training.finetune import FinetuneModule
+from mme.training.loop import build_trainer, fit, training_loader
+from mme.training.pretrain import PretrainModule
+from mme.training.step import NonFiniteError, SteppedModule, compile_blocks
+from tests.small_data import small_params
+
+NUM_CLIPS, NUM_CLASSES = 8, 4
+STATISTICS = {"position": (torch.zeros(2), torch.tensor(1.0)), "shape": (torch.zeros(9), torch.tensor(1.0))}
+
+
+class Noise(Dataset[dict[str, Tensor]]):
+    """Clips, masks, targets and labels; each clip has another number of valid points."""
+
+    def __init__(self, params: Params, bad: int | None = None) -> None:
+        generator = torch.Generator().manual_seed(1)
+        length, hidden = params.pretrain.length, 20
+        self.samples = [
+            {
+                "clip": torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8, generator=generator),
+                "hidden": torch.arange(32) < hidden,
+                "position": torch.randn(hidden, 4, length, 2, generator=generator),
+                "shape": torch.randn(hidden, 4, length, 9, generator=generator),
+                "valid": torch.arange(hidden)[:, None].expand(-1, 4) < 2 * index + 2,
+                "label": torch.tensor(index % NUM_CLASSES),
+            }
+            for index in range(NUM_CLIPS)
+        ]
+        if bad is not None:
+            self.samples[bad]["position"][:] = math.inf
+
+    def __len__(self) -> int:
+        return NUM_CLIPS
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
+        return self.samples[key[1]]
+
+
+class Watch(Callback):
+    """Keeps the losses and the weights after each step."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.weights: list[Tensor] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        assert isinstance(pl_module, SteppedModule)
+        self.losses.append(float(pl_module.terms["loss"]))
+        self.weights.append(flat(pl_module.model))
+
+
+def flat(model: torch.nn.Module) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def params_with(**pretrain: Any) -> Params:
+    return small_params(run={"device": "cpu"}, pretrain={"epochs": 3, "batch_size": 8, **pretrain})
+
+
+def train(
+    work: Path, params: Params, bad: int | None = None, callbacks: Sequence[Callback] = ()
+) -> tuple[PretrainModule, Watch]:
+    """Three epochs of pretraining on noise."""
+    watch = Watch()
+    trainer = build_trainer(work, params.run, params.pretrain, [watch, *callbacks])
+    batches = training_loader(Noise(params, bad), params.pretrain, params.run.seed)
+    torch.manual_seed(0)
+    module = PretrainModule(params, STATISTICS, len(batches))
+    fit(trainer, module, batches, None, work)
+    return module, watch
+
+
+def test_accumulation_changes_nothing(tmp_path: Path) -> None:
+    """Although the parts have unequally many valid points."""
+    whole, seen = train(tmp_path / "1", params_with())
+    parts, seen_in_parts = train(tmp_path / "4", params_with(accumulate=4))
+    assert len(seen.losses) == len(seen_in_parts.losses) == 3
+    assert seen_in_parts.losses == pytest.approx(seen.losses, abs=1e-5)
+    torch.testing.assert_close(flat(parts.model), flat(whole.model), atol=1e-4, rtol=0)  # AdamW enlarges rounding
+
+
+def test_the_average_follows_the_weights(tmp_path: Path) -> None:
+    params = params_with(ema_decay=0.75)
+    torch.manual_seed(0)
+    expected = flat(PretrainModule(params, STATISTICS, 1).model)
+    module, seen = train(tmp_path, params)
+    for weights in seen.weights:
+        expected = 0.75 * expected + 0.25 * weights
+    torch.testing.assert_close(flat(module.measured), expected, atol=1e-6, rtol=0)
+    assert module.measured is not module.model
+    assert not module.measured.training
+
+
+def test_without_an_average_the_model_itself_is_measured() -> None:
+    module = PretrainModule(params_with(), STATISTICS, 1)
+    assert module.measured is module.model
+    assert not [name for name in module.state_dict() if name.startswith("ema")]
+
+
+def test_recomputed_activations_give_the_same_gradients(tmp_path: Path) -> None:
+    kept, seen = train(tmp_path / "0", params_with(drop_path=0.5))
+    recomputed, seen_again = train(tmp_path / "1", params_with(drop_path=0.5, gradient_checkpointing=True))
+    assert seen.losses == seen_again.losses
+    assert torch.equal(flat(kept.model), flat(recomputed.model))
+    undropped, _ = train(tmp_path / "2", params_with())
+    assert not torch.equal(flat(kept.model), flat(undropped.model))
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's use of PyTorch, none of ours
+def test_compiled_blocks_give_the_same_losses_under_the_same_names() -> None:
+    params = params_with()
+    torch.manual_seed(0)
+    module = PretrainModule(params, STATISTICS, 1)
+    names = list(module.state_dict())
+    batch = torch.utils.data.default_collate(Noise(params).samples)
+    plain = module.losses(batch)["loss"]
+    compile_blocks(module.model, backend="aot_eager")
+    compiled = module.losses(batch)["loss"]
+    compiled.backward()
+    assert list(module.state_dict()) == names
+    torch.testing.assert_close(compiled, plain, atol=1e-6, rtol=0)
+    torch.compiler.reset()
+
+
+def test_compiling_is_asked_for_by_parameter() -> None:
+    for compiled in (False, True):
+        module = PretrainModule(params_with(compile=compiled, ema_decay=0.9), STATISTICS, 1)
+        blocks = [block for block in module.model.modules() if type(block).__name__ == "Block"]
+        assert len(blocks) == 3
+        assert [block._compiled_call_impl is not None for block in blocks] == [compiled] * 3
+
+
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+def test_what_is_not_finite_stops_the_training_with_its_state(ema_decay: float | None, tmp_path: Path) -> None:
+    params = params_with(batch_size=2, ema_decay=ema_decay)
+    watch = Watch()
+    with pytest.raises(
+        NonFiniteError, match=r"step \d+ in epoch 0 is not finite: loss (inf|nan), position_loss"
+    ) as caught:
+        train(tmp_path, params, bad=3, callbacks=[watch])
+    (path,) = tmp_path.glob("nonfinite-*.pt")
+    assert str(path) in str(caught.value)
+    saved = torch.load(path, weights_only=True)
+    assert saved["step"] == len(watch.losses)
+    module = PretrainModule(params, STATISTICS, 1)
+    module.model.load_state_dict(saved["model"])
+    assert flat(module.model).isfinite().all()
+    assert torch.equal(flat(module.model), watch.weights[-1])
+
+
+def test_half_precision_is_near_and_fp16_needs_a_gpu(tmp_path: Path) -> None:
+    _, full = train(tmp_path / "32", params_with())
+    module, half = train(tmp_path / "16", params_with(precision="bf16-mixed"))
+    assert half.losses == pytest.approx(full.losses, rel=0.05)
+    assert half.losses != full.losses
+    assert flat(module.model).dtype == torch.float32
+    with pytest.raises(ValueError, match="16-mixed needs a GPU"):
+        train(tmp_path, params_with(precision="16-mixed"))
+
+
+def test_the_rate_is_proportional_to_the_batch_where_asked_for() -> None:
+    assert params_with().pretrain.scaled_lr == params_with().pretrain.lr
+    params = params_with(lr=0.001, batch_size=64, lr_batch_size=256)
+    assert params.pretrain.scaled_lr == pytest.approx(0.00025)
+    groups = PretrainModule(params, STATISTICS, 1).configure_optimizers()["optimizer"].param_groups  # type: ignore[index,call-overload]
+    assert {group["initial_lr"] for group in groups} == {params.pretrain.scaled_lr}
+
+
+def test_a_batch_that_cannot_be_shared_out_is_named() -> None:
+    with pytest.raises(ValueError, match=r"pretrain\.batch_size: 8 must be a multiple of .* = 6"):
+        small_params(run={"devices": 3}, pretrain={"batch_size": 8, "accumulate": 2})
+    with pytest.raises(ValueError, match=r"8 videos are too few for 1 processes x 16 parts"):
+        training_loader(Noise(params_with()), params_with(batch_size=16, accumulate=16).pretrain, 0)
+
+
+def test_parts_of_a_mixed_batch_learn_their_own_targets() -> None:
+    params = small_params(finetune={"mixup": 0.8, "accumulate": 2})
+    module = FinetuneModule(params, NUM_CLASSES, 1)
+    batch = torch.utils.data.default_collate(Noise(params).samples)
+    prepared = module.prepare(batch)
+    assert prepared["target"].shape == (NUM_CLIPS, NUM_CLASSES)
+    torch.testing.assert_close(prepared["target"].sum(dim=1), torch.ones(NUM_CLIPS))
+    whole = module.losses(prepared)["loss"]
+    halves = [
+        module.losses({name: value[rows] for name, value in prepared.items()})["loss"]
+        for rows in (slice(4), slice(4, 8))
+    ]
+    torch.testing.assert_close(torch.stack(halves).mean(), whole)
