@@ -108,7 +108,8 @@ def _parse(row: dict[str, str]) -> tuple[str, Split, str | None]:
 def _choose(candidates: list[str], stem: str, label: str | None) -> str | None:
     """The only file of a name, or of several the one in the folder of its class."""
     if len(candidates) > 1 and label is not None:
-        candidates = [path for path in candidates if _plain(PurePath(path).parent.name) == _plain(label)]
+        of_class = [path for path in candidates if _plain(PurePath(path).parent.name) == _plain(label)]
+        candidates = of_class or candidates
     if len(candidates) > 1:
         raise ValueError(f"{len(candidates)} files could be {stem!r}: {', '.join(candidates[:3])}")
     return candidates[0] if candidates else None
