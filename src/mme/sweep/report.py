@@ -16,7 +16,7 @@ from mme.data.manifest import Manifest
 from mme.files import atomic_path
 from mme.plots import save_figure
 from mme.sweep.pictures import Point, contour_figure, history_figure, importances_figure
-from mme.sweep.run import MANIFEST, load, repeats_name, values_text
+from mme.sweep.run import load, manifest_file, repeats_name, values_text
 from mme.sweep.study import RUN_ID, open_storage
 from mme.sweep.trial import METRIC, REPEAT_OF, SEED
 from mme.tracking import attach
@@ -47,7 +47,7 @@ def report(params: Params, output: Path = OUTPUT) -> Path:
     if not any(not point.pruned for point in points):
         raise ValueError(f"{study.study_name}: no trial has been finished")
     repeats = _repeats(study, params)
-    chance = 1 / len(Manifest.load(MANIFEST).labels)
+    chance = 1 / len(Manifest.load(manifest_file(params)).labels)
     importances = _importances(study)
     output.mkdir(parents=True, exist_ok=True)
     save_figure(history_figure(points, chance, repeats.probes if repeats else []), output / "history.png")

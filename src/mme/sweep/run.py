@@ -21,7 +21,7 @@ from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState
 
 from mme.config import Params
-from mme.data.manifest import Manifest
+from mme.data.manifest import MANIFEST_FILE, Manifest
 from mme.sweep.space import DIGITS, Values, check_space
 from mme.sweep.study import (
     RUN_ID,
@@ -37,7 +37,6 @@ from mme.sweep.trial import METRIC, REPEAT_OF, SEED, VALUES, WORK, Objective, Se
 from mme.targets.store import TrackStore
 from mme.tracking import start_run
 
-MANIFEST = Path("data/manifest.parquet")
 TRACKS = Path("data/trajectories")
 
 POLL_S = 2.0
@@ -70,9 +69,14 @@ class Crew:
         return max(1, len(os.sched_getaffinity(0)) // self.num_workers)
 
 
+def manifest_file(params: Params) -> Path:
+    """Of the data set that trials pretrain on; its labelled videos are what they are probed with."""
+    return Path(params.pretrain.data, MANIFEST_FILE)
+
+
 def name_of_study(params: Params) -> str:
     """The study that ``params`` and the data in the working folder belong to."""
-    return study_name(params, [Manifest.load(MANIFEST).digest, TrackStore(TRACKS).params])
+    return study_name(params, [Manifest.load(manifest_file(params)).digest, TrackStore(TRACKS).params])
 
 
 def sweep(params: Params, num_workers: int, show: Show) -> optuna.Study:
@@ -220,7 +224,8 @@ def _work(crew: Crew, index: int) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(crew.num_threads)
     cv2.setNumThreads(1)
-    setting = Setting(crew.params, MANIFEST, Manifest.load(MANIFEST), TrackStore(TRACKS), crew.study, crew.parent_id)
+    data = manifest_file(crew.params)
+    setting = Setting(crew.params, data, Manifest.load(data), TrackStore(TRACKS), crew.study, crew.parent_id)
     is_repeats = crew.study.endswith(repeats_name(""))
     parts: dict[str, Any] = {"pruner": optuna.pruners.NopPruner()} if is_repeats else sampler_and_pruner(crew.params)
     study = optuna.load_study(study_name=crew.study, storage=open_storage(crew.params.sweep), **parts)
