@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import sys
@@ -26,9 +27,11 @@ Schema = dict[str, Any]
 
 
 def on_config(config: Any) -> Any:
-    """Leave pages that are not there out of the menu."""
-    there = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")} | set(generated())
-    config["nav"] = list(_only(config["nav"], there))
+    """Leave pages out of the menu that are not there, and put those at its end that it forgets."""
+    there = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
+    forgotten = sorted(there - set(re.findall(r"[\w/-]+\.md", str(config["nav"]))))
+    config["nav"] = list(_only(config["nav"], there | set(generated())))
+    config["nav"] += [{"More": forgotten}] if forgotten else []
     return config
 
 
@@ -38,6 +41,19 @@ def _only(entries: list[dict[str, Any]], there: set[str]) -> Iterator[dict[str, 
         kept = list(_only(value, there)) if isinstance(value, list) else value in there and value
         if kept:
             yield {title: kept}
+
+
+@functools.cache
+def generated() -> dict[str, str]:
+    """Content of every generated page, by its name."""
+    sys.path[:0] = [str(ROOT)]  # `serving` is found from a checkout as well
+    pages = {page: repository_page(ROOT / name) for name, page in REPOSITORY_PAGES.items()}
+    return pages | {
+        "parameters.md": parameters_page(),
+        "commands.md": commands_page(),
+        "api.md": api_page(),
+        "openapi.json": json.dumps(openapi(), indent=1),
+    }
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -57,18 +73,6 @@ def on_page_content(html: str, **_: Any) -> str:
         return convert(unescape(found["inline"] or found["block"]), display="inline" if found["inline"] else "block")
 
     return FORMULA.sub(mathml, html)
-
-
-def generated() -> dict[str, str]:
-    """Content of every generated page, by its name."""
-    sys.path[:0] = [str(ROOT)]  # `serving` is found from a checkout as well
-    pages = {page: repository_page(ROOT / name) for name, page in REPOSITORY_PAGES.items()}
-    return pages | {
-        "parameters.md": parameters_page(),
-        "commands.md": commands_page(),
-        "api.md": api_page(),
-        "openapi.json": json.dumps(openapi(), indent=1),
-    }
 
 
 def repository_page(path: Path) -> str:

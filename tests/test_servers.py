@@ -23,7 +23,7 @@ def test_postgres_makes_databases_and_leaves_nothing() -> None:
 
 
 def test_s3_has_its_buckets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import boto3  # type: ignore[import-untyped]
+    import boto3
 
     for name, value in servers.S3_CREDENTIALS.items():
         monkeypatch.setenv(name, value)
