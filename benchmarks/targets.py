@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from benchmarks.report import Row, record
 from mme.config import Params, TrajectoriesParams, load_params
 from mme.data.synthetic import CLASSES, sample_scene
-from mme.data.video import iter_frames, write_video
 from mme.targets.assemble import assemble
 from mme.targets.camera import estimate_homography
 from mme.targets.crops import Crop, TargetSpec
@@ -54,26 +53,9 @@ def large_frames(params: Params, num_frames: int) -> NDArray[np.uint8]:
     return np.concatenate(pair, axis=2)[:, :, :WIDTH]
 
 
-def time_extraction(frames: NDArray[np.uint8], params: TrajectoriesParams, folder: Path) -> Iterator[Row]:
-    """A whole video against DIS alone on the same decoded frames."""
-    path = folder / "video.mp4"
-    write_video(path, frames, 25, 18, 8)
-    gray = list(gray_frames(iter_frames(path)))
-    dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-
-    def flow() -> None:
-        for first, second in itertools.pairwise(gray):
-            dis.calc(first, second, None)  # type: ignore[call-overload]
-
-    def whole(both_ways: bool) -> Callable[[], object]:
-        chosen = params.model_copy(update={"forward_backward": both_ways, "compensate_camera": True})
-        return lambda: list(iter_tracks(iter_frames(path), chosen))
-
-    alone, forward, both = cpu_ms(flow, whole(False), whole(True))
-    size = f"{len(gray)} frames of {WIDTH} x {HEIGHT}, file to tracks"
-    yield Row("DIS medium alone", alone / (len(gray) - 1), "ms a frame", of="decoded frames")
-    yield Row("extraction, forward only", forward / alone, "x DIS", at_most=1.35, of=size)
-    yield Row("extraction, forward-backward", both / alone, "x DIS", at_most=2.4, of=size)
+def time_steps(frames: NDArray[np.uint8]) -> Iterator[Row]:
+    """Camera and tracking alone."""
+    gray = list(gray_frames(frames[:2]))
     dense = DenseFlow("medium", 3)
     there, back = dense.pair(gray[0], gray[1]), dense.pair(gray[1], gray[0])
     tracker = GridTracker(HEIGHT, WIDTH, 8, 6)
@@ -158,8 +140,8 @@ def main() -> None:
     large = params.trajectories.model_copy(update={"cell": 8, "max_length": 8})
     frames = large_frames(params, NUM_FRAMES)
     with tempfile.TemporaryDirectory() as name:
-        parts = (time_extraction(frames, large, Path(name)), time_store(frames, large, Path(name)))
-        record("targets", [*itertools.chain(*parts), *time_targets(params)])
+        rows = [*time_steps(frames), *time_store(frames, large, Path(name)), *time_targets(params)]
+    record("targets", rows)
     record("targets/errors", list(truth(params)))
 
 

@@ -154,6 +154,7 @@ class TrajectoriesParams(Section):
     max_length: Annotated[int, Field(ge=1, le=255)]
     videos_per_shard: Positive
     max_bad_ratio: Ratio
+    engine: Literal["local", "ray"]
 
 
 class ClipParams(Section):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mme.config import TrajectoriesParams
-from mme.data.extraction import Extraction, Extractor, extract_part, iter_frames
+from mme.data.extraction import Extraction, Extractor, extract_part
 from mme.data.manifest import Manifest, Video
 from mme.data.video import read_frames, write_video
 from mme.targets.shards import read_part
@@ -77,11 +77,6 @@ def uninterrupted(manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) 
     return contents(folder / "tracks")
 
 
-def test_frames_one_by_one_are_the_frames_of_the_file(manifest: Manifest) -> None:
-    path = manifest.path_of(manifest.rows[0])
-    np.testing.assert_array_equal(list(iter_frames(path)), read_frames(path))
-
-
 def test_shards_hold_the_tracks_of_every_video(manifest: Manifest, tmp_path: Path) -> None:
     result = run(manifest, tmp_path)
     assert result.failures == {}
@@ -106,6 +101,14 @@ def test_two_workers_write_the_bytes_of_one(
 ) -> None:
     run(manifest, tmp_path, num_workers=2)
     assert contents(tmp_path / "tracks") == uninterrupted
+
+
+def test_without_ray_the_engine_says_what_to_install(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ValueError, match=r"pip install 'mme\[ray\]'"):
+        run(manifest, tmp_path, engine="ray")
 
 
 _CHILD = """
@@ -213,6 +216,19 @@ def damage(manifest: Manifest, folder: Path) -> Manifest:
     return Manifest(rows, folder)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # Ray starts eight processes of its own
+def test_ray_writes_the_bytes_of_local(manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a Ray of this machine with two workers, with bad videos, and paths relative to the caller's folder."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    monkeypatch.chdir(tmp_path)
+    damaged = damage(manifest, Path("data"))
+    local, on_ray = (run(damaged, Path(engine), num_workers=2, engine=engine) for engine in ("local", "ray"))
+    assert contents(Path("ray/tracks")) == contents(Path("local/tracks"))
+    assert sorted(on_ray.failures) == sorted(local.failures) == ["video-1", "video-2"]
+
+
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_a_bad_video_does_not_stop_the_others(manifest: Manifest, tmp_path: Path, num_workers: int) -> None:
     result = run(damage(manifest, tmp_path / "data"), tmp_path, num_workers)
@@ -254,7 +270,7 @@ def test_other_parameters_and_other_videos_have_other_keys(manifest: Manifest, t
 
     same = key(manifest)
     assert key(manifest) == same
-    assert key(manifest, max_bad_ratio=0.5) == same
+    assert key(manifest, max_bad_ratio=0.5, engine="ray") == same
     assert key(manifest, cell=4) != same
     assert key(manifest, flow="fast") != same
     fewer = Manifest(manifest.rows[:-1], manifest.folder)

@@ -29,6 +29,7 @@ def trajectories_params(**changes: Any) -> TrajectoriesParams:
         "max_length": 8,
         "videos_per_shard": 256,
         "max_bad_ratio": 0.0,
+        "engine": "local",
     }
     return TrajectoriesParams(**(values | changes))
 

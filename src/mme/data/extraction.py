@@ -7,31 +7,28 @@ where it stopped, and its result is that of an uninterrupted run with any number
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import shutil
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
-import numpy as np
-from av.video.reformatter import VideoReformatter
-from jaxtyping import UInt8
 
 from mme.config import TrajectoriesParams
-from mme.data.containers import VideoError, open_stream
+from mme.data.containers import VideoError
+from mme.data.engines import open_pool
 from mme.data.manifest import Manifest, Video
-from mme.data.video import decode_stream, upright
+from mme.data.video import iter_frames
 from mme.files import atomic_path, digest, read_json, sha256_file, write_json
 from mme.targets import camera, flow, shards, trajectories
 from mme.targets.shards import FORMAT, Entry, merge_parts, read_part, write_index, write_part
 from mme.targets.trajectories import iter_tracks
 
 _TASKS_A_WORKER = 4
+
+_NO_EFFECT = {"engine", "max_bad_ratio"}
+"""Parameters that tracks do not depend on."""
 
 
 @dataclass(frozen=True)
@@ -54,19 +51,6 @@ class Extraction:
         }
 
 
-def iter_frames(path: Path) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-    """RGB frames of a video file one by one, so that memory does not grow with its length.
-
-    Raises:
-        VideoError: the file cannot be decoded.
-    """
-    with open_stream(path) as (container, stream):
-        converter = VideoReformatter()  # one for all frames: setting it up takes longer than a small frame
-        for frame in decode_stream(path, container, stream):
-            rgb = converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
-            yield upright(rgb, frame.rotation)
-
-
 def extraction_key(videos: Sequence[Video], paths: Sequence[Path], params: TrajectoriesParams) -> str:
     """Digest of everything that the shards depend on: files, parameters, and the code that makes tracks of them."""
     files = [
@@ -74,7 +58,7 @@ def extraction_key(videos: Sequence[Video], paths: Sequence[Path], params: Traje
         for video, path in zip(videos, paths, strict=True)
     ]
     code = [sha256_file(Path(str(module.__file__))) for module in (camera, flow, shards, trajectories)]
-    return digest([FORMAT, cv2.__version__, code, params.model_dump(mode="json", exclude={"max_bad_ratio"}), files])
+    return digest([FORMAT, cv2.__version__, code, params.model_dump(mode="json", exclude=_NO_EFFECT), files])
 
 
 def extract_part(path: Path, num_frames: int, folder: Path, params: TrajectoriesParams) -> str | None:
@@ -125,7 +109,7 @@ class Extractor:
         """Extract all shards that are not there yet.
 
         Args:
-            num_workers: processes.
+            num_workers: processes of this machine; a Ray cluster uses all that it has.
             on_video: called with the number of videos that were just finished.
 
         Raises:
@@ -149,7 +133,7 @@ class Extractor:
 
     def finish(self, output: Path, result: Extraction) -> None:
         """Move the shards to ``output`` with an index, and drop the work folder."""
-        params = {**self.params.model_dump(mode="json", exclude={"max_bad_ratio"}), "opencv": cv2.__version__}
+        params = {**self.params.model_dump(mode="json", exclude=_NO_EFFECT), "opencv": cv2.__version__}
         write_index(self._shards, result.entries, params)
         with atomic_path(output) as temporary:
             shutil.move(self._shards, temporary)
@@ -160,12 +144,14 @@ class Extractor:
         missing = {number: len(self._groups[number]) for number in todo}
         failures: dict[int, dict[str, str]] = {number: {} for number in todo}
         pending: dict[Future[str | None], tuple[int, Video]] = {}
-        with _pool(min(num_workers, sum(missing.values()))) as submit:
+        with open_pool(self.params.engine, min(num_workers, sum(missing.values())), __name__) as pool:
             while True:
-                while len(pending) < _TASKS_A_WORKER * num_workers and (task := next(tasks, None)):
+                while len(pending) < _TASKS_A_WORKER * pool.num_workers and (task := next(tasks, None)):
                     number, video = task
-                    part = self._parts / video.id
-                    future = submit(extract_part, self._paths[video.id], video.num_frames, part, self.params)
+                    path, part = self._paths[video.id], self._parts / video.id
+                    if self.params.engine == "ray":  # whose workers have a working directory of their own
+                        path, part = path.absolute(), part.absolute()
+                    future = pool.submit(extract_part, path, video.num_frames, part, self.params)
                     pending[future] = task
                 if not pending:
                     return
@@ -194,28 +180,3 @@ class Extractor:
 
     def _entries_path(self, number: int) -> Path:
         return self._entries / f"{number:05d}.json"
-
-
-@contextmanager
-def _pool(num_workers: int) -> Iterator[Callable[..., Future[str | None]]]:
-    """Processes to submit calls to; on an error, what has not begun is dropped."""
-    # Not fork: a fork of a process that has threads (progress bar, OpenCV) may hang.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_die_with_parent)
-    try:
-        yield pool.submit
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _die_with_parent() -> None:
-    """Workers wait on a queue whose other end they hold themselves, so they would outlive a killed parent for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
