@@ -1,0 +1,91 @@
+"""Videos a core-minute that ingest gets through: ``python -m benchmarks ingest``.
+
+Core-minutes are CPU time of one process, so that a busy machine does not show in them. The speed-up by two processes is
+in wall time, and needs two idle cores to mean anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+
+from benchmarks.report import Row, record
+from benchmarks.targets import large_frames
+from mme.config import load_params
+from mme.data.check import Look, examine
+from mme.data.ingest import Ingest
+from mme.data.normalise import Job, NormalForm, Outcome, normalise
+from mme.data.video import write_video
+
+NUM_VIDEOS, NUM_FRAMES, FPS = 4, 150, 30
+SHORT_SIDES = (256, 128)
+LONG = 10
+"""Length of the video that a clip is cut from, in clips."""
+
+
+def main() -> None:
+    """Measure on synthetic footage of 454 x 256 pixels and 5 s, and record."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--videos", type=int, default=NUM_VIDEOS)
+    num_videos = parser.parse_args().videos
+    cv2.setNumThreads(1)
+    params = load_params()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        frames = large_frames(params, NUM_FRAMES + num_videos)
+        files = [folder / f"raw/{'ab'[number % 2]}/{number}.mp4" for number in range(num_videos)]
+        for number, path in enumerate(files):
+            write_video(path, frames[number : number + NUM_FRAMES], FPS, 20, FPS)  # a key frame a second, as on the web
+        long = folder / "long.mp4"
+        write_video(long, frames[list(range(NUM_FRAMES)) * LONG], FPS, 20, FPS)
+        at = f"videos of 454 x 256, {NUM_FRAMES} frames"
+        rows = [per_minute("headers, hash, first frame (mme data check)", files, lambda path: look(path, False), at)]
+        rows.append(per_minute("every frame decoded (--decode)", files, lambda path: look(path, True), at))
+        for short_side in SHORT_SIDES:
+            form = NormalForm(short_side, params.ingest.crf, params.ingest.gop_frames, params.ingest.min_frames)
+            to = f"{at}, to short side {short_side}"
+            rows.append(per_minute("ingest", files, lambda path: good(Job(path, folder / "out.mp4", form)), to))  # noqa: B023
+        begin_s = NUM_FRAMES / FPS * (LONG - 2)
+        cut = Job(long, folder / "out.mp4", form, (begin_s, begin_s + NUM_FRAMES / FPS))
+        rows.append(per_minute("ingest of a clip", [long], lambda _: good(cut), f"in a video {LONG} times as long"))
+        changes = {"source": "folder", "root": folder / "raw", "short_side": SHORT_SIDES[0], "deadline_s": 600.0}
+        seconds = []
+        for num_workers in (1, 2):
+            stage = Ingest(params.ingest.model_copy(update=changes), 0, folder / f"work-{num_workers}")
+            begin = time.perf_counter()
+            stage.run(num_workers, lambda: None)
+            seconds.append(time.perf_counter() - begin)
+        how = f"wall time, processes' start included; {num_videos} {at}, to short side {SHORT_SIDES[0]}"
+        rows.append(Row("ingest by 2 processes", seconds[0] / seconds[1], "x 1 process", of=how))
+    record("ingest", rows)
+
+
+def look(path: Path, decode: bool) -> Outcome:
+    """What `mme data check` does with a file."""
+    outcome = examine(Look(path.name, path, 1, decode))
+    assert outcome.reason is None, outcome.detail
+    return outcome
+
+
+def good(job: Job) -> Outcome:
+    """What ingest does with a file."""
+    outcome = normalise(job)
+    assert outcome.reason is None, outcome.detail
+    return outcome
+
+
+def per_minute(what: str, files: list[Path], work: Callable[[Path], Outcome], of: str) -> Row:
+    """Videos a minute of this process's CPU time."""
+    begin = time.process_time()
+    for path in files:
+        work(path)
+    return Row(what, 60 * len(files) / (time.process_time() - begin), "videos a core-minute", of=of)
+
+
+if __name__ == "__main__":
+    main()
