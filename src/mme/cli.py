@@ -18,6 +18,7 @@ from rich.text import Text
 from mme.commands.ablate import ablate
 from mme.commands.convert import convert
 from mme.commands.inspect import inspect
+from mme.commands.reproduce import reproduce
 from mme.commands import data, models, sweep
 from mme.commands.doctor import doctor
 from mme.config import load_params
@@ -35,6 +36,7 @@ Answer = dict[str, Any]
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command()(doctor)
 app.command()(inspect)
+app.command()(reproduce)
 app.add_typer(data.app, name="data")
 app.add_typer(models.app, name="models")
 app.add_typer(sweep.app, name="sweep")

@@ -62,7 +62,7 @@ def open_storage(params: SweepParams) -> BaseStorage:
         ValueError: the database cannot be reached.
     """
     if "://" not in params.storage:
-        path = Path(params.storage)
+        path = Path(params.storage).resolve()
         path.parent.mkdir(parents=True, exist_ok=True)
         return JournalStorage(JournalFileBackend(str(path)))
     try:

@@ -20,6 +20,7 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("runs and registered models need MLflow: pip install 'mme[registry]'") from error
 
+from mme.tracking.recorded import Recorded, read_run, recorded_text
 from mme.tracking.registry import (
     Package,
     Version,
@@ -44,6 +45,7 @@ __all__ = [
     "PARAMS_FILE",
     "PARENT_TAG",
     "Package",
+    "Recorded",
     "Run",
     "Version",
     "attach",
@@ -54,6 +56,8 @@ __all__ = [
     "git_commit",
     "list_versions",
     "model_tags",
+    "read_run",
+    "recorded_text",
     "register",
     "registered_metrics",
     "require_store",
