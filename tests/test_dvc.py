@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[1]
 STAGES = ("synthesize", "ingest", "ingest-more", "trajectories", "pretrain", "finetune", "evaluate", "register")
 
 RECORDING = {
-    "config", "section", "ablation_params", "sweep_params", "files", "tracking", "tracking.registry", "tracking.runs",
-    "tracking.store", "stages.workspace",
+    "config", "section", "ablation_params", "sweep_params", "files", "tracking", "tracking.recorded",
+    "tracking.registry", "tracking.runs", "tracking.store", "stages.workspace",
 }  # fmt: skip
 """Modules that check parameters, write files and record runs: no stage's results depend on them."""
 

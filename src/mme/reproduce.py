@@ -42,31 +42,17 @@ class Recipe:
         run: what was recorded.
         params: its ``params.yaml``.
         origin: the repository it was made in.
-        stages: those of its pipeline, in their order.
     """
 
     run: Recorded
     params: str
     origin: Path
-    stages: tuple[str, ...]
-
-    @property
-    def upstream(self) -> str | None:
-        """The stage whose results the run's stage starts from; None for the first."""
-        place = self.stages.index(self.run.stage)
-        if place == 0 or (self.run.stage == "ingest" and not self._is_synthetic):
-            return None
-        return self.stages[place - 1]
-
-    @property
-    def _is_synthetic(self) -> bool:
-        values = yaml.safe_load(self.params)
-        return bool(values["ingest"]["root"] == values["synthesize"]["output"])
 
     def commands(self, folder: Path) -> list[list[str]]:
         """Command lines, each to be run in ``folder`` but the first, which makes it.
 
-        The new clone takes what DVC's cache of the origin has; the run's own stage is run in any case.
+        The first `dvc repro` takes what the cache of the origin has and runs what it has not; the second one runs the
+        stage itself in any case.
         """
         dvc = [sys.executable, "-m", "dvc"]
         return [
@@ -74,7 +60,7 @@ class Recipe:
             ["git", "checkout", "--quiet", str(self.run.git_commit)],
             [*dvc, "cache", "dir", "--local", str(self.origin / ".dvc/cache")],
             ["cp", str(folder) + ".params.yaml", PARAMS_FILE],
-            *([[*dvc, "repro", self.upstream]] if self.upstream else []),
+            [*dvc, "repro", self.run.stage],
             [*dvc, "repro", "--force", "--single-item", self.run.stage],
         ]
 
@@ -96,7 +82,7 @@ def recipe(run_id: str, origin: Path) -> Recipe:
         raise ValueError(
             f"run {run_id}: its code is {run.git_commit or 'not known'}; only what was committed can be rebuilt"
         )
-    return Recipe(run, recorded_text(run_id, PARAMS_FILE), origin, stages)
+    return Recipe(run, recorded_text(run_id, PARAMS_FILE), origin)
 
 
 def script(recipe: Recipe, folder: Path) -> str:
