@@ -16,7 +16,7 @@ export DO_NOT_TRACK := true
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv repro serve sweep ui test stack-test check docs licences format bench lock clean
+.PHONY: help venv repro serve ablation sweep ui test stack-test check docs licences format bench lock clean
 
 help: ## show this menu
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,7 +44,6 @@ sweep: $(STAMP) ## search mask ratio and trajectory length by short, probed tria
 ui: $(STAMP) ## browse and compare the recorded runs on http://127.0.0.1:5000
 	$(BIN)/mlflow ui --port $(UI_PORT)
 
-.PHONY: ablation
 ablation: $(STAMP) ## pretrain with each objective under one budget and compare: reports/ablation.md
 	$(BIN)/dvc repro trajectories
 	$(BIN)/mme ablate

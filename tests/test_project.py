@@ -155,9 +155,10 @@ def test_the_readmes_tree_is_there() -> None:
 
 
 def test_links_between_documents_lead_somewhere() -> None:
+    made = {"parameters.md", "commands.md", "api.md"}  # by docs/hooks.py, for the site
     for path in (path for path in tracked() if path.suffix == ".md"):
         for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text(encoding="utf-8")):
-            assert "://" in target or (path.parent / target).exists(), f"{path.name}: {target}"
+            assert "://" in target or target in made or (path.parent / target).exists(), f"{path.name}: {target}"
 
 
 def test_continuous_integration_uses_the_menu() -> None:
