@@ -98,13 +98,13 @@ def test_a_folder_that_cannot_be_written(clone: Path, monkeypatch: pytest.Monkey
         raise PermissionError(13, "Permission denied", str(dir))
 
     assert only("writable", clone).status == "ok"
-    monkeypatch.setattr(doctor.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr("mme.doctor.tempfile.TemporaryFile", refuse)
     assert "data: Permission denied" in only("writable", clone).detail
 
 
 @pytest.mark.parametrize(("free_gb", "status"), [(0.5, "fault"), (5, "warning"), (50, "ok")])
 def test_disk(free_gb: float, status: str, clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: Usage(0, 0, int(free_gb * 1e9)))
+    monkeypatch.setattr("mme.doctor.shutil.disk_usage", lambda folder: Usage(0, 0, int(free_gb * 1e9)))
     assert only("disk", clone).status == status
 
 

@@ -13,7 +13,7 @@ from mme.files import read_json
 from tests import media
 from tests.test_pipeline import Project
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 
 def repro(project: Project) -> set[str]:
@@ -54,7 +54,8 @@ def test_both_data_sets_are_ingested_and_used(project: Project) -> None:
     for stage in ("finetune", "evaluate", "register"):
         assert {"data/own/manifest.parquet", "data/own/videos"} <= dependencies(project, stage).keys(), stage
     lines = project.dvc("dag", "--mermaid").replace("\t", "").splitlines()
-    names = dict(match.groups() for line in lines if (match := re.fullmatch(r'(node\d+)\["(.+)"\]', line)))
+    matches = [re.fullmatch(r'(node\d+)\["(.+)"\]', line) for line in lines]
+    names = {match[1]: match[2] for match in matches if match}
     arrows = {(names[a], names[b]) for line in lines if "-->" in line for a, b in [line.split("-->")]}
     assert {
         ("videos/own.dvc", "ingest-more@own"),
