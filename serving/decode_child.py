@@ -90,7 +90,7 @@ class Job:
         Raises:
             VideoError: the video cannot be decoded.
         """
-        views = prepare(self.path, self.clip, self.segments, self.crops)
+        views = prepare(self.path, self.clip, self.segments, self.crops, info)
         header = {"shape": views.frames.shape, "info": dataclasses.asdict(info), "decode_ms": views.decode_ms}
         return header, views.frames.data.cast("B")
 

@@ -15,7 +15,7 @@ import pytest
 from tests.serving.load import load
 from tests.serving.service import RAW, descendants, is_alive, server, wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(290)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 SMALL = {"MME_NUM_DECODE_WORKERS": "2", "MME_TORCH_THREADS": "1", "MME_POLL_S": "3600"}
 NUM_KILLS = 10

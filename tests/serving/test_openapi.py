@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, seed, settings
+from hypothesis.errors import Unsatisfiable
 from schemathesis import Case, GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.core.result import Ok
@@ -27,7 +29,7 @@ CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance,
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(290)
+@pytest.mark.timeout(900)
 def test_generated_requests_are_answered_as_documented(folder: Path, tmp_path: Path) -> None:
     uploads, seen = tmp_path / "uploads", Counter[int]()
     uploads.mkdir()
@@ -49,7 +51,9 @@ def test_generated_requests_are_answered_as_documented(folder: Path, tmp_path: P
                     seen[response.status_code] += 1
                     case.validate_response(response, checks=CHECKS)
 
-                ask()
+                nothing_to_get_wrong = (Unsatisfiable,) if mode is GenerationMode.NEGATIVE else ()
+                with contextlib.suppress(*nothing_to_get_wrong):
+                    ask()
         assert process.poll() is None
     assert "Traceback" not in (tmp_path / "log").read_text()
     assert seen.total() >= 2000, seen

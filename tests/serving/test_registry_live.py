@@ -20,7 +20,7 @@ from tests.serving.load import load
 from tests.serving.service import free_port, server, wait_until
 from tests.tiny import save_tiny_folder
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(290)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 NUM_CLIENTS = 4
 

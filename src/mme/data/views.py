@@ -39,7 +39,7 @@ class Views:
     decode_ms: float
 
 
-def prepare(source: Source, clip: ClipParams, segments: int, crops: int) -> Views:
+def prepare(source: Source, clip: ClipParams, segments: int, crops: int, known: VideoInfo | None = None) -> Views:
     """Decode the frames that the views need, resize and crop them.
 
     Args:
@@ -47,6 +47,7 @@ def prepare(source: Source, clip: ClipParams, segments: int, crops: int) -> View
         clip: frames, stride and size of a view.
         segments: clips along the video, see ``segment_starts``.
         crops: 1 or 3 squares a frame, see ``crop_offsets``.
+        known: what ``probe`` said of a file, if the caller has asked already.
 
     Raises:
         VideoError: the video cannot be decoded; ``reason`` tells why.
@@ -58,7 +59,7 @@ def prepare(source: Source, clip: ClipParams, segments: int, crops: int) -> View
     else:
         source = Path(source) if isinstance(source, str) else source
         with _faults_of(source):
-            info = probe(source)
+            info = known or probe(source)
         num_frames, pixel_aspect = info.num_frames, info.pixel_aspect
     indices = view_indices(num_frames, clip, segments)
     needed, positions = np.unique(indices, return_inverse=True)

@@ -1,0 +1,272 @@
+"""The service under load: ``python -m benchmarks serving [--model FOLDER] [--quick]``.
+
+Throughput is side by side with the bare model, with a plain FastAPI handler and, if it is installed, with LitServe, in
+rounds that take turns, so that other work on the machine disturbs all alike. The bare model gets decoded views from
+memory; everything else decodes a file for each request, on the same cores: "one after the other" is what that leaves at
+best without any service around it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib.util
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+import torch
+
+from benchmarks.report import Row, record
+from benchmarks.serving_load import (
+    Outcome,
+    body,
+    clip_files,
+    closed_loop,
+    cpu_seconds,
+    free_port,
+    memory_mb,
+    open_loop,
+    started,
+)
+from mme.config import Params, load_params
+from mme.data.synthetic import sample_scene
+from mme.data.video import write_video
+from mme.data.views import prepare
+from mme.inference import Classifier
+from mme.models.checkpoints import FORMAT, FolderConfig, ViewsConfig, load_config, save_folder
+from mme.models.classifier import MotionClassifier
+
+NUM_CLIPS = 24
+BATCHES = (1, 2, 4, 8, 16, 32, 64)
+DEADLINE_S = 30.0
+OVERLOAD = 10
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is asked."""
+
+    rounds: int
+    requests: int
+    memory_requests: int
+    overload_s: float
+
+
+FULL, QUICK = Size(5, 300, 2000, 30.0), Size(1, 64, 128, 5.0)
+
+
+def make_clips(params: Params, folder: Path) -> None:
+    """One file a clip, of the motion primitives."""
+    for index in range(NUM_CLIPS):
+        label = params.synthesize.classes[index % len(params.synthesize.classes)]
+        frames = sample_scene(label, params.synthesize, (index,)).render()
+        write_video(folder / f"{index:02}.mp4", frames, params.synthesize.fps, params.synthesize.crf, 8)
+
+
+def make_model(params: Params, folder: Path) -> Path:
+    """The default model with random weights: as fast as one that has learnt."""
+    labels = tuple(sorted(params.synthesize.classes))
+    config = FolderConfig(
+        format=FORMAT, name="bench", model=params.model, clip=params.clip, labels=labels, provenance={}, metrics={},
+        views=ViewsConfig(segments=params.evaluate.segments, crops=params.evaluate.crops),
+    )  # fmt: skip
+    save_folder(folder, MotionClassifier(params.model, params.clip, len(labels)), config)
+    return folder
+
+
+def cpu_ms(action: Callable[[], object], repeats: int = 20) -> float:
+    """Processor time of an action in this process, which others' work on the machine hardly changes."""
+    action()
+    begun = time.process_time()
+    for _ in range(repeats):
+        action()
+    return 1000 * (time.process_time() - begun) / repeats
+
+
+def processor_times(folder: Path, clips: Path) -> Iterator[Row]:
+    """Of the two parts of an answer, on one thread."""
+    classifier, files, threads = Classifier.load(folder), clip_files(clips), torch.get_num_threads()
+    views = [classifier.prepare(clip) for clip in files]
+    torch.set_num_threads(1)
+    yield Row("decoding, processor time", cpu_ms(lambda: classifier.prepare(files[0])), "ms", of="one video")
+    for count in (1, 8, 16):
+        taken = cpu_ms(lambda count=count: classifier.predict(views[:count])) / count  # type: ignore[misc]
+        yield Row("model, processor time", taken, "ms a video", of=f"{count} in a batch, one thread")
+    torch.set_num_threads(threads)
+
+
+def bare_rates(folder: Path, clips: Path) -> dict[int, float]:
+    """Videos a second of the model alone, for each number of videos in a batch; the views lie in memory."""
+    classifier = Classifier.load(folder)
+    views = [classifier.prepare(clip) for clip in clip_files(clips)]
+    rates = {}
+    for num_videos in BATCHES:
+        batch = [views[index % len(views)] for index in range(num_videos)]
+        classifier.predict(batch)
+        begun, count = time.perf_counter(), 0
+        while (spent := time.perf_counter() - begun) < 0.5:
+            classifier.predict(batch)
+            count += num_videos
+        rates[num_videos] = count / spent
+    return rates
+
+
+def _decode(folder: Path, clips: list[bytes]) -> int:
+    config = load_config(folder)
+    for clip in clips:
+        prepare(clip, config.clip, config.views.segments, config.views.crops)
+    return len(clips)
+
+
+def decode_rate(folder: Path, clips: Path, pool: ProcessPoolExecutor) -> float:
+    """Videos a second of decoding alone, on all cores."""
+    files, begun = clip_files(clips) * 4, time.perf_counter()
+    cores = len(psutil.Process().cpu_affinity())
+    count = sum(pool.map(_decode, [folder] * cores, [files] * cores))
+    return count / (time.perf_counter() - begun)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that runs."""
+
+    name: str
+    port: int
+    process: psutil.Process
+
+
+def start_servers(stack: ExitStack, folder: Path, temp: Path) -> list[Server]:
+    """Ours first, then the others; all idle until they are asked."""
+    servers = []
+    names = ["service", "plain", *(["litserve"] if importlib.util.find_spec("litserve") else [])]
+    for name in names:
+        port = free_port()
+        ours = {"MME_MODEL": str(folder), "MME_PORT": str(port), "MME_TEMP_DIR": str(temp), "MME_POLL_S": "3600"}
+        command = ["serving"] if name == "service" else [f"benchmarks.serving_{name}", str(folder), str(port)]
+        servers.append(Server(name, port, stack.enter_context(started(command, port, ours))))
+    return servers
+
+
+def compare(servers: list[Server], folder: Path, clips: Path, size: Size) -> Iterator[Row]:
+    """Throughput and times to an answer, round by round in turn."""
+    bodies = [body(clip) for clip in clip_files(clips)]
+    for server in servers:
+        closed_loop(server.port, bodies, 8, NUM_CLIPS)  # warm
+    bare: list[float] = []
+    decode: list[float] = []
+    seen: dict[tuple[str, int], list[Outcome]] = {}
+    with ProcessPoolExecutor(len(psutil.Process().cpu_affinity())) as pool:
+        for _ in range(size.rounds):
+            bare.append(max(bare_rates(folder, clips).values()))
+            decode.append(decode_rate(folder, clips, pool))
+            for clients in (8, 32):
+                for server in servers:
+                    before = cpu_seconds(server.process)
+                    outcome = closed_loop(server.port, bodies, clients, size.requests)
+                    outcome = replace(outcome, cpu_s=cpu_seconds(server.process) - before)
+                    if set(outcome.statuses) != {200}:
+                        raise RuntimeError(f"{server.name}: {dict(outcome.statuses)}")
+                    seen.setdefault((server.name, clients), []).append(outcome)
+    yield Row("model alone", statistics.median(bare), "videos/s", of="best batch size, views in memory")
+    yield Row("decoding alone", statistics.median(decode), "videos/s", of="all cores")
+    both = [1 / (1 / model + 1 / decoding) for model, decoding in zip(bare, decode, strict=True)]
+    yield Row("one after the other", statistics.median(both), "videos/s", of="decoding and model share the cores")
+    for clients in (8, 32):
+        of = f"{clients} clients"
+        ours = [outcome.rate for outcome in seen["service", clients]]
+        yield from _per_server(seen, clients)
+        yield _ratio("service / model alone", ours, bare, of, 0.85)
+        yield _ratio("service / one after the other", ours, both, of, 0.85)
+        for name in dict.fromkeys(name for name, _ in seen if name != "service"):
+            theirs = [outcome.rate for outcome in seen[name, clients]]
+            yield _ratio(f"service / {name}", ours, theirs, of, 1.0)
+
+
+def _per_server(seen: dict[tuple[str, int], list[Outcome]], clients: int) -> Iterator[Row]:
+    for (name, number), outcomes in seen.items():
+        if number == clients:
+            of = f"{clients} clients"
+            yield Row(name, statistics.median(item.rate for item in outcomes), "videos/s", of=of)
+            cpu_ms = statistics.median(1000 * item.cpu_s / len(item.seconds) for item in outcomes)
+            yield Row(f"{name}, processor time", cpu_ms, "ms a request", of=of)
+            for share in (0.5, 0.99):
+                value = statistics.median(item.quantile_ms(share) for item in outcomes)
+                yield Row(f"{name}, p{round(100 * share)}", value, "ms", of=of)
+
+
+def _ratio(what: str, ours: list[float], theirs: list[float], of: str, at_least: float) -> Row:
+    ratios = [first / second for first, second in zip(ours, theirs, strict=True)]
+    return Row(what, statistics.median(ratios), "x", at_least=at_least, of=f"{of}, median of {len(ratios)} rounds")
+
+
+def memory_growth(server: Server, clips: Path, num_requests: int) -> Iterator[Row]:
+    """Memory after many requests against after a few."""
+    bodies = [body(clip) for clip in clip_files(clips)]
+    closed_loop(server.port, bodies, 8, num_requests // 4)
+    before = memory_mb(server.process)
+    closed_loop(server.port, bodies, 8, num_requests)
+    after = memory_mb(server.process)
+    yield Row("memory", after, "MiB", of="service and its decoders")
+    yield Row("memory growth", 100 * (after / before - 1), "%", at_most=5.0, of=f"over {num_requests} requests")
+
+
+def overload(server: Server, clips: Path, rate: float, duration_s: float) -> Iterator[Row]:
+    """Ten times what the service can do; what was admitted, what was refused, and how soon all is well again."""
+    clip = clip_files(clips)[0]
+    before = memory_mb(server.process)
+    outcome, admitted = asyncio.run(open_loop(server.port, clip, OVERLOAD * rate, duration_s))
+    begun = time.perf_counter()
+    while closed_loop(server.port, [body(clip)], 1, 1).statuses[200] != 1:
+        pass
+    recovery_s = time.perf_counter() - begun
+    others = sum(outcome.statuses.values()) - outcome.statuses[200] - outcome.statuses[503]
+    of = f"{sum(outcome.statuses.values())} requests, {sum(outcome.statuses.values()) / outcome.wall_s:.0f} a second"
+    yield Row("overload: answered", outcome.statuses[200], "requests", of=of)
+    yield Row("overload: refused with 503", outcome.statuses[503], "requests", of=of)
+    yield Row("overload: anything else", others, "requests", at_most=0, of=of)
+    p99 = sorted(admitted)[int(0.99 * (len(admitted) - 1))]
+    yield Row("overload: p99 of answered", 1000 * p99, "ms", at_most=1000 * DEADLINE_S, of=of)
+    yield Row("overload: first answer after it", recovery_s, "s", at_most=2.0)
+    growth = 100 * (memory_mb(server.process) / before - 1)
+    yield Row("overload: memory growth", growth, "%", at_most=5.0)
+
+
+def measure(folder: Path, clips: Path, temp: Path, size: Size, show: Callable[[str, list[Row]], None]) -> None:
+    """All of it."""
+    with ExitStack() as stack:
+        servers = start_servers(stack, folder, temp)
+        rows = list(compare(servers, folder, clips, size))
+        show("serving/throughput", rows)
+        show("serving/parts", list(processor_times(folder, clips)))
+        sustained = next(row.value for row in rows if row.what == "service" and row.of == "32 clients")
+        show("serving/memory", list(memory_growth(servers[0], clips, size.memory_requests)))
+        if size.overload_s:
+            show("serving/overload", list(overload(servers[0], clips, sustained, size.overload_s)))
+
+
+def main() -> None:
+    """Measure and record."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, help="a model folder; default: one with random weights")
+    parser.add_argument("--quick", action="store_true", help="few requests, to see that it works")
+    options = parser.parse_args()
+    params = load_params()
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        for part in ("clips", "uploads"):
+            (root / part).mkdir()
+        make_clips(params, root / "clips")
+        folder = options.model or make_model(params, root / "model")
+        measure(folder, root / "clips", root / "uploads", QUICK if options.quick else FULL, record)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(len(psutil.Process().cpu_affinity()))
+    main()

@@ -1,0 +1,31 @@
+"""A rival of the service: a FastAPI handler as one would write it first.
+
+``python -m benchmarks.serving_plain FOLDER PORT``; it decodes and runs the model in a thread for each request.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, UploadFile
+
+from mme.inference import Classifier
+
+
+def create_app(folder: Path) -> FastAPI:
+    """The application with one model folder."""
+    app, classifier = FastAPI(), Classifier.load(folder)
+
+    @app.post("/classify")
+    def classify(file: UploadFile) -> dict[str, Any]:
+        result = classifier.classify(file.file.read())
+        return {"predictions": [[item.label, item.probability] for item in result.predictions]}
+
+    return app
+
+
+if __name__ == "__main__":
+    uvicorn.run(create_app(Path(sys.argv[1])), port=int(sys.argv[2]), log_level="warning")
