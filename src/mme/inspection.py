@@ -145,9 +145,8 @@ class Inspection:
         chosen = self.tracks.select([start], length)
         valid = (chosen.num_valid == length).mean()
         trusted = self.tracks.trusted
-        return (
-            f"{valid:.0%} of the points valid; camera's homography trusted in {trusted.sum()} of {len(trusted)} frames"
-        )
+        camera = f"trusted in {trusted.sum()} of {len(trusted)} frames" if self.compensated else "not looked for"
+        return f"{valid:.0%} of the tracks valid; camera's motion {camera}"
 
 
 def picture(inspection: Inspection, params: Params, start: int, pretrained: Pretrained | None) -> Picture:
