@@ -50,3 +50,16 @@ def test_the_stage_fails_above_the_bad_ratio(project: Path) -> None:
         ingest.main()
     assert not Path("data").exists()
     assert Path(".work/ingest/quarantine.csv").is_file()
+
+
+def test_another_data_set_goes_beside_the_first(project: Path) -> None:
+    params = yaml.safe_load(Path("params.yaml").read_text("utf-8"))
+    params["datasets"] = {"own": params["ingest"]}
+    Path("params.yaml").write_text(yaml.safe_dump(params), "utf-8")
+    ingest.main("own")
+    assert len(Manifest.load("data/own/manifest.parquet").videos(["train", "val", "test"])) == 3
+    assert sorted(path.name for path in (project / "data").iterdir()) == ["own"]
+    assert json.loads(Path("reports/ingest-own.json").read_text("utf-8"))["videos"] == 3
+    assert not Path("reports/ingest.json").exists()
+    with pytest.raises(ValueError, match=r"datasets has no 'others', only \['own'\]"):
+        ingest.main("others")

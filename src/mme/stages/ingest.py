@@ -33,6 +33,8 @@ def main(name: str | None = None) -> None:
     from mme.tracking import start_run  # not at the top: worker processes import this module, and have no use for it
 
     params = load_params()
+    if name is not None and name not in params.datasets:
+        raise ValueError(f"params.yaml: datasets has no {name!r}, only {sorted(params.datasets)}")
     section = params.ingest if name is None else params.datasets[name]
     output, stage = (OUTPUT, "ingest") if name is None else (OUTPUT / name, f"ingest-{name}")
     console = Console(stderr=True)
