@@ -1,0 +1,142 @@
+"""A pretraining step of ours beside one of Hugging Face's VideoMAE, and how long a step waits for its batch.
+
+``python -m benchmarks hf_speed``. Ours is `mme` with everything that belongs to it: cropping, reading tracks, HOG,
+assembling, forward, backward, update. Theirs is ``VideoMAEForPreTraining`` with pixels: forward, which makes its
+targets, backward, update; its input is ready in memory. Sizes, masks, decoder and optimiser are the same. The two take
+turns on all cores; medians of wall time.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+
+from benchmarks.assembly import VIT_B, Batch, changed
+from benchmarks.report import Row, record
+from benchmarks.speed import make_videos
+from benchmarks.targets import large_frames
+from mme.config import Params, load_params
+from mme.data.datasets import PretrainDataset
+from mme.data.extraction import Extractor
+from mme.data.synthetic import sample_scene
+from mme.targets.store import TrackStore
+from mme.training.loop import training_loader
+from mme.training.pretrain import PretrainModule, target_statistics
+
+EPOCHS = 12
+
+
+def turns_s(repeats: int, *actions: Callable[[], object]) -> list[float]:
+    """Median wall times in seconds of actions that take turns; the first turn warms up."""
+    times: list[list[float]] = [[] for _ in actions]
+    for _ in range(repeats + 1):
+        for action, taken in zip(actions, times, strict=True):
+            begin = time.perf_counter()
+            action()
+            taken.append(time.perf_counter() - begin)
+    return [statistics.median(taken[1:]) for taken in times]
+
+
+def our_step(batch: Batch) -> Callable[[], None]:
+    """From decoded frames and stored tracks to the update."""
+    clip = batch.params.clip
+
+    def step() -> None:
+        batch.views = batch.crop(1)
+        batch.clips = np.stack([view[: clip.span_frames : clip.stride_frames] for view in batch.views])
+        batch.targets = batch.assemble(True)
+        batch.step()
+
+    return step
+
+
+def hf_step(params: Params) -> Callable[[], None]:
+    """From pixels to the update."""
+    model, clip, pretrain = params.model, params.clip, params.pretrain
+    config = transformers.VideoMAEConfig(
+        image_size=clip.size,
+        patch_size=model.patch_size,
+        num_frames=clip.num_frames,
+        tubelet_size=model.tubelet_frames,
+        hidden_size=model.dim,
+        num_hidden_layers=model.depth,
+        num_attention_heads=model.num_heads,
+        intermediate_size=round(model.dim * model.mlp_ratio),
+        decoder_hidden_size=pretrain.decoder_dim,
+        decoder_num_hidden_layers=pretrain.decoder_depth,
+        decoder_num_attention_heads=pretrain.decoder_heads,
+        decoder_intermediate_size=4 * pretrain.decoder_dim,
+    )
+    network = transformers.VideoMAEForPreTraining(config).train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
+    pixels = torch.randn(pretrain.batch_size, clip.num_frames, 3, clip.size, clip.size)
+    side = clip.size // model.patch_size
+    places = torch.rand(pretrain.batch_size, side**2).argsort(dim=1) < round(pretrain.mask_ratio * side**2)
+    hidden = places.repeat(1, clip.num_frames // model.tubelet_frames)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        network(pixels, bool_masked_pos=hidden).loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def compare(name: str, batch: Batch, repeats: int) -> Iterator[Row]:
+    """Ours and theirs in turn."""
+    size = batch.params.pretrain.batch_size
+    ours, theirs = turns_s(repeats, our_step(batch), hf_step(batch.params))
+    of = f"batch {size}, {batch.params.pretrain.mask_ratio:.0%} hidden"
+    yield Row(f"{name}: ours, mme", size / ours, "clips a second", of=f"{of}, shape: {batch.spec.shape}")
+    yield Row(f"{name}: transformers, pixel", size / theirs, "clips a second", of=of)
+    yield Row(f"{name}: clips a second", theirs / ours, "x transformers", at_least=1.0)
+
+
+def waiting(params: Params, folder: Path) -> Row:
+    """Share of a training step that is spent on getting its batch, frames being in memory."""
+    manifest = make_videos(params, folder)
+    extractor = Extractor(manifest, params.trajectories, folder / "work")
+    extractor.finish(folder / "trajectories", extractor.run(1, lambda _: None))
+    dataset = PretrainDataset(params, manifest, TrackStore(folder / "trajectories"), ["train"])
+    batches = training_loader(dataset, params.pretrain, 0)
+    module = PretrainModule(params, target_statistics(dataset), len(batches))
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4)
+    shares = []
+    for epoch in range(EPOCHS):
+        batches.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        stream, begin = iter(batches), time.perf_counter()
+        batch = next(stream)
+        waited = time.perf_counter() - begin
+        optimizer.zero_grad()
+        module.losses(batch)["loss"].backward()
+        optimizer.step()
+        shares.append(waited / (time.perf_counter() - begin))
+    of = f"{params.pretrain.num_loader_workers} loader processes, batch {params.pretrain.batch_size}"
+    return Row("default: waiting for a batch", statistics.median(shares[1:]), "of a step", at_most=0.10, of=of)
+
+
+def main() -> None:
+    """Measure and record."""
+    params = load_params()
+    large = changed(params, VIT_B)
+    small = sample_scene(params.synthesize.classes[0], params.synthesize, (0,)).render()
+    frames = large_frames(params, large.clip.span_frames + large.pretrain.length)
+    rows: list[Row] = []
+    for name, case, video, repeats in (("default", params, small, 15), ("ViT-B/16, 16 x 224", large, frames, 5)):
+        with tempfile.TemporaryDirectory() as folder:
+            rows += compare(name, Batch(case, video, Path(folder)), repeats)
+        record("training/transformers", rows)
+    with tempfile.TemporaryDirectory() as folder:
+        rows.append(waiting(params, Path(folder)))
+    record("training/transformers", rows)
+
+
+if __name__ == "__main__":
+    main()
