@@ -16,6 +16,7 @@ from mme.sweep_params import SweepParams
 Split = Literal["pretrain", "train", "val", "test"]
 Objective = Literal["mme", "trajectory", "hog", "pixel"]
 MaskKind = Literal["tube", "random", "motion"]
+Protocol = Literal["finetuned", "linear", "knn"]
 Precision = Literal["32", "bf16-mixed", "16-mixed"]
 Primitive = Literal[
     "left",
@@ -280,6 +281,13 @@ class EvaluateParams(Section):
     segments: Positive
     crops: Literal[1, 3]
     batch_size: Positive
+    protocols: Annotated[tuple[Protocol, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _finetuned_model_is_evaluated(self) -> Self:
+        if "finetuned" not in self.protocols or len(set(self.protocols)) < len(self.protocols):
+            raise ValueError(f"protocols: {list(self.protocols)} must name 'finetuned', and each once")
+        return self
 
 
 class RegistryParams(Section):

@@ -24,7 +24,6 @@ from mme.data.manifest import Manifest, Video
 from mme.data.views import prepare
 from mme.inference import choose_device
 from mme.models.encoder import VideoEncoder
-from mme.training.loop import model_input
 
 Features: TypeAlias = tuple[Float32[np.ndarray, "N D"], Int64[np.ndarray, " N"]]
 """One row a video, and the index of its label in ``Manifest.labels``."""
@@ -34,6 +33,8 @@ Batch: TypeAlias = tuple[UInt8[np.ndarray, "B T S S 3"], Int64[np.ndarray, " B"]
 INVERSE_PENALTIES = (0.001, 0.01, 0.1, 1.0, 10.0)
 NUM_FOLDS = 5
 MAX_ITERATIONS = 2000
+DIGITS = 6
+"""Decimal places of figures that are written."""
 
 
 def frozen_features(encoder: VideoEncoder, manifest: Manifest, split: str, params: Params) -> Features:
@@ -75,9 +76,11 @@ def encode(encoder: VideoEncoder, batches: Iterable[Batch], clip: ClipParams) ->
     """Mean-pooled tokens of views, float32 whatever the encoder computes in."""
     was_training, device = encoder.training, encoder.positions.device
     encoder.eval()
+    mean, std = (torch.tensor(values, device=device) * 255 for values in (clip.mean, clip.std))
     features, labels = [], []
     for frames, targets in batches:
-        tokens = encoder(model_input(torch.from_numpy(frames).to(device), clip))  # (B, N, D)
+        pixels = (torch.from_numpy(frames).to(device) - mean) / std  # (B, T, S, S, 3)
+        tokens = encoder(pixels.permute(0, 4, 1, 2, 3))  # (B, N, D)
         features.append(tokens.mean(dim=1).float().cpu().numpy())
         labels.append(targets)
     encoder.train(was_training)
@@ -110,6 +113,23 @@ def knn(train: Features, test: Features, k: int = 20) -> float:
     """Top-1 of a majority vote among the ``k`` nearest by cosine; all of ``train`` vote where there are fewer."""
     model = KNeighborsClassifier(min(k, len(train[1])), metric="cosine", algorithm="brute")
     return float(model.fit(*train).score(*test))
+
+
+def frozen_metrics(params: Params, manifest: Manifest, pretrained: Path) -> dict[str, float]:
+    """``probe_top1`` and ``knn_top1`` on the evaluated split, as far as ``evaluate.protocols`` asks for them.
+
+    The features are those of the pretrained encoder before finetuning; labels to fit on are those of ``train``.
+
+    Raises:
+        ValueError, VideoError: as `pretrained_encoder`, `frozen_features` and `linear_probe`.
+    """
+    wanted = [name for name in params.evaluate.protocols if name != "finetuned"]
+    if not wanted:
+        return {}
+    encoder = pretrained_encoder(pretrained, params)
+    train, test = (frozen_features(encoder, manifest, split, params) for split in ("train", params.evaluate.split))
+    rules = {"linear": ("probe_top1", linear_probe), "knn": ("knn_top1", knn)}
+    return {name: round(rule(train, test), DIGITS) for name, rule in (rules[protocol] for protocol in wanted)}
 
 
 def pretrained_encoder(path: Path, params: Params) -> VideoEncoder:

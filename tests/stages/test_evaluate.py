@@ -6,14 +6,16 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 import pytest
+import yaml
 
 from mme.data.manifest import Manifest
 from mme.data.video import write_video
 from mme.files import read_json
 from mme.inference import Classifier
+from mme.models.checkpoints import save_weights
 from mme.stages.evaluate import main
 from tests.rows import row
-from tests.tiny import LABELS, moving_frames, save_tiny_folder
+from tests.tiny import LABELS, moving_frames, save_tiny_folder, tiny_config, tiny_model
 
 ROOT = Path(__file__).parents[2]
 REPORT = Path("reports/evaluate")
@@ -67,7 +69,37 @@ def test_the_report_agrees_with_the_classifier_and_the_record() -> None:
     assert run.data.metrics["test/top5"] == 1
     assert run.data.tags["stage"] == "evaluate"
     logged = mlflow.artifacts.list_artifacts(run_id=run.info.run_id)
-    assert sorted(item.path for item in logged) == FILES
+    assert sorted(item.path for item in logged if item.path != "params.yaml") == FILES
+
+
+def test_frozen_features_are_probed_where_that_is_asked_for(project: Path) -> None:
+    """The pretrained encoder of this project is the one that the finetuned model has, untrained as both are."""
+    raw = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    config = tiny_config()
+    raw["model"], raw["clip"] = config.model.model_dump(mode="json"), config.clip.model_dump(mode="json")
+    raw["pretrain"] |= {"length": 3, "decoder_dim": 16}
+    raw["evaluate"] |= {"protocols": ["finetuned", "linear", "knn"], "split": "test"}
+    rows = [row(f"t{i}", "train", label=LABELS[i % 4]) for i in range(8)]
+    manifest = Manifest.load("data/manifest.parquet")
+    for seed, video in enumerate(rows):
+        write_video(Path("data/videos") / video.path, moving_frames(seed=seed), fps=10, crf=10, gop_frames=4)
+    before = {path: path.read_bytes() for path in (Path("params.yaml"), Path("data/manifest.parquet"))}
+    Path("models/pretrain").mkdir()
+    try:
+        main()
+        without = read_json(REPORT / "metrics.json")["test"]
+        Path("params.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
+        Manifest([*manifest.rows, *rows], project / "data").save("data/manifest.parquet")
+        save_weights(Path("models/pretrain/model.safetensors"), tiny_model(config))
+        main()
+    finally:
+        for path, content in before.items():
+            path.write_bytes(content)
+    figures = read_json(REPORT / "metrics.json")["test"]
+    assert figures.keys() - without.keys() == {"probe_top1", "knn_top1"}
+    assert without == {name: figures[name] for name in without}
+    assert 0 <= figures["probe_top1"] <= 1
+    assert last_run().data.metrics["test/probe_top1"] == figures["probe_top1"]
 
 
 def test_the_same_inputs_give_the_same_bytes() -> None:

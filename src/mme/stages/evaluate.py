@@ -12,9 +12,11 @@ from mme.evaluate import Evaluation, calibration, confusion_pairs, evaluate, met
 from mme.files import atomic_path, write_json
 from mme.inference import Classifier
 from mme.plots import calibration_figure, confusion_figure, save_figure
+from mme.probe import frozen_metrics
 from mme.tracking import start_run
 
 MODEL = Path("models/finetune")
+PRETRAINED = Path("models/pretrain/model.safetensors")
 REPORT = Path("reports/evaluate")
 
 
@@ -32,17 +34,17 @@ def main() -> None:
     with start_run("evaluate", params) as run:
         run.log_dataset(manifest_file, manifest.digest, params.evaluate.split)
         evaluation = evaluate(classifier, manifest, params.evaluate, params.run.num_workers)
-        write_report(evaluation, params.evaluate.split, REPORT)
-        run.log_metrics({f"{params.evaluate.split}/{name}": value for name, value in metrics(evaluation).items()})
+        figures = {**metrics(evaluation), **frozen_metrics(params, manifest, PRETRAINED)}
+        write_report(evaluation, figures, params.evaluate.split, REPORT)
+        run.log_metrics({f"{params.evaluate.split}/{name}": value for name, value in figures.items()})
         run.log_artifact(REPORT)
         if evaluation.unreadable:
             listed = "; ".join(f"{video.id}: {video.reason}" for video in evaluation.unreadable)
             raise ValueError(f"{len(evaluation.unreadable)} videos of {params.evaluate.split} are unreadable: {listed}")
 
 
-def write_report(evaluation: Evaluation, split: str, folder: Path) -> None:
+def write_report(evaluation: Evaluation, figures: dict[str, float | int], split: str, folder: Path) -> None:
     """Write ``metrics.json`` (figures under the split's name), the tables and the pictures."""
-    figures = metrics(evaluation)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(
         folder / "metrics.json",
