@@ -88,6 +88,7 @@ class Command:
         environment: in addition to ours.
         user: whom it runs as, if we are root.
         folder: where it runs, ours by default.
+        end: the signal that asks it to end.
     """
 
     words: Sequence[str]
@@ -95,6 +96,7 @@ class Command:
     environment: Mapping[str, str]
     user: str | None = None
     folder: Path | None = None
+    end: signal.Signals = signal.SIGTERM
 
 
 @contextmanager
@@ -120,12 +122,12 @@ def started(command: Command, address: str, ready: Callable[[], bool]) -> Iterat
             time.sleep(0.1)
         yield Server(address, process, command.log)
     finally:
-        stop(process)
+        stop(process, command.end)
 
 
-def stop(process: subprocess.Popen[bytes]) -> None:
+def stop(process: subprocess.Popen[bytes], end: signal.Signals = signal.SIGTERM) -> None:
     """End a server's whole process group: asked first, killed if it does not listen."""
-    for sent in (signal.SIGINT, signal.SIGKILL):
+    for sent in (end, signal.SIGKILL):
         try:
             os.killpg(process.pid, sent)
             process.wait(STOP_S)
@@ -166,7 +168,8 @@ def _postgres_in(folder: Path, account: str | None, login: tuple[str, str]) -> I
         check=True, capture_output=True, user=account, cwd=folder,
     )  # fmt: skip
     words = [str(POSTGRES / "postgres"), "-D", str(data), "-h", "127.0.0.1", "-p", str(port), "-k", str(folder)]
-    command = Command([*words, "-c", "fsync=off"], folder / "log", {}, account, folder)
+    # On SIGTERM it would wait for its clients to leave.
+    command = Command([*words, "-c", "fsync=off"], folder / "log", {}, account, folder, signal.SIGINT)
     address = f"postgresql://{login[0]}:{login[1]}@127.0.0.1:{port}"
     with started(command, address, lambda: _is_accepting(port)) as server:
         yield server

@@ -80,7 +80,12 @@ def commands_in(block: str) -> Iterator[Words]:
 
 def check_click(command: Any, words: Words) -> None:
     """Parse words as a click command would, subcommand by subcommand, without running anything."""
-    context = command.make_context(words[0], words[1:])
+    try:
+        context = command.make_context(words[0], words[1:])
+    except Exception as error:
+        if "does not exist" in str(error):  # the files of an example are not there
+            return
+        raise
     rest = [*context._protected_args, *context.args] if hasattr(context, "_protected_args") else context.args
     if hasattr(command, "get_command") and rest:
         child = command.get_command(context, rest[0])

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +18,6 @@ from typing import Any
 
 import boto3
 import httpx
-import optuna
 import pytest
 
 from tests import compose, media, servers
@@ -166,10 +167,11 @@ def test_alerts_are_sound_and_none_is_wrong(stack: Stack) -> None:
     assert {name for name, rule in found.items() if rule["state"] == "firing"} <= {"MmeModelLoadsFail"}
 
 
-def test_sweeps_are_shown(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PGPASSWORD", stack.environment("optuna-dashboard")["PGPASSWORD"])
+def test_sweeps_are_shown(stack: Stack) -> None:
     (storage,) = [word for word in stack.words("optuna-dashboard") if word.startswith("postgresql:")]
-    optuna.create_study(storage=storage, study_name="of the stack")
+    code = "import optuna, sys; optuna.create_study(storage=sys.argv[1], study_name='of the stack')"
+    environment = {**os.environ, **stack.environment("optuna-dashboard")}
+    subprocess.run([sys.executable, "-c", code, storage], env=environment, check=True)
     answer = httpx.get(f"http://{stack.address('optuna-dashboard:8080')}/api/studies", timeout=30)
     assert [study["study_name"] for study in answer.json()["study_summaries"]] == ["of the stack"]
 
