@@ -58,6 +58,7 @@ def write_card(facts: Facts) -> str:
         "## Data\n\n" + _data(facts.manifest, params),
         "## Results\n\n" + _results(facts),
         "## Limits\n\n" + "\n".join(f"- {limit}" for limit in _limits(facts)),
+        "## Parameters\n\n" + _parameters(params),
         "## Provenance\n\n" + _table(("what", "value"), config.provenance.items()),
     ]
     return "\n\n".join(sections) + "\n"
@@ -143,6 +144,13 @@ def _results(facts: Facts) -> str:
         for row in facts.per_class
     ]
     return f"On the split `{split}`. {chance}\n\n{table}\n\n{_table(('label', 'videos', 'top-1'), classes)}"
+
+
+def _parameters(params: Params) -> str:
+    """What decided the result, as it stood in ``params.yaml``."""
+    decisive = {"run": {"seed"}, "trajectories": True, "clip": True, "model": True, "pretrain": True, "finetune": True}
+    values = params.model_dump(mode="json", include=decisive)
+    return f"```yaml\n{yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=120)}```"
 
 
 def _limits(facts: Facts) -> Iterable[str]:

@@ -116,7 +116,7 @@ def publish(candidate: Candidate, config: FolderConfig, folder: Path) -> tuple[V
     if known is not None:
         tag_version(known, tags)
         return get_version(name, known.number), False
-    description = f"{len(config.labels)} labels, {metric} {value:.4g} on {len(videos)} videos."
+    description = f"{len(config.labels)} labels, {metric} {value:.4g} on {len(videos)} videos. Card: {CARD_FILE}."
     return register(name, Package(folder, manifest.path_of(videos[0]), description, tags)), True
 
 

@@ -234,6 +234,7 @@ def test_the_card_is_valid_and_honest() -> None:
         "synthetic",
         "Wrong more often than right on: down.",
         "confidence interval",
+        "mask_ratio: 0.6",
         "| run_id | " + "f" * 32,
     ):
         assert expected in text, expected
