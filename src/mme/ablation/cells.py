@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout
@@ -129,6 +130,7 @@ def run_cell(site: Site, cell: Cell) -> Result:
         if not done.exists():
             with (folder / "log.txt").open("a") as log, redirect_stdout(log), redirect_stderr(log):
                 write_json(done, train_cell(site, cell, folder, manifest, tracks))
+            gc.collect()  # trainer and module hold each other, and with them the frames of the data set
             for name in ("pretrain", "finetune"):
                 (folder / name / "last.ckpt").unlink(missing_ok=True)
     result: Result = read_json(done)

@@ -40,7 +40,7 @@ objectives do here, and says nothing of the accuracy that any of them reaches on
 
 {results}
 
-Test split, mean and standard deviation over {num_seeds} seeds; chance is {chance:.1%}. *Frozen probe*: logistic
+Test split, mean and standard deviation over the seeds ({num_seeds}); chance is {chance:.1%}. *Frozen probe*: logistic
 regression on the mean-pooled tokens of the frozen encoder, with all labelled training videos. *k-NN*: 20 neighbours
 by cosine on the same features. *Finetuned*: the whole network, on {labels} labelled videos a class, drawn by the
 seed, the epoch chosen on the validation split. All on the centre view. `scratch` has no pretraining: its frozen
