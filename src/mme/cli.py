@@ -15,12 +15,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mme.commands import data, models, preset, sweep
 from mme.commands.ablate import ablate
 from mme.commands.convert import convert
+from mme.commands.doctor import doctor
 from mme.commands.inspect import inspect
 from mme.commands.reproduce import reproduce
-from mme.commands import data, models, sweep
-from mme.commands.doctor import doctor
 from mme.config import load_params
 from mme.files import read_json
 
@@ -34,12 +34,13 @@ NOT_RUN = "not run yet"
 Answer = dict[str, Any]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.add_typer(data.app, name="data")
+app.add_typer(models.app, name="models")
+app.add_typer(preset.app, name="preset")
+app.add_typer(sweep.app, name="sweep")
 app.command()(doctor)
 app.command()(inspect)
 app.command()(reproduce)
-app.add_typer(data.app, name="data")
-app.add_typer(models.app, name="models")
-app.add_typer(sweep.app, name="sweep")
 
 
 @app.callback()

@@ -359,8 +359,9 @@ class Params(Section):
                 raise ValueError(f"{name}.data: {section.data!r} is none of {', '.join(folders)}; add it to datasets")
         needed = frames_needed(self.clip, self.model, self.pretrain.length)
         ingests = {"ingest": self.ingest, **{f"datasets.{name}": data for name, data in self.datasets.items()}}
+        pretrained_on = "ingest" if self.pretrain.data == "data" else self.pretrain.data.replace("data/", "datasets.")
         for name, data in ingests.items():
-            if data.min_frames < needed:
+            if name == pretrained_on and data.min_frames < needed:  # shorter ones can be classified all the same
                 raise ValueError(
                     f"{name}.min_frames: {data.min_frames} is too few: clip and trajectories span {needed} frames"
                 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -137,6 +137,7 @@ def test_compiled_blocks_give_the_same_losses_under_the_same_names() -> None:
     torch.compiler.reset()
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_compiling_is_asked_for_by_parameter() -> None:
     for compiled in (False, True):
         module = PretrainModule(params_with(compile=compiled, ema_decay=0.9), STATISTICS, 1)
@@ -177,7 +178,8 @@ def test_the_rate_is_proportional_to_the_batch_where_asked_for() -> None:
     assert params_with().pretrain.scaled_lr == params_with().pretrain.lr
     params = params_with(lr=0.001, batch_size=64, lr_batch_size=256)
     assert params.pretrain.scaled_lr == pytest.approx(0.00025)
-    groups = PretrainModule(params, STATISTICS, 1).configure_optimizers()["optimizer"].param_groups  # type: ignore[index,call-overload]
+    configured = cast(dict[str, Any], PretrainModule(params, STATISTICS, 1).configure_optimizers())
+    groups = configured["optimizer"].param_groups
     assert {group["initial_lr"] for group in groups} == {params.pretrain.scaled_lr}
 
 

@@ -75,6 +75,7 @@ PRETRAIN_OPTIONS: dict[str, dict[str, Any]] = {
         "accumulate": 2,
         "gradient_checkpointing": True,
         "mask": "motion",
+        "num_loader_workers": 1,
     },
 }
 

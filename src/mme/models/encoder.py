@@ -51,7 +51,7 @@ def init_weights(module: nn.Module) -> None:
 
 def build_blocks(depth: int, dim: int, num_heads: int, mlp_ratio: float = 4.0, drop_path: float = 0.0) -> nn.ModuleList:
     """Timm's pre-norm transformer blocks; drop path rises linearly to ``drop_path`` at the last one."""
-    rates = torch.linspace(0, drop_path, depth).tolist()
+    rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
     return nn.ModuleList(
         Block(dim, num_heads, mlp_ratio, qkv_bias=True, drop_path=rate, norm_layer=nn.LayerNorm) for rate in rates
     )

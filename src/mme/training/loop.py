@@ -13,9 +13,9 @@ import numpy as np
 import pytorch_lightning as lightning
 import torch
 from jaxtyping import Float, UInt8
+from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from pytorch_lightning.strategies import DDPStrategy
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -170,7 +170,7 @@ def build_trainer(
 
 def is_main_process() -> bool:
     """Whether this is the one process of a training that records it and writes its results."""
-    return rank_zero_only.rank == 0
+    return int(getattr(rank_zero_only, "rank", 0)) == 0
 
 
 def share_of(trainer: lightning.Trainer) -> Share:
@@ -188,6 +188,11 @@ def fit(
     """Train, from ``last.ckpt`` in ``work`` on if an interrupted run left one."""
     last = work / "last.ckpt"
     resume = last if last.exists() else None
+    if resume is not None:
+        # Lightning starts the loader's workers, which begin to load at once, before it tells the sampler the epoch.
+        state = torch.load(resume, map_location="cpu", mmap=True, weights_only=False)
+        assert isinstance(training.sampler, EpochSampler)
+        training.sampler.set_epoch(state["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
     with warnings.catch_warnings():
         for message in _IGNORED_WARNINGS:
             warnings.filterwarnings("ignore", message)

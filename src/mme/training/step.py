@@ -137,9 +137,11 @@ class SteppedModule(lightning.LightningModule):
         )
 
     def record(self, split: str, terms: Mapping[str, Tensor], batch_size: int) -> None:
-        """Let an epoch's mean be recorded under ``split/name``."""
+        """Let an epoch's mean be recorded under ``split/name``, each batch weighing its size."""
         metrics = {f"{split}/{name}": value.detach() for name, value in terms.items()}
-        self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=batch_size, sync_dist=True)
+        # Lightning averages the processes' sizes as whole numbers and drops the rest; times their number none is left.
+        weight = batch_size * self.trainer.world_size
+        self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=weight, sync_dist=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, warm-up and cosine by the step."""
