@@ -341,8 +341,8 @@ class Params(Section):
         if missing:
             raise ValueError(f"pretrain.splits: {sorted(missing)} are not in trajectories.splits")
         for name in (*self.sweep.fixed, *self.sweep.space):
-            section, _, key = name.partition(".")
-            if section not in ("clip", "model", "pretrain") or key not in type(getattr(self, section)).model_fields:
+            part, _, key = name.partition(".")
+            if part not in ("clip", "model", "pretrain") or key not in type(getattr(self, part)).model_fields:
                 raise ValueError(
                     f"sweep: {name!r} is no parameter of clip, model or pretrain, which a trial depends on"
                 )

@@ -77,7 +77,9 @@ def write_report(
     Returns:
         Means over the seeds by ``OBJECTIVE/MEASURE``.
     """
-    summary = {objective: summarise(_of(finished, objective)) for objective in budget.objectives}
+    summary: dict[str, dict[str, dict[str, float]]] = {
+        objective: summarise(_of(finished, objective)) for objective in budget.objectives
+    }
     about = {
         "budget": budget.model_dump(mode="json"),
         "commit": git_commit(),
@@ -205,12 +207,12 @@ def curve_figure(finished: Sequence[Result], budget: Budget) -> Figure:
     for index, objective in enumerate(budget.objectives):
         results = _of(finished, objective)
         for place, name in enumerate(MEASURES):
-            shares = [100 * result["test"][name] for result in results]
+            seeds = [100 * result["test"][name] for result in results]
             x = place + (index - len(budget.objectives) / 2 + 0.5) * 0.16
             right.bar(
-                x, statistics.mean(shares), 0.14, color=COLOURS[objective], label=objective if place == 0 else None
+                x, statistics.mean(seeds), 0.14, color=COLOURS[objective], label=objective if place == 0 else None
             )
-            right.plot([x] * len(shares), shares, ".", color="black", markersize=4)
+            right.plot([x] * len(seeds), seeds, ".", color="black", markersize=4)
     right.set_xticks(range(len(MEASURES)), list(MEASURES.values()))
     right.set(ylabel="test top-1, %", ylim=(0, 100), title="in the end; a dot is a seed")
     right.legend(loc="upper left")
