@@ -19,6 +19,7 @@ from mme.commands import data, models, preset, sweep
 from mme.commands.ablate import ablate
 from mme.commands.convert import convert
 from mme.commands.doctor import doctor
+from mme.commands.export import export
 from mme.commands.inspect import inspect
 from mme.commands.reproduce import reproduce
 from mme.config import load_params
@@ -229,6 +230,7 @@ def params(
 
 app.command()(ablate)
 app.command()(convert)
+app.command()(export)
 
 
 if __name__ == "__main__":
