@@ -30,7 +30,7 @@ from mme.targets.store import TrackStore
 from mme.training.loop import training_loader
 from mme.training.pretrain import PretrainModule, target_statistics
 
-EPOCHS = 12
+STEPS = 12
 
 
 def turns_s(repeats: int, *actions: Callable[[], object]) -> list[float]:
@@ -99,27 +99,29 @@ def compare(name: str, batch: Batch, repeats: int) -> Iterator[Row]:
     yield Row(f"{name}: clips a second", theirs / ours, "x transformers", at_least=1.0)
 
 
-def waiting(params: Params, folder: Path) -> Row:
-    """Share of a training step that is spent on getting its batch, frames being in memory."""
+def waiting(params: Params, folder: Path) -> Iterator[Row]:
+    """Share of a training step that it waits for its batch, frames being in memory; without and with a loader process."""
     manifest = make_videos(params, folder)
     extractor = Extractor(manifest, params.trajectories, folder / "work")
     extractor.finish(folder / "trajectories", extractor.run(1, lambda _: None))
     dataset = PretrainDataset(params, manifest, TrackStore(folder / "trajectories"), ["train"])
-    batches = training_loader(dataset, params.pretrain, 0)
-    module = PretrainModule(params, target_statistics(dataset), len(batches))
+    module = PretrainModule(params, target_statistics(dataset), 1)  # it also fills the cache of frames
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4)
-    shares = []
-    for epoch in range(EPOCHS):
-        batches.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
-        stream, begin = iter(batches), time.perf_counter()
-        batch = next(stream)
-        waited = time.perf_counter() - begin
-        optimizer.zero_grad()
-        module.losses(batch)["loss"].backward()
-        optimizer.step()
-        shares.append(waited / (time.perf_counter() - begin))
-    of = f"{params.pretrain.num_loader_workers} loader processes, batch {params.pretrain.batch_size}"
-    return Row("default: waiting for a batch", statistics.median(shares[1:]), "of a step", at_most=0.10, of=of)
+    for num_workers in (0, 1):
+        optimised = params.pretrain.model_copy(update={"num_loader_workers": num_workers})
+        shares, begin = [], time.perf_counter()
+        for batch in training_loader(dataset, optimised, 0, repeats=STEPS * optimised.batch_size // len(dataset)):
+            waited = time.perf_counter() - begin
+            optimizer.zero_grad()
+            module.losses(batch)["loss"].backward()
+            optimizer.step()
+            shares.append(waited / (time.perf_counter() - begin))
+            begin = time.perf_counter()
+        is_default = num_workers == params.pretrain.num_loader_workers
+        name = f"waiting for a batch, num_loader_workers: {num_workers}" + (" (default)" if is_default else "")
+        of = f"batch {optimised.batch_size}"
+        share = statistics.median(shares[1:])
+        yield Row(name, share, "of a step", at_most=0.10 if is_default else None, of=of)
 
 
 def main() -> None:
@@ -134,7 +136,7 @@ def main() -> None:
             rows += compare(name, Batch(case, video, Path(folder)), repeats)
         record("training/transformers", rows)
     with tempfile.TemporaryDirectory() as folder:
-        rows.append(waiting(params, Path(folder)))
+        rows += waiting(params, Path(folder))
     record("training/transformers", rows)
 
 
