@@ -35,7 +35,7 @@ LONG, SHORT = 1500, 150
 """Frames of the 1080p videos: a minute, and a tenth of it."""
 
 _WORKER = """
-import resource, sys, tempfile
+import re, sys, tempfile
 from pathlib import Path
 from mme.config import TrajectoriesParams
 from mme.data.extraction import extract_part
@@ -43,9 +43,10 @@ from mme.data.extraction import extract_part
 path, num_frames, params = Path(sys.argv[1]), int(sys.argv[2]), TrajectoriesParams.model_validate_json(sys.argv[3])
 with tempfile.TemporaryDirectory() as folder:
     assert extract_part(path, num_frames, Path(folder, "part"), params) is None
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 """
-"""A process that has loaded what a worker has, and tells the peak of its memory in KiB."""
+"""A process that has loaded what a worker has, and tells the peak of its memory in KiB. The peak that ``getrusage`` has
+would be the starting process's where that is larger."""
 
 KINETICS_VIDEOS, KINETICS_FRAMES = 240_000, 300
 """Ten seconds at 30 frames a second each."""
