@@ -100,7 +100,7 @@ def compare(name: str, batch: Batch, repeats: int) -> Iterator[Row]:
 
 
 def waiting(params: Params, folder: Path) -> Iterator[Row]:
-    """Share of a training step that it waits for its batch, frames being in memory; without and with a loader process."""
+    """Share of a step that it waits for its batch, frames being in memory; without and with a loader process."""
     manifest = make_videos(params, folder)
     extractor = Extractor(manifest, params.trajectories, folder / "work")
     extractor.finish(folder / "trajectories", extractor.run(1, lambda _: None))
