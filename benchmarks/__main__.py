@@ -8,7 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-BENCHMARKS = ("speed", "targets", "assembly", "ingest", "extraction", "hf_speed")
+BENCHMARKS = ("speed", "targets", "assembly", "extraction", "ingest", "hf_speed", "serving")
 """Scripts that need nothing but the installed package. What takes the pipeline's results is run by hand."""
 
 
