@@ -59,8 +59,8 @@ class Batch:
         self.store, self.frames, self.params = TrackStore(folder), frames, params
         self.spec = TargetSpec.from_params(params.clip, params.model, params.pretrain)
         rng, pretrain = np.random.default_rng(0), params.pretrain
-        size = range(pretrain.batch_size)
-        self.crops = [draw_crop(rng, *frames.shape[1:3], pretrain.min_scale, pretrain.horizontal_flip) for _ in size]
+        size, (height, width) = range(pretrain.batch_size), frames.shape[1:3]
+        self.crops = [draw_crop(rng, height, width, pretrain.min_scale, pretrain.horizontal_flip) for _ in size]
         side = params.clip.size // params.model.patch_size
         grid = (self.spec.num_tubelets, side, side)
         self.hidden = [draw_mask(rng, grid, pretrain.mask_ratio, pretrain.mask) for _ in size]

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -120,7 +121,7 @@ class Inspection:
         info = probe(path)
         frames: list[NDArray[np.uint8]] = []
         for frame in itertools.islice(iter_frames(path), first, first + num_frames):
-            height, width = fitted_size(*frame.shape[:2], params.ingest.short_side, info.pixel_aspect)
+            height, width = fitted_size(frame.shape[0], frame.shape[1], params.ingest.short_side, info.pixel_aspect)
             frames.append(resize(frame[None], height // 2 * 2, width // 2 * 2)[0])
         if len(frames) < 2:
             raise ValueError(f"{path}: fewer than 2 frames from frame {first} on")
@@ -183,7 +184,7 @@ def _hidden_tubelets(
     crop = Crop((height - side) // 2, (width - side) // 2, side, side, False)
     view = apply_crop(inspection.frames[start : start + clip.span_frames], crop, clip.size)
     grid = (spec.num_tubelets, clip.size // model.patch_size, clip.size // model.patch_size)
-    kind = "tube" if pretrain.mask != "random" else "random"
+    kind: Literal["tube", "random"] = "tube" if pretrain.mask != "random" else "random"
     hidden = draw_mask(np.random.default_rng(0), grid, pretrain.mask_ratio, kind)
     target = assemble(inspection.tracks.select(spec.starts(start), spec.length), crop, None, spec, hidden)
     unit = 1.0 if spec.position_norm == "none" else spec.position_scale_px

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import threading
@@ -80,14 +81,14 @@ def _ray_pool(num_workers: int) -> Iterator[Pool]:
     except ModuleNotFoundError as error:
         raise ValueError("trajectories.engine: ray is not installed: pip install 'mme[ray]'") from error
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level="WARNING")
+        ray.init(logging_level=logging.WARNING)
     else:
         ray.init(
             address="local",
             num_cpus=num_workers,
             include_dashboard=False,
             object_store_memory=_OBJECT_STORE_BYTES,
-            logging_level="WARNING",
+            logging_level=logging.WARNING,
         )
 
     def submit(function: Callable[..., Any], *args: Any) -> Future[Any]:
@@ -95,6 +96,6 @@ def _ray_pool(num_workers: int) -> Iterator[Pool]:
         return future
 
     try:
-        yield Pool(submit, int(ray.cluster_resources()["CPU"]))
+        yield Pool(submit, int(ray.cluster_resources()["CPU"]))  # type: ignore[no-untyped-call]
     finally:
         ray.shutdown()  # ends what it runs for us, and a Ray of our own altogether
