@@ -26,7 +26,7 @@ from mme.plots import calibration_figure, confusion_figure, save_figure
 from tests.rows import row
 from tests.tiny import LABELS, moving_frames, save_tiny_folder
 
-PARAMS = EvaluateParams(split="test", segments=2, crops=1, batch_size=3)
+PARAMS = EvaluateParams(split="test", segments=2, crops=1, batch_size=3, protocols=("finetuned",))
 
 
 QUARANTINED: dict[str, Any] = {"path": "", "label": None, "num_frames": 0, "status": "quarantined"}
@@ -83,7 +83,7 @@ def test_every_video_of_the_split_gets_the_classifiers_logits(classifier: Classi
 
 
 def test_views_follow_the_parameters(classifier: Classifier, manifest: Manifest) -> None:
-    params = EvaluateParams(split="val", segments=3, crops=3, batch_size=4)
+    params = EvaluateParams(split="val", segments=3, crops=3, batch_size=4, protocols=("finetuned",))
     result = evaluate(classifier, manifest, params, num_workers=1, progress=False)
     path = manifest.path_of(manifest["other"])
     assert result.ids == ("other",)
