@@ -63,6 +63,8 @@ def contour_figure(points: Sequence[Point], x: str, y: str) -> Figure:
         if point.pruned:
             axes.plot(*place, "x", color="gray")
         axes.annotate(str(point.number), place, xytext=(5, 5), textcoords="offset points", fontsize="small")
+    axes.use_sticky_edges = False  # dots at the space's ends are to be seen whole
+    axes.margins(0.08)
     axes.set(xlabel=x, ylabel=y)
     figure.colorbar(dots, ax=axes, label="top-1 of the probe, validation")
     return figure
