@@ -13,7 +13,7 @@ from sklearn.ensemble import ExtraTreesClassifier, HistGradientBoostingClassifie
 from mme.config import load_params
 from mme.data.synthetic import CLASSES, Scene, sample_scene
 from mme.targets.flow import DenseFlow
-from mme.targets.hog import orientation_maps
+from mme.targets.hog import luma, orientation_maps
 
 PARAMS = load_params(Path(__file__).parents[2] / "params.yaml").synthesize
 CHANCE = 1 / len(CLASSES)
@@ -100,7 +100,7 @@ def test_the_exact_state_of_one_frame_does_not_tell_the_class() -> None:
 def frame_features(scene: Scene, rng: np.random.Generator) -> NDArray[np.float64]:
     """One frame drawn at random: coarse pixels and histograms of gradients."""
     frame = scene.frame(int(rng.integers(len(scene.angles))))
-    cells = orientation_maps(frame[None])[0].reshape(8, 8, 8, 8, 9).sum(axis=(1, 3)) if scene.size == 64 else 0
+    cells = orientation_maps(luma(frame[None]))[0].reshape(8, 8, 8, 8, 9).sum(axis=(1, 3)) if scene.size == 64 else 0
     return np.concatenate([cv2.resize(frame, (16, 16), interpolation=cv2.INTER_AREA).ravel() / 255, np.ravel(cells)])
 
 
