@@ -77,6 +77,10 @@ def test_tracks_summary_picture_and_record() -> None:
     assert run.data.tags["stage"] == "trajectories"
     assert run.data.metrics["trajectories/valid_share"] == pytest.approx(summary["valid_share"])
     client = mlflow.MlflowClient()
-    assert {file.path for file in client.list_artifacts(run.info.run_id)} == {"params.yaml", "preview.png", "summary.json"}
+    assert {file.path for file in client.list_artifacts(run.info.run_id)} == {
+        "params.yaml",
+        "preview.png",
+        "summary.json",
+    }
     assert not list(Path(".work/trajectories").iterdir())
     shutil.rmtree("data/trajectories")
