@@ -131,7 +131,9 @@ def one_step(params: Params) -> Params:
         update={
             "run": params.run.model_copy(update={"device": "cpu"}),
             "pretrain": params.pretrain.model_copy(update={**step, "batch_size": 1, "splits": ("train",)}),
-            "finetune": params.finetune.model_copy(update={**step, "batch_size": 2}),
+            "finetune": params.finetune.model_copy(
+                update={**step, "batch_size": 2, "horizontal_flip": False, "flip_pairs": ()}  # there are two labels
+            ),
         }
     )
 

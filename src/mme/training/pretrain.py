@@ -115,8 +115,8 @@ class PretrainModule(SteppedModule):
         return {"loss": total, **losses}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Losses on held-out clips."""
-        self.record("val", self._losses(self.measured, batch), len(batch["clip"]))
+        """Losses on held-out clips; batches weigh their points, so that it does not matter how the clips are cut."""
+        self.record("val", self._losses(self.measured, batch), max(1, int(self.num_points(batch))))
 
     def record(self, split: str, terms: Mapping[str, Tensor], batch_size: int) -> None:
         """Record the losses, and how much of the displacements' variance is explained."""
