@@ -148,8 +148,8 @@ def _results(facts: Facts) -> str:
 
 def _parameters(params: Params) -> str:
     """What decided the result, as it stood in ``params.yaml``."""
-    decisive = {"run": {"seed"}, "trajectories": True, "clip": True, "model": True, "pretrain": True, "finetune": True}
-    values = params.model_dump(mode="json", include=decisive)
+    sections = params.model_dump(mode="json", include={"trajectories", "clip", "model", "pretrain", "finetune"})
+    values = {"run": {"seed": params.run.seed}, **sections}
     return f"```yaml\n{yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=120)}```"
 
 
