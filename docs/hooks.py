@@ -140,7 +140,7 @@ def describe(schema: Schema, root: Schema) -> str:
         return " or ".join(dict.fromkeys(describe(option, root) for option in options))
     if "enum" in schema or "const" in schema:
         return ", ".join(f"`{value}`" for value in schema.get("enum", [schema.get("const")]))
-    kind = schema.get("type", "any")
+    kind = str(schema.get("type", "any"))
     if kind == "array":
         inner = schema.get("items") or next(iter(schema.get("prefixItems", [])), None)
         what = f" of {describe(inner, root)}" if isinstance(inner, dict) and inner else ""
@@ -164,8 +164,9 @@ def commands_page() -> str:
     from mme.cli import app
 
     command = typer.main.get_command(app)
-    with typer.Context(command, info_name="mme") as context:
-        text = get_docs_for_click(obj=command, ctx=context, name="mme", title="Commands")
+    with command.make_context("mme", [], resilient_parsing=True) as context:
+        # Typer's own class and the one that it documents are one at run time.
+        text = get_docs_for_click(obj=command, ctx=context, name="mme", title="Commands")  # type: ignore[arg-type]
     return re.sub(r"^\*\*(Usage|Arguments|Options|Commands)\*\*:", r"**\1**", text, flags=re.MULTILINE)
 
 
