@@ -42,7 +42,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 def mme(project: Project, *words: str) -> str:
-    return project.run([sys.executable, "-m", "mme.cli", *words])
+    return project.run([sys.executable, "-m", "mme.cli", *words], COLUMNS="250")
 
 
 def store(project: Project) -> str:

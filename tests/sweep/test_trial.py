@@ -15,7 +15,7 @@ from mme.data.manifest import Manifest
 from mme.sweep import run as running
 from mme.sweep import trial as trials
 from mme.sweep.report import report
-from mme.sweep.study import INTERRUPTED, RUN_ID, open_storage, plan
+from mme.sweep.study import INTERRUPTED, RUN_ID, SURPLUS, open_storage, plan
 from mme.sweep.trial import METRIC, Objective, Setting
 from mme.targets.store import TrackStore
 from mme.tracking import start_run
@@ -110,6 +110,11 @@ def test_what_becomes_of_trials_is_recorded_and_reported(monkeypatch: pytest.Mon
     steps = [entry.step for entry in MlflowClient().get_metric_history(runs[0].info.run_id, METRIC)]
     assert steps == [0, 1]
     assert list(done[1].intermediate_values) == [1]
+    study.optimize(objective, n_trials=1, catch=(Exception,))  # the queue is empty: another host was faster
+    assert SURPLUS in study.get_trials()[4].user_attrs
+    assert RUN_ID not in study.get_trials()[4].user_attrs
+    plan(study, PARAMS.sweep)
+    assert len(study.get_trials()) == 5
     text = report(PARAMS).read_text(encoding="utf-8")
     assert "1 trials finished, 1 were stopped early, 2 failed" in text
     assert "Best: trial 0" in text

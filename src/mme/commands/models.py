@@ -39,7 +39,9 @@ def list_models(name: Name = None, url: Urls = [SERVICE]) -> None:  # noqa: B006
     with as_one_line():
         versions = list_versions(_named(name))
     serving = {address: _served_digest(address) for address in url}
-    table = Table("version", "alias", "figure", "data", "digest", "created", "served by", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for title in ("version", "alias", "figure", "data", "digest", "created", "served by"):
+        table.add_column(title, overflow="fold")  # a narrow screen cuts nothing off
     for version in versions:
         tags = version.tags
         places = [address for address, digest in serving.items() if digest is not None and digest == tags.get("digest")]

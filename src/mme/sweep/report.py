@@ -17,7 +17,7 @@ from mme.files import atomic_path
 from mme.plots import save_figure
 from mme.sweep.pictures import Point, contour_figure, history_figure, importances_figure
 from mme.sweep.run import load, manifest_file, repeats_name, values_text
-from mme.sweep.study import RUN_ID, open_storage
+from mme.sweep.study import RUN_ID, SURPLUS, open_storage
 from mme.sweep.trial import METRIC, REPEAT_OF, SEED
 from mme.tracking import attach
 
@@ -137,7 +137,7 @@ def _markdown(
 ) -> str:
     finished = sorted((point for point in points if not point.pruned), key=lambda point: -point.probe)
     best = finished[0]
-    states = [trial.state for trial in study.get_trials(deepcopy=False)]
+    states = [trial.state for trial in study.get_trials(deepcopy=False) if SURPLUS not in trial.user_attrs]
     rows = [f"| {point.number} | {point.probe:.1%} | {values_text(point.values)} |" for point in finished[:NUM_BEST]]
     pruned, failed = states.count(TrialState.PRUNED), states.count(TrialState.FAIL)
     counts = f"{len(finished)} trials finished, {pruned} were stopped early, {failed} failed or were interrupted."

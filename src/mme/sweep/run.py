@@ -25,6 +25,7 @@ from mme.data.manifest import MANIFEST_FILE, Manifest
 from mme.sweep.space import DIGITS, Values, check_space
 from mme.sweep.study import (
     RUN_ID,
+    SURPLUS,
     is_waiting,
     join,
     open_storage,
@@ -197,7 +198,8 @@ def _work_off(crew: Crew, study: optuna.Study, show: Show) -> None:
 
 
 def _ended(study: optuna.Study) -> list[FrozenTrial]:
-    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
+    ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
+    return [trial for trial in ended if SURPLUS not in trial.user_attrs]
 
 
 def _start(crew: Crew, index: int) -> SpawnProcess:

@@ -36,8 +36,9 @@ MAX_RETRIES = 3
 PARENT_WAIT_S = 60.0
 """How long who joins a new study waits for the one that made it to fill it."""
 
-RUN_ID, WORKER, INTERRUPTED = "run_id", "worker", "interrupted"
-"""Attributes of trials, the first also of studies: MLflow's run, the process at work, whether it was stopped."""
+RUN_ID, WORKER, INTERRUPTED, SURPLUS = "run_id", "worker", "interrupted", "surplus"
+"""Attributes of trials, the first also of studies: MLflow's run, the process at work, whether it was stopped, whether
+it is one that nobody asked for."""
 
 
 def study_name(params: Params, data: object) -> str:
@@ -144,7 +145,8 @@ def sampler_and_pruner(params: Params) -> dict[str, Any]:
 def plan(study: optuna.Study, params: SweepParams) -> None:
     """Queue as many trials as are missing; workers on any host take them from the queue, each once."""
     trials = study.get_trials(deepcopy=False)
-    for number in range(len(trials) - len(_tried_again(trials)), params.trials):
+    asked_for = [trial for trial in trials if SURPLUS not in trial.user_attrs]
+    for number in range(len(asked_for) - len(_tried_again(trials)), params.trials):
         study.enqueue_trial(dict(params.first[number]) if number < len(params.first) else {})
 
 
@@ -171,6 +173,14 @@ def retry_unfinished(study: optuna.Study, *, shared: bool) -> list[int]:
             _try_again(study, trial)
             numbers.append(trial.number)
     return numbers
+
+
+def is_queued(trial: FrozenTrial) -> bool:
+    """Whether a trial came from the queue.
+
+    Two hosts that see the last one at the same moment ask for it both, and Optuna makes the slower one a new trial.
+    """
+    return bool({"fixed_params", "retry_history"} & trial.system_attrs.keys() or trial.user_attrs)
 
 
 def is_waiting(study: optuna.Study) -> bool:

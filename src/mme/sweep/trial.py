@@ -20,7 +20,7 @@ from mme.files import digest
 from mme.models.encoder import VideoEncoder
 from mme.probe import centre_views, encode, knn, linear_probe
 from mme.sweep.space import suggest, with_values
-from mme.sweep.study import INTERRUPTED, RUN_ID, WORKER, this_process
+from mme.sweep.study import INTERRUPTED, RUN_ID, SURPLUS, WORKER, is_queued, this_process
 from mme.targets.store import TrackStore
 from mme.tracking import PARENT_TAG, Run, start_run
 from mme.training.harness import run_pretraining
@@ -113,7 +113,11 @@ class Objective:
         Raises:
             TrialPruned: it did worse than the others had at the same epoch.
             KeyboardInterrupt: it was told to stop; it will be tried again.
+            LookupError: nobody asked for the trial.
         """
+        if not is_queued(trial.study.get_trials(deepcopy=False)[trial.number]):
+            trial.set_user_attr(SURPLUS, value=True)
+            raise LookupError("the queue is empty")
         trial.set_user_attr(WORKER, this_process())
         self.begun()
         params = self._params(trial)
