@@ -21,7 +21,7 @@ from packaging.utils import canonicalize_name
 
 from mme.files import read_json
 from mme.inference import Classifier
-from mme.sweep.apply import apply
+from mme.params_file import write_values
 from tests import servers
 from tests.serving.service import server, wait_until
 from tests.test_pipeline import ROOT, STAGES, Project
@@ -217,7 +217,7 @@ def test_an_applied_value_reruns_what_it_affects_and_a_rollback_reaches_the_serv
             return str(httpx.get(f"{address}/model").json()["version"])
 
         assert served() == "1"
-        assert apply(project.folder / "params.yaml", {"pretrain.mask_ratio": 0.5}, write=True)
+        assert write_values(project.folder / "params.yaml", {"pretrain.mask_ratio": 0.5}, write=True)
         assert project.repro("register") == ["pretrain", "finetune", "evaluate", "register"]
         receipt = project.report("register.json")
         assert receipt["version"] == 2

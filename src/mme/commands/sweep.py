@@ -71,12 +71,12 @@ def apply(
     dry_run: Annotated[bool, typer.Option(help="Show the difference, write nothing.")] = False,
 ) -> None:
     """Write a trial's values into params.yaml and show the difference; comments stay."""
-    from mme.sweep.apply import apply as apply_values
+    from mme.params_file import write_values
     from mme.sweep.run import best_values
 
     with as_one_line():
         params = load_params(PARAMS)
-        difference = apply_values(PARAMS, best_values(params, trial), write=not dry_run)
+        difference = write_values(PARAMS, best_values(params, trial), write=not dry_run)
         typer.echo(difference or f"{PARAMS} has these values already", nl=not difference)
         if difference and not dry_run:
             _say("now `dvc repro register` trains with them")

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
-from mme.config import Params
-from mme.files import atomic_path
+from mme.params_file import write_values
 
 BASED_ON = "based_on"
 """Key of a preset that names another one, whose values hold where it has none of its own."""
 
 WHOLE = "datasets"
 """The section whose keys are names: it is replaced as a whole."""
-
-Values = Mapping[str, Any]
-"""Values by their dotted names, such as ``pretrain.lr``; that of `WHOLE` is the section itself."""
 
 
 def names() -> list[str]:
@@ -62,53 +55,9 @@ def _flat(sections: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def apply(name: str, path: Path, *, write: bool) -> str:
-    """Write a preset's values into ``params.yaml``; comments and all other values stay.
-
-    Args:
-        name: of the preset.
-        path: the file.
-        write: False = only tell what would change.
-
-    Returns:
-        The difference as a unified diff, empty if nothing changes.
+    """Write a preset's values into ``params.yaml``; see `mme.params_file.write_values`.
 
     Raises:
         ValueError: there is no such preset, a key is not in the file, or the result would not be valid.
     """
-    before = path.read_text(encoding="utf-8")
-    after = replaced(before, values(name), path)
-    try:
-        Params.model_validate(yaml.safe_load(after))
-    except ValidationError as error:
-        found = "; ".join(f"{'.'.join(map(str, e['loc']))} {e['msg']}" for e in error.errors())
-        raise ValueError(f"{path}: with the preset {name} it would not be valid: {found}") from error
-    if write and after != before:
-        with atomic_path(path) as temporary:
-            temporary.write_text(after, encoding="utf-8")
-    lines = before.splitlines(keepends=True), after.splitlines(keepends=True)
-    return "".join(difflib.unified_diff(*lines, fromfile=str(path), tofile=str(path)))
-
-
-def replaced(text: str, changes: Values, path: Path) -> str:
-    """YAML with the values of some keys replaced; a value that is equal keeps its form.
-
-    Raises:
-        ValueError: a key is not in the file.
-    """
-    present: Any = yaml.safe_load(text)
-    root = yaml.compose(text)
-    spans = []
-    for name, value in changes.items():
-        node, now = root, present
-        for key in name.split("."):
-            children = node.value if isinstance(node, yaml.MappingNode) else []
-            matches = [child for label, child in children if label.value == key]
-            if not matches:
-                raise ValueError(f"{path}: has no {name}")
-            node, now = matches[0], now[key]
-        assert node is not None
-        if now != value:
-            spans.append((node.start_mark.index, node.end_mark.index, json.dumps(value)))
-    for begin, end, new in sorted(spans, reverse=True):
-        text = text[:begin] + new + text[end:]
-    return text
+    return write_values(path, values(name), write=write)
