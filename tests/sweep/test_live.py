@@ -18,6 +18,7 @@ import pytest
 import yaml
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
+from optuna.storages import RDBStorage
 
 from mme.config import Params, load_params
 from mme.sweep.study import RUN_ID, open_storage
@@ -30,6 +31,7 @@ NUM_TRIALS = 5
 STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED"}
 PATIENCE_S = 600.0
 STARTED: list[subprocess.Popen[str]] = []
+OPENED: list[RDBStorage] = []
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -86,6 +88,10 @@ def _leave_nothing() -> Iterator[None]:
         process = STARTED.pop()
         process.kill()
         process.communicate()
+    while OPENED:
+        storage = OPENED.pop()
+        storage.remove_session()
+        storage.engine.dispose()  # or its connections would be closed by the garbage collector, with a warning
 
 
 def finish(process: subprocess.Popen[str], folder: Path) -> str:
@@ -108,6 +114,8 @@ def study(folder: Path) -> optuna.Study:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         storage = open_storage(load_params(folder / "params.yaml").sweep)
+        if isinstance(storage, RDBStorage):
+            OPENED.append(storage)
         (name,) = [name for name in optuna.get_all_study_names(storage) if not name.endswith("-repeats")]
         return optuna.load_study(study_name=name, storage=storage)
 
