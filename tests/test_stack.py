@@ -129,10 +129,10 @@ def test_service_finds_the_champion_and_answers(stack: Stack, project: Project, 
     assert without_key.status_code == 401
 
 
-def post(stack: Stack, video: Path) -> httpx.Response:
+def post(stack: Stack, video: Path, path: str = "/classify") -> httpx.Response:
     with video.open("rb") as file:
         return httpx.post(
-            f"http://{stack.address('api:8000')}/classify", files={"file": file}, headers=HEADERS, timeout=60
+            f"http://{stack.address('api:8000')}{path}", files={"file": file}, headers=HEADERS, timeout=60
         )
 
 
@@ -149,6 +149,7 @@ def test_dashboard_has_figures_to_show(stack: Stack, project: Project) -> None:
     def all_answered() -> bool:
         for video in videos:
             assert post(stack, video).status_code == 200
+        assert post(stack, videos[0], "/trajectories").status_code == 200
         return all(has_figures(stack, expression) for expression in queries)
 
     until(all_answered, "every panel has a figure")

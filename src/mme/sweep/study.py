@@ -33,6 +33,9 @@ from mme.sweep_params import SweepParams
 MAX_RETRIES = 3
 """How often a trial is tried again that was interrupted, or whose process died."""
 
+NUM_CONNECTIONS = 5
+"""Attempts to open a database, a second apart."""
+
 PARENT_WAIT_S = 60.0
 """How long who joins a new study waits for the one that made it to fill it."""
 
@@ -66,19 +69,28 @@ def open_storage(params: SweepParams) -> BaseStorage:
         path = Path(params.storage).resolve()
         path.parent.mkdir(parents=True, exist_ok=True)
         return JournalStorage(JournalFileBackend(str(path)))
-    try:
-        with _knowingly():
-            return RDBStorage(
-                params.storage,
-                engine_kwargs={"pool_pre_ping": True},
-                heartbeat_interval=params.heartbeat_s,
-                grace_period=2 * params.heartbeat_s,
-                heartbeat_stale_trial_callback=_try_again,
-            )
-    except Exception as error:
-        if not type(error).__module__.startswith("sqlalchemy"):
-            raise
-        raise ValueError(f"sweep.storage: {params.storage}: {error}") from error
+    for attempt in range(NUM_CONNECTIONS):
+        try:
+            return _database(params)
+        except Exception as error:
+            if not type(error).__module__.startswith("sqlalchemy"):
+                raise
+            # Hosts that open an empty database at the same moment all make its tables, and all but one fail.
+            if type(error).__name__ != "IntegrityError" or attempt == NUM_CONNECTIONS - 1:
+                raise ValueError(f"sweep.storage: {params.storage}: {error}") from error
+            time.sleep(1)
+    raise AssertionError("returned or raised above")
+
+
+def _database(params: SweepParams) -> RDBStorage:
+    with _knowingly():
+        return RDBStorage(
+            params.storage,
+            engine_kwargs={"pool_pre_ping": True},
+            heartbeat_interval=params.heartbeat_s,
+            grace_period=2 * params.heartbeat_s,
+            heartbeat_stale_trial_callback=_try_again,
+        )
 
 
 class TrialSampler(BaseSampler):
