@@ -167,7 +167,7 @@ def test_continuous_integration_uses_the_menu() -> None:
     subprocess.run(["bash", "-n", str(script)], check=True)
     text = script.read_text(encoding="utf-8")
     assert "set -euo pipefail" in text
-    assert set(re.findall(r"^make ([a-z-]+)", text, re.MULTILINE)) == {"test", "check", "docs", "stack-test"}
+    assert set(re.findall(r"^make ([a-z-]+)", text, re.MULTILINE)) == {"test", "check", "docs"}
 
 
 def test_pre_commit_runs_what_is_installed() -> None:
