@@ -87,7 +87,10 @@ def test_what_becomes_of_trials_is_recorded_and_reported(monkeypatch: pytest.Mon
         raise ValueError("broken data")
 
     def stop(*_: Any) -> None:
-        raise KeyboardInterrupt
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise OSError("database is locked")  # what recording the interruption may end in
 
     for broken in (fail, stop):
         monkeypatch.setattr(trials, "run_pretraining", broken)

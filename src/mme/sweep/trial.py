@@ -22,7 +22,7 @@ from mme.probe import centre_views, encode, knn, linear_probe
 from mme.sweep.space import suggest, with_values
 from mme.sweep.study import INTERRUPTED, RUN_ID, SURPLUS, WORKER, is_queued, this_process
 from mme.targets.store import TrackStore
-from mme.tracking import PARENT_TAG, Run, start_run
+from mme.tracking import PARENT_TAG, Run, is_interrupt, start_run
 from mme.training.harness import run_pretraining
 from mme.training.pretrain import PretrainModule
 
@@ -132,12 +132,14 @@ class Objective:
             ) as run:
                 trial.set_user_attr(RUN_ID, run.id)
                 result = self._train(trial, params, work, run)
-        except (KeyboardInterrupt, SystemExit) as error:  # the latter is what Lightning makes of the former
-            trial.set_user_attr(INTERRUPTED, value=True)
-            raise KeyboardInterrupt("the trial was interrupted") from error
         except optuna.TrialPruned:
             shutil.rmtree(work)
             raise
+        except BaseException as error:
+            if not is_interrupt(error):
+                raise
+            trial.set_user_attr(INTERRUPTED, value=True)
+            raise KeyboardInterrupt("the trial was interrupted") from error
         shutil.rmtree(work)
         return result
 

@@ -38,7 +38,7 @@ from mme.tracking.registry import (
     tag_version,
     untag_version,
 )
-from mme.tracking.runs import PARAMS_FILE, PARENT_TAG, Run, attach, flatten, git_commit, start_run
+from mme.tracking.runs import PARAMS_FILE, PARENT_TAG, Run, attach, flatten, git_commit, is_interrupt, start_run
 from mme.tracking.store import store_kind
 
 __all__ = [
@@ -54,6 +54,7 @@ __all__ = [
     "flatten",
     "get_version",
     "git_commit",
+    "is_interrupt",
     "list_versions",
     "model_tags",
     "read_run",

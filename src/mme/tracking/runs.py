@@ -152,7 +152,7 @@ def start_run(
                 mlflow.log_text(yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False), PARAMS_FILE)
             yield run
     except BaseException as error:
-        killed = isinstance(error, killed_by) or _is_interrupt(error)
+        killed = isinstance(error, killed_by) or is_interrupt(error)
         if not killed:
             run.set_tags({"error": f"{type(error).__name__}: {error}"[:MAX_PARAM_LENGTH]})
         mlflow.end_run(RunStatus.to_string(RunStatus.KILLED if killed else RunStatus.FAILED))
@@ -213,8 +213,11 @@ def _former_run(run_id: str | None) -> mlflow.entities.Run | None:
     return run
 
 
-def _is_interrupt(error: BaseException | None) -> bool:
-    """Whether Ctrl-C or SIGTERM is behind an exception: Lightning turns it into a ``SystemExit``."""
+def is_interrupt(error: BaseException | None) -> bool:
+    """Whether Ctrl-C or SIGTERM is behind an exception.
+
+    Lightning turns it into a ``SystemExit``; recording that a run was interrupted may fail with something else.
+    """
     while error is not None:
         if isinstance(error, KeyboardInterrupt):
             return True
