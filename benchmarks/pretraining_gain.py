@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from mme.files import atomic_path, read_json, write_json
+from mme.files import read_json, write_json, write_text
 
 ROOT = Path.cwd()
 REPORT = ROOT / "reports" / "pretraining_gain"
@@ -71,8 +71,7 @@ def main() -> None:
             rows.append(run_seed(seed, folder, raw))
             print(table(rows), flush=True)
     write_json(REPORT.with_suffix(".json"), rows)
-    with atomic_path(REPORT.with_suffix(".md")) as temporary:
-        temporary.write_text(table(rows), encoding="utf-8")
+    write_text(REPORT.with_suffix(".md"), table(rows))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mme.data.views import Views
+from mme.section import faults
 from serving.api import PER_CALL, admitted, check_caller, engine_of, upload_limits
 from serving.engine import Engine, while_connected
 from serving.models import LoadedModel
@@ -202,7 +203,7 @@ def _parse(body: bytes, loaded: LoadedModel, max_views: int) -> tuple[InferenceR
         wanted = InferenceRequest.model_validate(json.loads(body))
     except (ValueError, RecursionError) as error:
         if isinstance(error, ValidationError):
-            raise _refusal("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())) from error
+            raise _refusal(faults(error)) from error
         raise Problem("malformed-body", "not JSON", error="not JSON") from error
     (tensor,) = wanted.inputs
     clip = loaded.classifier.config.clip

@@ -21,7 +21,7 @@ from packaging.utils import canonicalize_name
 
 from mme.files import read_json
 from mme.inference import Classifier
-from mme.params_file import write_values
+from mme.values import write_values
 from tests import servers
 from tests.serving.service import server, wait_until
 from tests.test_pipeline import ROOT, STAGES, Project

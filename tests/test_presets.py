@@ -20,7 +20,8 @@ from mme.models.checkpoints import save_weights
 from mme.models.classifier import MotionClassifier
 from mme.models.motion_model import MotionModel
 from mme.targets.store import TrackStore
-from mme.training.harness import run_finetuning, run_pretraining
+from mme.training.finetune import run_finetuning
+from mme.training.pretrain import run_pretraining
 from tests.rows import row
 
 ROOT = Path(__file__).parents[1]

@@ -10,7 +10,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from mme.ablation_params import AblationParams
-from mme.section import NonNegative, Positive, PositiveFloat, Range, Ratio, Section
+from mme.section import NonNegative, Positive, PositiveFloat, Range, Ratio, Section, faults
 from mme.sweep_params import SweepParams
 
 Split = Literal["pretrain", "train", "val", "test"]
@@ -395,5 +395,4 @@ def load_params(path: Path | str = "params.yaml") -> Params:
     try:
         return Params.model_validate(raw)
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc'])) or '(whole file)'}: {e['msg']}" for e in error.errors()]
-        raise ValueError(f"{path}: " + "; ".join(lines)) from error
+        raise ValueError(f"{path}: {faults(error, '(whole file)')}") from error

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from mme.files import atomic_path
+from mme.files import write_text
 from mme.tracking import PARAMS_FILE, Recorded, read_run, recorded_text
 
 TIMED = ("seconds", "duration")
@@ -105,8 +105,7 @@ def repeat(recipe: Recipe, say: Callable[[str], None]) -> list[Comparison]:
     """
     with tempfile.TemporaryDirectory(prefix="mme-reproduce-") as scratch:
         folder = Path(scratch) / "clone"
-        with atomic_path(f"{folder}.params.yaml") as temporary:
-            temporary.write_text(recipe.params, encoding="utf-8")
+        write_text(f"{folder}.params.yaml", recipe.params)
         for number, command in enumerate(recipe.commands(folder)):
             say(shlex.join(command))
             _run(command, folder if number else Path(scratch), folder)

@@ -7,7 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from mme.config import Params
-from mme.sweep.space import check_space, suggest, with_values
+from mme.sweep.space import check_space, suggest
+from mme.values import with_values
 from tests.small_data import DEFAULTS, small_params
 
 

@@ -15,7 +15,8 @@ from pytorch_lightning.callbacks import Callback
 
 from mme.data.manifest import Manifest
 from mme.targets.store import TrackStore
-from mme.training.harness import run_finetuning, run_pretraining
+from mme.training.finetune import run_finetuning
+from mme.training.pretrain import run_pretraining
 from mme.training.step import SteppedModule
 from tests.small_data import make_small_data, small_params
 

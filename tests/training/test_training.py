@@ -16,10 +16,9 @@ from mme.data.manifest import Manifest
 from mme.models.checkpoints import save_weights
 from mme.models.classifier import MotionClassifier
 from mme.targets.store import TrackStore
-from mme.training.finetune import FinetuneModule, load_encoder
-from mme.training.harness import run_finetuning, run_pretraining
+from mme.training.finetune import FinetuneModule, load_encoder, run_finetuning
 from mme.training.pictures import draw_predictions
-from mme.training.pretrain import PretrainModule, target_statistics
+from mme.training.pretrain import PretrainModule, run_pretraining, target_statistics
 from tests.small_data import make_small_data, small_params
 
 

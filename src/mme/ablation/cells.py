@@ -25,10 +25,9 @@ from mme.models.encoder import VideoEncoder
 from mme.probe import Batch, centre_views, encode, knn, linear_probe
 from mme.targets.store import TrackStore
 from mme.tracking import Run, start_run
-from mme.training.finetune import FinetuneModule
-from mme.training.harness import run_finetuning, run_pretraining
+from mme.training.finetune import FinetuneModule, run_finetuning
 from mme.training.loop import model_input, nested
-from mme.training.pretrain import PretrainModule
+from mme.training.pretrain import PretrainModule, run_pretraining
 
 DIGITS = 6
 Views = dict[str, list[Batch]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 from mme.ablation_params import Budget, Contestant
 from mme.config import Params
 from mme.data.manifest import Manifest
+from mme.values import with_values
 
 Result = dict[str, Any]
 """What a finished cell leaves: its ``cell``, figures by split, ``curve`` and seconds."""
@@ -79,17 +80,18 @@ def cell_params(params: Params, budget: Budget, cell: Cell) -> Params:
     Raises:
         ValueError: they contradict each other, as where the warm-up is longer than the budget.
     """
-    finetune: dict[str, Any] = {"epochs": budget.finetune_epochs}
-    pretrain: dict[str, Any] = {}
+    values: dict[str, Any] = {"run.seed": cell.seed, "finetune.epochs": budget.finetune_epochs}
     if cell.objective == "scratch":
-        finetune |= {"init": "scratch", "lr": cell.lr}
+        values |= {"finetune.init": "scratch", "finetune.lr": cell.lr}
     else:
-        finetune |= {"init": "pretrained"}
-        epochs = budget.search_epochs if cell.search else budget.epochs
-        pretrain = {"objective": cell.objective, "lr": cell.lr, "mask_ratio": cell.mask_ratio, "epochs": epochs}
-    changes: Mapping[str, dict[str, Any]] = {"run": {"seed": cell.seed}, "pretrain": pretrain, "finetune": finetune}
-    raw = params.model_dump()
-    return Params.model_validate(raw | {name: raw[name] | values for name, values in changes.items()})
+        values |= {
+            "finetune.init": "pretrained",
+            "pretrain.objective": cell.objective,
+            "pretrain.lr": cell.lr,
+            "pretrain.mask_ratio": cell.mask_ratio,
+            "pretrain.epochs": budget.search_epochs if cell.search else budget.epochs,
+        }
+    return with_values(params, values)
 
 
 def few_labels(manifest: Manifest, labels_per_class: int | None, seed: int) -> Manifest:

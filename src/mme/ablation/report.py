@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from mme.ablation.plan import Result, score
 from mme.ablation_params import Budget
 from mme.data.manifest import Manifest
-from mme.files import atomic_path, write_json
+from mme.files import write_json, write_text
 from mme.plots import save_figure
 from mme.tracking import git_commit
 
@@ -92,8 +92,7 @@ def write_report(
     }
     write_json(path.with_suffix(".json"), {**about, "summary": summary, "search": searched, "final": finished})
     save_figure(curve_figure(finished, budget), path.with_suffix(".png"))
-    with atomic_path(path.with_suffix(".md")) as temporary:
-        temporary.write_text(markdown(summary, searched, about, path.with_suffix(".png").name), encoding="utf-8")
+    write_text(path.with_suffix(".md"), markdown(summary, searched, about, path.with_suffix(".png").name))
     return {f"{objective}/{name}": figure["mean"] for objective, row in summary.items() for name, figure in row.items()}
 
 

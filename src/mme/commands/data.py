@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mme.config import IngestParams, Params, load_params
+from mme.section import faults
 
 MAX_SHOWN = 20
 
@@ -94,7 +95,7 @@ def _with(params: Params, values: dict[str, Any]) -> IngestParams:
     try:
         return IngestParams.model_validate({**params.ingest.model_dump(), **values})
     except ValidationError as error:
-        raise ValueError("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())) from error
+        raise ValueError(faults(error)) from error
 
 
 def _faults(report: dict[str, Any], ingest: IngestParams) -> list[str]:

@@ -71,8 +71,8 @@ def apply(
     dry_run: Annotated[bool, typer.Option(help="Show the difference, write nothing.")] = False,
 ) -> None:
     """Write a trial's values into params.yaml and show the difference; comments stay."""
-    from mme.params_file import write_values
     from mme.sweep.run import best_values
+    from mme.values import write_values
 
     with as_one_line():
         params = load_params(PARAMS)

@@ -27,7 +27,7 @@ from mme.data.manifest import MANIFEST_FILE, VIDEOS_FOLDER, Manifest, Video, wri
 from mme.data.normalise import Job, NormalForm, Outcome, normalise
 from mme.data.sources import list_source
 from mme.data.splits import assign_splits
-from mme.files import atomic_path, digest
+from mme.files import atomic_path, digest, write_text
 
 FORMAT = 2
 """Counts up when the same source and parameters would give other videos."""
@@ -219,8 +219,7 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
     text = path.read_text(encoding="utf-8")
     if text and not text.endswith("\n"):
         text = text[: text.rfind("\n") + 1]
-        with atomic_path(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(path, text)
     for line in text.splitlines():
         yield json.loads(line)
 

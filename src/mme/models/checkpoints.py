@@ -14,7 +14,7 @@ from torch import nn
 from mme.config import ClipParams, ModelParams
 from mme.files import atomic_path, digest, read_json, sha256_file, write_json
 from mme.models.classifier import MotionClassifier
-from mme.section import Section
+from mme.section import Section, faults
 
 FORMAT = 1
 """Version of the folder's layout; a reader refuses any other."""
@@ -105,8 +105,7 @@ def load_config(folder: Path | str) -> FolderConfig:
     try:
         return FolderConfig.model_validate(raw)
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc'])) or '(whole file)'}: {e['msg']}" for e in error.errors()]
-        raise ValueError(f"{path}: " + "; ".join(lines)) from error
+        raise ValueError(f"{path}: {faults(error, '(whole file)')}") from error
 
 
 def content_digest(folder: Path | str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from mme.params_file import write_values
+from mme.values import write_values
 
 BASED_ON = "based_on"
 """Key of a preset that names another one, whose values hold where it has none of its own."""
@@ -55,7 +55,7 @@ def _flat(sections: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def apply(name: str, path: Path, *, write: bool) -> str:
-    """Write a preset's values into ``params.yaml``; see `mme.params_file.write_values`.
+    """Write a preset's values into ``params.yaml``; see `mme.values.write_values`.
 
     Raises:
         ValueError: there is no such preset, a key is not in the file, or the result would not be valid.

@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mme.config import Params
 from mme.data.manifest import Manifest
-from mme.files import atomic_path
+from mme.files import atomic_path, write_text
 from mme.plots import save_figure
 from mme.sweep.pictures import Point, contour_figure, history_figure, importances_figure
 from mme.sweep.run import load, manifest_file, repeats_name, values_text
@@ -61,8 +61,7 @@ def report(params: Params, output: Path = OUTPUT) -> Path:
         pictures.append("contour.png")
     _write_trials(study, output / "trials.csv")
     text = _markdown(study, points, repeats, chance, pictures)
-    with atomic_path(output / "report.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(output / "report.md", text)
     attach(study.user_attrs[RUN_ID], params).log_artifact(output, "report")
     return output / "report.md"
 

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mme.config import Params
 from mme.data.manifest import MANIFEST_FILE, Manifest
-from mme.sweep.space import DIGITS, Values, check_space
+from mme.sweep.space import DIGITS, check_space
 from mme.sweep.study import (
     RUN_ID,
     SURPLUS,
@@ -37,6 +37,7 @@ from mme.sweep.study import (
 from mme.sweep.trial import METRIC, REPEAT_OF, SEED, VALUES, WORK, Objective, Setting
 from mme.targets.store import TrackStore
 from mme.tracking import start_run
+from mme.values import Values
 
 TRACKS = Path("data/trajectories")
 
@@ -277,7 +278,7 @@ def line(trial: FrozenTrial) -> str:
     return f"trial {trial.number:>3}  {outcome:<8}  {probe:>6}  {seconds:>7}  {values}"
 
 
-def values_text(values: Values | Mapping[str, object]) -> str:
+def values_text(values: Values) -> str:
     """Values for people, by the last part of their names."""
     shown = {name.rpartition(".")[2]: value for name, value in values.items()}
     return ", ".join(f"{name} {f'{value:.4g}' if isinstance(value, float) else value}" for name, value in shown.items())

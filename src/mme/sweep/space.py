@@ -3,36 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import cast
 
 import optuna
-from pydantic import ValidationError
 
 from mme.config import Params
 from mme.sweep_params import Choices, LogRange, Scalar, Steps
-
-Values = Mapping[str, Scalar]
-"""Values of parameters by their dotted names."""
+from mme.values import with_values
 
 DIGITS = 10
 """Of a value between two steps: 0.3 + 4 x 0.1 is meant as 0.7."""
-
-
-def with_values(params: Params, values: Values) -> Params:
-    """``params`` with some of them replaced, and checked again.
-
-    Raises:
-        ValueError: a value is out of range or does not fit the others.
-    """
-    raw: dict[str, Any] = params.model_dump()
-    for name, value in values.items():
-        section, _, key = name.partition(".")
-        raw[section][key] = value
-    try:
-        return Params.model_validate(raw)
-    except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))} {fault['msg']}".strip() for fault in error.errors())
-        raise ValueError(f"{dict(values)}: {faults}") from error
 
 
 def suggest(trial: optuna.Trial, space: Mapping[str, Steps | LogRange | Choices]) -> dict[str, Scalar]:

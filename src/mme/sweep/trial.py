@@ -19,12 +19,12 @@ from mme.data.transforms import SEED_ORDER
 from mme.files import digest
 from mme.models.encoder import VideoEncoder
 from mme.probe import centre_views, encode, knn, linear_probe
-from mme.sweep.space import suggest, with_values
+from mme.sweep.space import suggest
 from mme.sweep.study import INTERRUPTED, RUN_ID, SURPLUS, WORKER, is_queued, this_process
 from mme.targets.store import TrackStore
 from mme.tracking import PARENT_TAG, Run, is_interrupt, start_run
-from mme.training.harness import run_pretraining
-from mme.training.pretrain import PretrainModule
+from mme.training.pretrain import PretrainModule, run_pretraining
+from mme.values import with_values
 
 METRIC = "val/probe_top1"
 """What trials are ranked by. Losses are no measure: they depend on what is hidden and on the length of the tracks."""

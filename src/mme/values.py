@@ -1,4 +1,7 @@
-"""Writing values into ``params.yaml``: only the values' own characters change, comments and layout stay."""
+"""Values of parameters by their dotted names, put into `Params` or into the text of ``params.yaml``.
+
+In the text only the values' own characters change; comments and layout stay.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,27 @@ import yaml
 from pydantic import ValidationError
 
 from mme.config import Params
-from mme.files import atomic_path
+from mme.files import write_text
+from mme.section import faults
 
 Values = Mapping[str, Any]
 """Values by their dotted names, such as ``pretrain.lr``."""
+
+
+def with_values(params: Params, values: Values) -> Params:
+    """``params`` with some of them replaced, and checked again.
+
+    Raises:
+        ValueError: a value is out of range or does not fit the others.
+    """
+    raw: dict[str, Any] = params.model_dump()
+    for name, value in values.items():
+        section, _, key = name.partition(".")
+        raw[section][key] = value
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        raise ValueError(f"{dict(values)}: {faults(error)}") from error
 
 
 def write_values(path: Path, values: Values, *, write: bool) -> str:
@@ -36,11 +56,9 @@ def write_values(path: Path, values: Values, *, write: bool) -> str:
     try:
         Params.model_validate(yaml.safe_load(after))
     except ValidationError as error:
-        found = "; ".join(f"{'.'.join(map(str, e['loc']))} {e['msg']}".strip() for e in error.errors())
-        raise ValueError(f"{path}: with these values it would not be valid: {found}") from error
+        raise ValueError(f"{path}: with these values it would not be valid: {faults(error)}") from error
     if write and after != before:
-        with atomic_path(path) as temporary:
-            temporary.write_text(after, encoding="utf-8")
+        write_text(path, after)
     lines = before.splitlines(keepends=True), after.splitlines(keepends=True)
     return "".join(difflib.unified_diff(*lines, fromfile=str(path), tofile=str(path)))
 

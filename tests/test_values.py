@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from mme.config import load_params
-from mme.params_file import write_values
+from mme.values import write_values
 
 ROOT = Path(__file__).parents[1]
 
