@@ -31,6 +31,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "warmup_epochs": 1,
         "batch_size": 4,
         "objective": "mme",
+        "num_loader_workers": 0,
     },
     "finetune": {"epochs": 3, "warmup_epochs": 1, "batch_size": 4, "horizontal_flip": False, "flip_pairs": ()},
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -33,5 +34,9 @@ def apply_crop(frames: NDArray[np.uint8], crop: Crop, size: int) -> NDArray[np.u
     """Cut ``crop`` out of frames [T, H, W, 3], resize it to ``size`` x ``size``, then flip."""
     top, left = round(crop.top), round(crop.left)
     cut = frames[:, top : top + round(crop.height), left : left + round(crop.width)]
-    resized = resize(cut, size, size)
-    return np.ascontiguousarray(resized[:, :, ::-1]) if crop.flip else np.ascontiguousarray(resized)
+    resized = np.ascontiguousarray(resize(cut, size, size))
+    if not crop.flip:
+        return resized
+    # One tall picture of all frames: NumPy takes ten times as long to copy pixels of three bytes backwards.
+    flipped = cv2.flip(resized.reshape(-1, size, 3), 1)
+    return np.asarray(flipped, dtype=np.uint8).reshape(resized.shape)
