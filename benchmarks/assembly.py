@@ -66,7 +66,7 @@ class Batch:
         self.hidden = [draw_mask(rng, grid, pretrain.mask_ratio, pretrain.mask) for _ in size]
         self.views = self.crop(1)
         self.model = MotionModel(params.model, params.clip, params.pretrain)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
         clip = params.clip
         self.clips = np.stack([view[: clip.span_frames : clip.stride_frames] for view in self.views])
         self.targets = self.assemble(True)

@@ -2,8 +2,8 @@
 
 ``python -m benchmarks hf_speed``. Ours is `mme` with everything that belongs to it: cropping, reading tracks, HOG,
 assembling, forward, backward, update. Theirs is ``VideoMAEForPreTraining`` with pixels: forward, which makes its
-targets, backward, update; its input is ready in memory. Sizes, masks, decoder and optimiser are the same. The two take
-turns on all cores; medians of wall time.
+targets, backward, update; its input is ready in memory. Sizes, masks, decoder and optimiser (fused AdamW, as both
+libraries train) are the same. The two take turns on all cores; medians of wall time.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def hf_step(params: Params) -> Callable[[], None]:
         decoder_intermediate_size=4 * pretrain.decoder_dim,
     )
     network = transformers.VideoMAEForPreTraining(config).train()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
     pixels = torch.randn(pretrain.batch_size, clip.num_frames, 3, clip.size, clip.size)
     side = clip.size // model.patch_size
     places = torch.rand(pretrain.batch_size, side**2).argsort(dim=1) < round(pretrain.mask_ratio * side**2)
@@ -106,7 +106,7 @@ def waiting(params: Params, folder: Path) -> Iterator[Row]:
     extractor.finish(folder / "trajectories", extractor.run(1, lambda _: None))
     dataset = PretrainDataset(params, manifest, TrackStore(folder / "trajectories"), ["train"])
     module = PretrainModule(params, target_statistics(dataset), 1)  # it also fills the cache of frames
-    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, fused=True)
     for num_workers in (0, 1):
         optimised = params.pretrain.model_copy(update={"num_loader_workers": num_workers})
         shares, begin = [], time.perf_counter()

@@ -123,18 +123,15 @@ def _check(tracks: TrackSlice, frames: NDArray[np.uint8] | None, spec: TargetSpe
 
 def _shape_changes(tracks: TokenTracks, frames: Sequence[NDArray[np.uint8]], spec: TargetSpec) -> NDArray[np.float32]:
     """HOG ``[N, C, L or 1, 9]`` at the raw positions of tokens, ``frames`` being one array a clip."""
-    if spec.shape == "start":
-        num_steps, every = 1, spec.tubelet_stride
-    else:
-        num_steps, every = spec.length, 1
-    num_frames = (spec.num_hog_frames - 1) // every + 1  # of a clip
-    first = (tracks.clip * num_frames + tracks.tubelet * (spec.tubelet_stride // every))[:, None, None]
-    index = first + np.arange(num_steps)  # (N, 1, L or 1)
-    at_once = max(1, _PIXELS_AT_ONCE // (num_frames * spec.height * spec.width))
+    num_steps = 1 if spec.shape == "start" else spec.length
+    wanted = np.arange(spec.num_tubelets)[:, None] * spec.tubelet_stride + np.arange(num_steps)
+    used, place = np.unique(wanted, return_inverse=True)  # a stride above L leaves frames that no trajectory passes
+    index = (tracks.clip[:, None] * len(used) + place[tracks.tubelet])[:, None]  # (N, 1, L or 1)
+    at_once = max(1, _PIXELS_AT_ONCE // (len(used) * spec.height * spec.width))
     shapes = []
     for begin in range(0, len(frames), at_once):
-        levels = np.concatenate([luma(part[: spec.num_hog_frames : every]) for part in frames[begin : begin + at_once]])
+        levels = np.concatenate([luma(part[used]) for part in frames[begin : begin + at_once]])
         chosen = slice(*np.searchsorted(tracks.clip, [begin, begin + at_once]))
         points = tracks.path[chosen, :, :num_steps]
-        shapes.append(hog_along(levels, points, index[chosen] - begin * num_frames, spec.hog_window))
+        shapes.append(hog_along(levels, points, index[chosen] - begin * len(used), spec.hog_window))
     return np.concatenate(shapes)

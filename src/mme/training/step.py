@@ -146,7 +146,10 @@ class SteppedModule(lightning.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, warm-up and cosine by the step."""
         optimised = self.optimised
-        optimizer = torch.optim.AdamW(self.parameter_groups(), lr=optimised.scaled_lr, betas=optimised.betas)
+        fused = optimised.precision != "16-mixed"  # where it would take the scaler's scale off only after the clipping
+        optimizer = torch.optim.AdamW(
+            self.parameter_groups(), lr=optimised.scaled_lr, betas=optimised.betas, fused=fused
+        )
         scheduler = schedule(
             optimizer,
             optimised.scaled_lr,
