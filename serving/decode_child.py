@@ -13,7 +13,10 @@ import os
 import resource
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -22,9 +25,10 @@ import cv2
 import numpy as np
 
 from mme.config import ClipParams
-from mme.data.containers import VideoError, open_stream
-from mme.data.facts import VideoInfo, probe
-from mme.data.views import Views, prepare
+from mme.data.containers import VideoError
+from mme.data.facts import VideoInfo
+from mme.data.reader import OpenVideo, open_video
+from mme.data.views import Views, prepare_open
 
 MEBIBYTE = 2**20
 
@@ -58,7 +62,7 @@ class Task(Protocol[Result_co]):
     def max_bytes(self) -> int:
         """Of the answer's payload."""
 
-    def work(self, info: VideoInfo) -> tuple[dict[str, Any], bytes | memoryview]:
+    def work(self, video: OpenVideo) -> tuple[dict[str, Any], bytes | memoryview]:
         """In the process: a header for JSON, and the payload.
 
         Raises:
@@ -84,14 +88,14 @@ class Job:
         """Of all views."""
         return self.segments * self.crops * self.clip.num_frames * self.clip.size**2 * _BYTES_A_PIXEL
 
-    def work(self, info: VideoInfo) -> tuple[dict[str, Any], memoryview]:
+    def work(self, video: OpenVideo) -> tuple[dict[str, Any], memoryview]:
         """Decode, resize and crop.
 
         Raises:
             VideoError: the video cannot be decoded.
         """
-        views = prepare(self.path, self.clip, self.segments, self.crops, info)
-        header = {"shape": views.frames.shape, "info": dataclasses.asdict(info), "decode_ms": views.decode_ms}
+        views = prepare_open(video, self.clip, self.segments, self.crops)
+        header = {"shape": views.frames.shape, "info": dataclasses.asdict(video.info), "decode_ms": views.decode_ms}
         return header, views.frames.data.cast("B")
 
     def parse(self, header: dict[str, Any], payload: bytes) -> Views:
@@ -126,21 +130,21 @@ def serve(connection: Connection, memory_mb: int) -> None:
             return
 
 
-def read_header(task: Task[object]) -> VideoInfo:
-    """What a file says of itself, after checking it against the limits.
+@contextmanager
+def admitted(task: Task[object]) -> Iterator[OpenVideo]:
+    """A task's video, open and checked against the limits by what its header claims.
 
     Raises:
         VideoError: it is no video, or beyond a limit.
     """
-    with open_stream(task.path) as (_, stream):  # before the first frame is allocated, sizes are as the header claims
-        _check_size(task, stream.codec_context.width, stream.codec_context.height)
-    info = probe(task.path)
-    _check_size(task, info.width, info.height)
-    if info.num_frames > task.limits.max_frames:
-        raise _too_large(task, f"{info.num_frames} frames; at most {task.limits.max_frames} are allowed")
-    if not info.duration_s <= task.limits.max_seconds:  # NaN is not below anything
-        raise _too_large(task, f"{info.duration_s:g} s; at most {task.limits.max_seconds:g} s are allowed")
-    return info
+    with open_video(task.path, partial(_check_size, task)) as video:
+        info = video.info
+        _check_size(task, info.width, info.height)
+        if info.num_frames > task.limits.max_frames:
+            raise _too_large(task, f"{info.num_frames} frames; at most {task.limits.max_frames} are allowed")
+        if not info.duration_s <= task.limits.max_seconds:  # NaN is not below anything
+            raise _too_large(task, f"{info.duration_s:g} s; at most {task.limits.max_seconds:g} s are allowed")
+        yield video
 
 
 def _check_size(task: Task[object], width: int, height: int) -> None:
@@ -155,7 +159,8 @@ def _too_large(task: Task[object], detail: str) -> VideoError:
 def _answer(task: Task[object]) -> tuple[dict[str, Any], bytes | memoryview | None]:
     limit_cpu(task.limits.max_cpu_s)
     try:
-        return task.work(read_header(task))
+        with admitted(task) as video:
+            return task.work(video)
     except VideoError as error:
         return {"reason": error.reason, "detail": error.detail}, None
     except MemoryError:
