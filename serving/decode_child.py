@@ -10,14 +10,16 @@ import dataclasses
 import json
 import math
 import os
+import pickle
 import resource
 import signal
+import socket
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -33,6 +35,11 @@ from mme.data.views import Views, prepare_open
 MEBIBYTE = 2**20
 
 Result_co = TypeVar("Result_co", covariant=True)
+
+READY = b"ready"
+TASK_SIZE = struct.Struct("!I")
+SIZES = struct.Struct("!IQ")
+"""Of an answer's header and payload."""
 
 _BYTES_A_PIXEL = 3
 
@@ -69,7 +76,7 @@ class Task(Protocol[Result_co]):
             VideoError: the video cannot be decoded.
         """
 
-    def parse(self, header: dict[str, Any], payload: bytes) -> Result_co:
+    def parse(self, header: dict[str, Any], payload: bytes | bytearray) -> Result_co:
         """The inverse of ``work``, in the parent."""
 
 
@@ -98,14 +105,20 @@ class Job:
         header = {"shape": views.frames.shape, "info": dataclasses.asdict(video.info), "decode_ms": views.decode_ms}
         return header, views.frames.data.cast("B")
 
-    def parse(self, header: dict[str, Any], payload: bytes) -> Views:
+    def parse(self, header: dict[str, Any], payload: bytes | bytearray) -> Views:
         """The views again."""
         frames = np.frombuffer(payload, dtype=np.uint8).reshape(header["shape"])
         return Views(frames, VideoInfo(**header["info"]), float(header["decode_ms"]))
 
 
-def serve(connection: Connection, memory_mb: int) -> None:
-    """Answer jobs until the parent hangs up.
+def packed(task: Task[object]) -> bytes:
+    """A task as it is sent to a process."""
+    content = pickle.dumps(task)
+    return TASK_SIZE.pack(len(content)) + content
+
+
+def serve(connection: socket.socket, memory_mb: int) -> None:
+    """Answer jobs until the parent hangs up: with the sizes of two parts, a header in JSON, and a payload.
 
     Signals that a terminal or a service manager sends to the whole group are the parent's business: it finishes its
     requests first.
@@ -115,17 +128,15 @@ def serve(connection: Connection, memory_mb: int) -> None:
     cv2.setNumThreads(1)
     _silence()
     _limit_process(memory_mb)
-    connection.send_bytes(b"ready")
-    while True:
-        try:
-            task: Task[object] = connection.recv()
-        except EOFError:
-            return
+    connection.sendall(READY)
+    tasks = connection.makefile("rb")
+    while size := tasks.read(TASK_SIZE.size):
+        task: Task[object] = pickle.loads(tasks.read(*TASK_SIZE.unpack(size)))  # noqa: S301 - of our own parent
         header, payload = _answer(task)
+        told = json.dumps(header).encode()
         try:
-            connection.send_bytes(json.dumps(header).encode())
-            if payload is not None:
-                connection.send_bytes(payload)
+            connection.sendall(SIZES.pack(len(told), len(payload)) + told)
+            connection.sendall(payload)
         except BrokenPipeError:
             return
 
@@ -156,18 +167,18 @@ def _too_large(task: Task[object], detail: str) -> VideoError:
     return VideoError("too-large", task.path, detail)
 
 
-def _answer(task: Task[object]) -> tuple[dict[str, Any], bytes | memoryview | None]:
+def _answer(task: Task[object]) -> tuple[dict[str, Any], bytes | memoryview]:
     limit_cpu(task.limits.max_cpu_s)
     try:
         with admitted(task) as video:
             return task.work(video)
     except VideoError as error:
-        return {"reason": error.reason, "detail": error.detail}, None
+        return {"reason": error.reason, "detail": error.detail}, b""
     except MemoryError:
-        return {"reason": "too-large", "detail": "decoding it needs more memory than is allowed", "spent": True}, None
+        return {"reason": "too-large", "detail": "decoding it needs more memory than is allowed", "spent": True}, b""
     except Exception as error:  # noqa: BLE001 - whatever a library makes of a hostile file is the file's fault
         cause = f"{type(error).__name__}: {error}"
-        return {"reason": "undecodable", "detail": "a decoder gave up", "cause": cause}, None
+        return {"reason": "undecodable", "detail": "a decoder gave up", "cause": cause}, b""
 
 
 def _silence() -> None:

@@ -91,7 +91,7 @@ class TrackJob:
         }  # fmt: skip
         return header, points.tobytes() + num_valid.tobytes()
 
-    def parse(self, header: dict[str, Any], payload: bytes) -> VideoTracks:
+    def parse(self, header: dict[str, Any], payload: bytes | bytearray) -> VideoTracks:
         """The inverse of ``work``, in the parent."""
         shape = tuple(header["shape"])
         num_floats = math.prod(shape)
