@@ -1,4 +1,4 @@
-"""The service under load: ``python -m benchmarks serving [--model FOLDER] [--quick]``.
+"""The service under load: ``python -m benchmarks.serving [--model FOLDER | --large] [--quick]``.
 
 Throughput is side by side with the bare model, with a plain FastAPI handler and, if it is installed, with LitServe, in
 rounds that take turns, so that other work on the machine disturbs all alike. The bare model gets decoded views from
@@ -14,7 +14,7 @@ import importlib.util
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -44,22 +44,33 @@ from mme.models.checkpoints import FORMAT, FolderConfig, ViewsConfig, load_confi
 from mme.models.classifier import MotionClassifier
 
 NUM_CLIPS = 24
-BATCHES = (1, 2, 4, 8, 16, 32, 64)
 DEADLINE_S = 30.0
 OVERLOAD = 10
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much is asked."""
+    """How much is asked, by how many clients, and of the model alone in which batches; what is 0 is left out."""
 
     rounds: int
     requests: int
     memory_requests: int
     overload_s: float
+    clients: tuple[int, ...] = (8, 32)
+    batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    deadline_s: float = DEADLINE_S
+    repeats: int = 20
 
 
 FULL, QUICK = Size(5, 300, 2000, 30.0), Size(1, 64, 128, 5.0)
+LARGE = Size(3, 16, 0, 0.0, clients=(4, 8), batches=(1, 2, 4), deadline_s=300.0, repeats=2)
+
+
+def large(params: Params) -> Params:
+    """A model with the sizes of ViT-S that sees 16 frames of 224 pixels: decoding is next to nothing beside it."""
+    model = params.model.model_copy(update={"dim": 384, "depth": 12, "num_heads": 6})
+    clip = params.clip.model_copy(update={"num_frames": 16, "size": 224})
+    return params.model_copy(update={"model": model, "clip": clip})
 
 
 def make_clips(params: Params, folder: Path) -> None:
@@ -71,7 +82,7 @@ def make_clips(params: Params, folder: Path) -> None:
 
 
 def make_model(params: Params, folder: Path) -> Path:
-    """The default model with random weights: as fast as one that has learnt."""
+    """A model with random weights: as fast as one that has learnt."""
     labels = tuple(sorted(params.synthesize.classes))
     config = FolderConfig(
         format=FORMAT, name="bench", model=params.model, clip=params.clip, labels=labels, provenance={}, metrics={},
@@ -81,7 +92,7 @@ def make_model(params: Params, folder: Path) -> Path:
     return folder
 
 
-def cpu_ms(action: Callable[[], object], repeats: int = 20) -> float:
+def cpu_ms(action: Callable[[], object], repeats: int) -> float:
     """Processor time of an action in this process, which others' work on the machine hardly changes."""
     action()
     begun = time.process_time()
@@ -90,24 +101,26 @@ def cpu_ms(action: Callable[[], object], repeats: int = 20) -> float:
     return 1000 * (time.process_time() - begun) / repeats
 
 
-def processor_times(folder: Path, clips: Path) -> Iterator[Row]:
+def processor_times(folder: Path, clips: Path, size: Size) -> Iterator[Row]:
     """Of the two parts of an answer, on one thread."""
     classifier, files, threads = Classifier.load(folder), clip_files(clips), torch.get_num_threads()
     views = [classifier.prepare(clip) for clip in files]
     torch.set_num_threads(1)
-    yield Row("decoding, processor time", cpu_ms(lambda: classifier.prepare(files[0])), "ms", of="one video")
-    for count in (1, 8, 16):
-        taken = cpu_ms(lambda count=count: classifier.predict(views[:count])) / count  # type: ignore[misc]
+    yield Row(
+        "decoding, processor time", cpu_ms(lambda: classifier.prepare(files[0]), size.repeats), "ms", of="one video"
+    )
+    for count in (count for count in (1, 8, 16) if count <= max(size.batches)):
+        taken = cpu_ms(lambda count=count: classifier.predict(views[:count]), size.repeats) / count  # type: ignore[misc]
         yield Row("model, processor time", taken, "ms a video", of=f"{count} in a batch, one thread")
     torch.set_num_threads(threads)
 
 
-def bare_rates(folder: Path, clips: Path) -> dict[int, float]:
+def bare_rates(folder: Path, clips: Path, batches: Sequence[int]) -> dict[int, float]:
     """Videos a second of the model alone, for each number of videos in a batch; the views lie in memory."""
     classifier = Classifier.load(folder)
     views = [classifier.prepare(clip) for clip in clip_files(clips)]
     rates = {}
-    for num_videos in BATCHES:
+    for num_videos in batches:
         batch = [views[index % len(views)] for index in range(num_videos)]
         classifier.predict(batch)
         begun, count = time.perf_counter(), 0
@@ -142,13 +155,16 @@ class Server:
     process: psutil.Process
 
 
-def start_servers(stack: ExitStack, folder: Path, temp: Path) -> list[Server]:
+def start_servers(stack: ExitStack, folder: Path, temp: Path, deadline_s: float) -> list[Server]:
     """Ours first, then the others; all idle until they are asked."""
     servers = []
     names = ["service", "plain", *(["litserve"] if importlib.util.find_spec("litserve") else [])]
     for name in names:
         port = free_port()
-        ours = {"MME_MODEL": str(folder), "MME_PORT": str(port), "MME_TEMP_DIR": str(temp), "MME_POLL_S": "3600"}
+        ours = {
+            "MME_MODEL": str(folder), "MME_PORT": str(port), "MME_TEMP_DIR": str(temp), "MME_POLL_S": "3600",
+            "MME_DEADLINE_S": str(deadline_s),
+        }  # fmt: skip
         command = ["serving"] if name == "service" else [f"benchmarks.serving_{name}", str(folder), str(port)]
         servers.append(Server(name, port, stack.enter_context(started(command, port, ours))))
     return servers
@@ -158,15 +174,15 @@ def compare(servers: list[Server], folder: Path, clips: Path, size: Size) -> Ite
     """Throughput and times to an answer, round by round in turn."""
     bodies = [body(clip) for clip in clip_files(clips)]
     for server in servers:
-        closed_loop(server.port, bodies, 8, NUM_CLIPS)  # warm
+        closed_loop(server.port, bodies, 8, min(NUM_CLIPS, size.requests))  # warm
     bare: list[float] = []
     decode: list[float] = []
     seen: dict[tuple[str, int], list[Outcome]] = {}
     with ProcessPoolExecutor(len(psutil.Process().cpu_affinity())) as pool:
         for _ in range(size.rounds):
-            bare.append(max(bare_rates(folder, clips).values()))
+            bare.append(max(bare_rates(folder, clips, size.batches).values()))
             decode.append(decode_rate(folder, clips, pool))
-            for clients in (8, 32):
+            for clients in size.clients:
                 for server in servers:
                     before = cpu_seconds(server.process)
                     outcome = closed_loop(server.port, bodies, clients, size.requests)
@@ -178,7 +194,7 @@ def compare(servers: list[Server], folder: Path, clips: Path, size: Size) -> Ite
     yield Row("decoding alone", statistics.median(decode), "videos/s", of="all cores")
     both = [1 / (1 / model + 1 / decoding) for model, decoding in zip(bare, decode, strict=True)]
     yield Row("one after the other", statistics.median(both), "videos/s", of="decoding and model share the cores")
-    for clients in (8, 32):
+    for clients in size.clients:
         of = f"{clients} clients"
         ours = [outcome.rate for outcome in seen["service", clients]]
         yield from _per_server(seen, clients)
@@ -238,33 +254,40 @@ def overload(server: Server, clips: Path, rate: float, duration_s: float) -> Ite
     yield Row("overload: memory growth", growth, "%", at_most=5.0)
 
 
-def measure(folder: Path, clips: Path, temp: Path, size: Size, show: Callable[[str, list[Row]], None]) -> None:
-    """All of it."""
+def measure(name: str, folder: Path, clips: Path, temp: Path, size: Size) -> None:
+    """All of it, recorded under ``name``."""
     with ExitStack() as stack:
-        servers = start_servers(stack, folder, temp)
+        servers = start_servers(stack, folder, temp, size.deadline_s)
         rows = list(compare(servers, folder, clips, size))
-        show("serving/throughput", rows)
-        show("serving/parts", list(processor_times(folder, clips)))
-        sustained = next(row.value for row in rows if row.what == "service" and row.of == "32 clients")
-        show("serving/memory", list(memory_growth(servers[0], clips, size.memory_requests)))
+        record(f"{name}/throughput", rows)
+        record(f"{name}/parts", list(processor_times(folder, clips, size)))
+        if size.memory_requests:
+            record(f"{name}/memory", list(memory_growth(servers[0], clips, size.memory_requests)))
         if size.overload_s:
-            show("serving/overload", list(overload(servers[0], clips, sustained, size.overload_s)))
+            most = f"{max(size.clients)} clients"
+            sustained = next(row.value for row in rows if row.what == "service" and row.of == most)
+            record(f"{name}/overload", list(overload(servers[0], clips, sustained, size.overload_s)))
 
 
 def main() -> None:
     """Measure and record."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, help="a model folder; default: one with random weights")
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument("--model", type=Path, help="a model folder; default: the default model with random weights")
+    chosen.add_argument("--large", action="store_true", help="a model that takes a hundred times as long, a few times")
     parser.add_argument("--quick", action="store_true", help="few requests, to see that it works")
     options = parser.parse_args()
     params = load_params()
-    with tempfile.TemporaryDirectory() as name:
-        root = Path(name)
+    size = QUICK if options.quick else FULL
+    if options.large:
+        size = replace(LARGE, rounds=1) if options.quick else LARGE
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
         for part in ("clips", "uploads"):
             (root / part).mkdir()
         make_clips(params, root / "clips")
-        folder = options.model or make_model(params, root / "model")
-        measure(folder, root / "clips", root / "uploads", QUICK if options.quick else FULL, record)
+        folder = options.model or make_model(large(params) if options.large else params, root / "model")
+        measure("serving_large" if options.large else "serving", folder, root / "clips", root / "uploads", size)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict
 from http import HTTPStatus
 from typing import Annotated
 
@@ -75,16 +74,20 @@ def engine_of(request: Request) -> Engine:
     return engine
 
 
-def check_caller(
+async def check_caller(
     request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
 ) -> None:
-    """Turn away callers without a key and callers that call too often."""
+    """Turn away callers without a key and callers that call too often.
+
+    A coroutine, as ``read_options``, because FastAPI hands functions to threads, where they wait for the lock that
+    Python's threads share.
+    """
     caller = request.app.state.api_keys.check(credentials.credentials if credentials else None)
     address = request.client.host if request.client else "unknown"
     request.app.state.rate_limit.check(caller or address)
 
 
-def read_options(
+async def read_options(
     request: Request,
     top_k: Annotated[int, Query(ge=1, le=1000, description="How many labels to name.")] = 5,
     segments: Annotated[int | None, Query(ge=1, description="Clips along the video; default: the model's.")] = None,
@@ -197,7 +200,10 @@ def answer(
     classifier, info, (started, uploaded) = classified.model.classifier, classified.info, times
     default = classifier.config.views
     return ClassificationAnswer(
-        predictions=[Prediction(**asdict(item)) for item in classifier.rank(classified.logits, options.top_k)],
+        predictions=[
+            Prediction(label=item.label, probability=item.probability)
+            for item in classifier.rank(classified.logits, options.top_k)
+        ],
         logits=classified.logits.tolist() if options.logits else None,
         model=name_of(classified.model),
         video=VideoFacts.model_validate(info, from_attributes=True),

@@ -1,4 +1,4 @@
-"""Micro-batches: videos that are ready at the same time share a forward pass."""
+"""Micro-batches: videos that are ready at the same time share a forward pass, and a few passes share the cores."""
 
 from __future__ import annotations
 
@@ -19,14 +19,33 @@ from serving.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
+MAX_PASSES = 4
+"""At the same time. More would leave each too few views to share what a pass costs."""
+
 
 @dataclass(frozen=True)
 class BatchLimits:
-    """How large a batch may grow and how long it may wait to; ``num_threads`` of one forward pass."""
+    """How much the model may do at a time.
+
+    Attributes:
+        max_views: of all forward passes that run at the same time.
+        max_wait_s: how long a batch may wait to grow.
+        num_threads: of all forward passes that run at the same time.
+    """
 
     max_views: int
     max_wait_s: float
     num_threads: int
+
+    @property
+    def num_passes(self) -> int:
+        """Forward passes at the same time."""
+        return min(self.num_threads, self.max_views, MAX_PASSES)
+
+    @property
+    def views_a_pass(self) -> int:
+        """Views in one forward pass."""
+        return self.max_views // self.num_passes
 
 
 @dataclass(frozen=True)
@@ -47,7 +66,10 @@ class _Item:
 
 
 class Batcher:
-    """One thread runs the model; while it does, the next batch gathers.
+    """Threads run the model; while they do, the next batch gathers.
+
+    Passes side by side do more than one pass on all cores, whose threads wait for each other after every layer; the
+    cores also serve decoders, so that one of the threads is always late. A video that comes alone gets all cores.
 
     The queue needs no bound of its own: no more videos come than requests are admitted.
     """
@@ -55,17 +77,20 @@ class Batcher:
     def __init__(self, limits: BatchLimits, metrics: Metrics) -> None:
         self._limits, self._metrics = limits, metrics
         self._queue: asyncio.Queue[_Item] = asyncio.Queue()
-        self._thread = ThreadPoolExecutor(1, "model", initializer=torch.set_num_threads, initargs=(limits.num_threads,))
+        self._threads = ThreadPoolExecutor(limits.num_passes, "model")
+        self._free = asyncio.Semaphore(limits.num_passes)
+        self._passes: set[asyncio.Task[None]] = set()
+        self._num_in_passes = 0
         self._task: asyncio.Task[None] | None = None
-        self._others_coming: Callable[[int], bool] = lambda num_videos: True
+        self._num_expected: Callable[[], int] = lambda: 0
 
-    def start(self, others_coming: Callable[[int], bool]) -> None:
+    def start(self, num_expected: Callable[[], int]) -> None:
         """Begin to take videos.
 
         Args:
-            others_coming: whether, beyond this many videos, more are on their way; if none are, a batch does not wait.
+            num_expected: videos that are on their way or here already; if all are here, a batch does not wait.
         """
-        self._others_coming = others_coming
+        self._num_expected = num_expected
         self._task = asyncio.get_running_loop().create_task(self._run(), name="batcher")
 
     @property
@@ -87,19 +112,24 @@ class Batcher:
             await asyncio.wait([self._task])
         while not self._queue.empty():
             self._queue.get_nowait().answer.cancel()
-        await asyncio.to_thread(self._thread.shutdown)
+        if self._passes:
+            await asyncio.wait(self._passes)
+        await asyncio.to_thread(self._threads.shutdown)
 
     async def _run(self) -> None:
         while True:
+            await self._free.acquire()  # first, so that a batch grows while all threads are busy
             batch = await self._gather()
-            for classifier in {id(item.classifier): item.classifier for item in batch}.values():
-                await self._answer(classifier, [item for item in batch if item.classifier is classifier])
+            self._num_in_passes += len(batch)
+            answering = asyncio.get_running_loop().create_task(self._answer_all(batch))
+            self._passes.add(answering)
+            answering.add_done_callback(self._passes.discard)
 
     async def _gather(self) -> list[_Item]:
         """At least one video; more until the batch is full, none is coming, or the first has waited long enough."""
         batch = [await self._queue.get()]
         until = batch[0].since + self._limits.max_wait_s
-        while sum(len(item.views.frames) for item in batch) < self._limits.max_views:
+        while sum(len(item.views.frames) for item in batch) < self._limits.views_a_pass:
             try:
                 batch.append(await self._next(until, len(batch)))
             except TimeoutError:
@@ -110,9 +140,17 @@ class Batcher:
     async def _next(self, until: float, num_gathered: int) -> _Item:
         if not self._queue.empty():
             return self._queue.get_nowait()
-        if not self._others_coming(num_gathered):
+        if self._num_expected() <= num_gathered + self._num_in_passes:
             raise TimeoutError
         return await asyncio.wait_for(self._queue.get(), until - time.perf_counter())
+
+    async def _answer_all(self, batch: list[_Item]) -> None:
+        try:
+            for classifier in {id(item.classifier): item.classifier for item in batch}.values():
+                await self._answer(classifier, [item for item in batch if item.classifier is classifier])
+        finally:
+            self._num_in_passes -= len(batch)
+            self._free.release()
 
     async def _answer(self, classifier: Classifier, items: list[_Item]) -> None:
         items = [item for item in items if not item.answer.done()]
@@ -120,9 +158,11 @@ class Batcher:
             return
         started = time.perf_counter()
         views = [item.views for item in items]
+        others = max(self._num_expected() - len(items), self._queue.qsize())
+        num_threads = max(1, self._limits.num_threads // min(1 + others, self._limits.num_passes))
         try:
             logits = await asyncio.get_running_loop().run_in_executor(
-                self._thread, classifier.predict, views, self._limits.max_views
+                self._threads, _predict, classifier, views, self._limits.views_a_pass, num_threads
             )
         except Exception as error:  # one batch's failure must not end the batcher; its requests hear of it
             log.exception("forward pass failed")
@@ -134,6 +174,14 @@ class Batcher:
         for item, row in zip(items, logits, strict=True):
             if not item.answer.done():
                 item.answer.set_result(Answer(row, 1000 * (started - item.since), 1000 * seconds))
+
+
+def _predict(
+    classifier: Classifier, views: list[Views], max_views: int, num_threads: int
+) -> list[Float32[np.ndarray, " K"]]:
+    # Products of matrices have this number in a thread of their own; other operations have that of the latest pass.
+    torch.set_num_threads(num_threads)
+    return classifier.predict(views, max_views)
 
 
 def _fail(items: list[_Item], error: Exception) -> None:

@@ -10,11 +10,16 @@ import dataclasses
 import json
 import math
 import os
+import pickle
 import resource
 import signal
+import socket
+import struct
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -22,13 +27,19 @@ import cv2
 import numpy as np
 
 from mme.config import ClipParams
-from mme.data.containers import VideoError, open_stream
-from mme.data.facts import VideoInfo, probe
-from mme.data.views import Views, prepare
+from mme.data.containers import VideoError
+from mme.data.facts import VideoInfo
+from mme.data.reader import OpenVideo, open_video
+from mme.data.views import Views, prepare_open
 
 MEBIBYTE = 2**20
 
 Result_co = TypeVar("Result_co", covariant=True)
+
+READY = b"ready"
+TASK_SIZE = struct.Struct("!I")
+SIZES = struct.Struct("!IQ")
+"""Of an answer's header and payload."""
 
 _BYTES_A_PIXEL = 3
 
@@ -58,14 +69,14 @@ class Task(Protocol[Result_co]):
     def max_bytes(self) -> int:
         """Of the answer's payload."""
 
-    def work(self, info: VideoInfo) -> tuple[dict[str, Any], bytes | memoryview]:
+    def work(self, video: OpenVideo) -> tuple[dict[str, Any], bytes | memoryview]:
         """In the process: a header for JSON, and the payload.
 
         Raises:
             VideoError: the video cannot be decoded.
         """
 
-    def parse(self, header: dict[str, Any], payload: bytes) -> Result_co:
+    def parse(self, header: dict[str, Any], payload: bytes | bytearray) -> Result_co:
         """The inverse of ``work``, in the parent."""
 
 
@@ -84,24 +95,30 @@ class Job:
         """Of all views."""
         return self.segments * self.crops * self.clip.num_frames * self.clip.size**2 * _BYTES_A_PIXEL
 
-    def work(self, info: VideoInfo) -> tuple[dict[str, Any], memoryview]:
+    def work(self, video: OpenVideo) -> tuple[dict[str, Any], memoryview]:
         """Decode, resize and crop.
 
         Raises:
             VideoError: the video cannot be decoded.
         """
-        views = prepare(self.path, self.clip, self.segments, self.crops, info)
-        header = {"shape": views.frames.shape, "info": dataclasses.asdict(info), "decode_ms": views.decode_ms}
+        views = prepare_open(video, self.clip, self.segments, self.crops)
+        header = {"shape": views.frames.shape, "info": dataclasses.asdict(video.info), "decode_ms": views.decode_ms}
         return header, views.frames.data.cast("B")
 
-    def parse(self, header: dict[str, Any], payload: bytes) -> Views:
+    def parse(self, header: dict[str, Any], payload: bytes | bytearray) -> Views:
         """The views again."""
         frames = np.frombuffer(payload, dtype=np.uint8).reshape(header["shape"])
         return Views(frames, VideoInfo(**header["info"]), float(header["decode_ms"]))
 
 
-def serve(connection: Connection, memory_mb: int) -> None:
-    """Answer jobs until the parent hangs up.
+def packed(task: Task[object]) -> bytes:
+    """A task as it is sent to a process."""
+    content = pickle.dumps(task)
+    return TASK_SIZE.pack(len(content)) + content
+
+
+def serve(connection: socket.socket, memory_mb: int) -> None:
+    """Answer jobs until the parent hangs up: with the sizes of two parts, a header in JSON, and a payload.
 
     Signals that a terminal or a service manager sends to the whole group are the parent's business: it finishes its
     requests first.
@@ -111,36 +128,34 @@ def serve(connection: Connection, memory_mb: int) -> None:
     cv2.setNumThreads(1)
     _silence()
     _limit_process(memory_mb)
-    connection.send_bytes(b"ready")
-    while True:
-        try:
-            task: Task[object] = connection.recv()
-        except EOFError:
-            return
+    connection.sendall(READY)
+    tasks = connection.makefile("rb")
+    while size := tasks.read(TASK_SIZE.size):
+        task: Task[object] = pickle.loads(tasks.read(*TASK_SIZE.unpack(size)))  # noqa: S301 - of our own parent
         header, payload = _answer(task)
+        told = json.dumps(header).encode()
         try:
-            connection.send_bytes(json.dumps(header).encode())
-            if payload is not None:
-                connection.send_bytes(payload)
+            connection.sendall(SIZES.pack(len(told), len(payload)) + told)
+            connection.sendall(payload)
         except BrokenPipeError:
             return
 
 
-def read_header(task: Task[object]) -> VideoInfo:
-    """What a file says of itself, after checking it against the limits.
+@contextmanager
+def admitted(task: Task[object]) -> Iterator[OpenVideo]:
+    """A task's video, open and checked against the limits by what its header claims.
 
     Raises:
         VideoError: it is no video, or beyond a limit.
     """
-    with open_stream(task.path) as (_, stream):  # before the first frame is allocated, sizes are as the header claims
-        _check_size(task, stream.codec_context.width, stream.codec_context.height)
-    info = probe(task.path)
-    _check_size(task, info.width, info.height)
-    if info.num_frames > task.limits.max_frames:
-        raise _too_large(task, f"{info.num_frames} frames; at most {task.limits.max_frames} are allowed")
-    if not info.duration_s <= task.limits.max_seconds:  # NaN is not below anything
-        raise _too_large(task, f"{info.duration_s:g} s; at most {task.limits.max_seconds:g} s are allowed")
-    return info
+    with open_video(task.path, partial(_check_size, task)) as video:
+        info = video.info
+        _check_size(task, info.width, info.height)
+        if info.num_frames > task.limits.max_frames:
+            raise _too_large(task, f"{info.num_frames} frames; at most {task.limits.max_frames} are allowed")
+        if not info.duration_s <= task.limits.max_seconds:  # NaN is not below anything
+            raise _too_large(task, f"{info.duration_s:g} s; at most {task.limits.max_seconds:g} s are allowed")
+        yield video
 
 
 def _check_size(task: Task[object], width: int, height: int) -> None:
@@ -152,17 +167,18 @@ def _too_large(task: Task[object], detail: str) -> VideoError:
     return VideoError("too-large", task.path, detail)
 
 
-def _answer(task: Task[object]) -> tuple[dict[str, Any], bytes | memoryview | None]:
+def _answer(task: Task[object]) -> tuple[dict[str, Any], bytes | memoryview]:
     limit_cpu(task.limits.max_cpu_s)
     try:
-        return task.work(read_header(task))
+        with admitted(task) as video:
+            return task.work(video)
     except VideoError as error:
-        return {"reason": error.reason, "detail": error.detail}, None
+        return {"reason": error.reason, "detail": error.detail}, b""
     except MemoryError:
-        return {"reason": "too-large", "detail": "decoding it needs more memory than is allowed", "spent": True}, None
+        return {"reason": "too-large", "detail": "decoding it needs more memory than is allowed", "spent": True}, b""
     except Exception as error:  # noqa: BLE001 - whatever a library makes of a hostile file is the file's fault
         cause = f"{type(error).__name__}: {error}"
-        return {"reason": "undecodable", "detail": "a decoder gave up", "cause": cause}, None
+        return {"reason": "undecodable", "detail": "a decoder gave up", "cause": cause}, b""
 
 
 def _silence() -> None:

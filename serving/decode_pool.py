@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import errno
 import json
 import logging
 import multiprocessing
 import signal
-import time
+import socket
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import Any, TypeVar
 
@@ -24,6 +25,9 @@ log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 120.0
 MAX_HEADER_BYTES = 64 * 1024
+SOCKET_BYTES = 2**20
+"""What a process may send before we read it, if the system allows so much: it need not wait for us."""
+
 MAX_JOBS = 1000
 """A process is replaced after so many videos, so that what a decoder leaks is bounded."""
 
@@ -42,20 +46,21 @@ class DecodePool:
     """Decodes videos in child processes; as many at once as there are processes, others wait their turn.
 
     The processes are forked from a server process that has imported the decoders and nothing of the service, so a
-    replacement is there within milliseconds.
+    replacement is there within milliseconds. The event loop itself speaks to them: a thread for each would have to
+    wait for Python's lock at every step, and its process for the thread.
     """
 
     def __init__(self, num_workers: int, limits: DecodeLimits, metrics: Metrics) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["serving.decode_child", "serving.track_job"])
-        self._workers = [_Worker(context, limits, metrics) for _ in range(num_workers)]
         self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="decode")
+        self._workers = [_Worker(context, limits, metrics, self._threads) for _ in range(num_workers)]
         self._idle: asyncio.LifoQueue[_Worker] = asyncio.LifoQueue()
+        self._running: set[asyncio.Task[Any]] = set()
 
     async def start(self) -> None:
         """Start all processes; returns when each has said that it is ready."""
-        loop = asyncio.get_running_loop()
-        await asyncio.gather(*(loop.run_in_executor(self._threads, worker.start) for worker in self._workers))
+        await asyncio.gather(*(worker.start() for worker in self._workers))
         for worker in self._workers:
             self._idle.put_nowait(worker)
 
@@ -66,7 +71,8 @@ class DecodePool:
             VideoError: the video cannot be decoded, or only beyond the limits.
         """
         worker = await self._idle.get()
-        running = asyncio.get_running_loop().run_in_executor(self._threads, worker.run, task)
+        running = asyncio.get_running_loop().create_task(worker.run(task))
+        self._running.add(running)
         running.add_done_callback(lambda done: self._give_back(worker, done))
         try:
             return await asyncio.shield(running)
@@ -75,9 +81,10 @@ class DecodePool:
                 worker.abandon()
             raise
 
-    def _give_back(self, worker: _Worker, done: asyncio.Future[Result]) -> None:
+    def _give_back(self, worker: _Worker, done: asyncio.Task[Any]) -> None:
         if not done.cancelled():
             done.exception()  # a caller that went away leaves nobody to look at it
+        self._running.discard(done)
         self._idle.put_nowait(worker)
 
     @property
@@ -87,8 +94,9 @@ class DecodePool:
 
     async def close(self) -> None:
         """Kill all processes and wait until they are gone."""
-        for worker in self._workers:
-            worker.close()
+        await asyncio.gather(*(worker.close() for worker in self._workers))
+        if self._running:
+            await asyncio.wait(self._running)
         await asyncio.to_thread(self._threads.shutdown)
         for worker in self._workers:
             worker.hang_up()
@@ -111,12 +119,14 @@ class _Lost(Exception):  # noqa: N818 - an outcome of one attempt, never seen ou
 
 
 class _Worker:
-    """One process and the pipe to it. ``run`` is called by one thread at a time, the rest by any."""
+    """One process and the socket to it. All methods belong to the event loop; what blocks is done in a thread."""
 
-    def __init__(self, context: ForkServerContext, limits: DecodeLimits, metrics: Metrics) -> None:
-        self._context, self._limits, self._metrics = context, limits, metrics
+    def __init__(
+        self, context: ForkServerContext, limits: DecodeLimits, metrics: Metrics, threads: ThreadPoolExecutor
+    ) -> None:
+        self._context, self._limits, self._metrics, self._threads = context, limits, metrics, threads
         self._process: ForkServerProcess | None = None
-        self._connection: Connection[Any, Any] | None = None
+        self._socket: socket.socket | None = None
         self._num_jobs = 0
         self._abandoned = self._closed = False
 
@@ -126,107 +136,173 @@ class _Worker:
         process = self._process
         return process.pid if process is not None and process.is_alive() else None
 
-    def start(self) -> None:
+    async def start(self) -> None:
         """Start the process and wait until it is ready.
 
         Raises:
             RuntimeError: it does not come up.
         """
         self.hang_up()
-        ours, theirs = self._context.Pipe()
-        arguments = (theirs, self._limits.memory_mb)
-        process = self._context.Process(target=decode_child.serve, args=arguments, name="decode", daemon=True)
+        await self._in_thread(self._start)
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        for end in (ours, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
+        process = self._context.Process(
+            target=decode_child.serve, args=(theirs, self._limits.memory_mb), name="decode", daemon=True
+        )
         process.start()
         theirs.close()
-        self._process, self._connection, self._num_jobs = process, ours, 0
-        atexit.register(self.close)  # multiprocessing joins at exit, and the process ignores SIGTERM
+        self._process, self._socket, self._num_jobs = process, ours, 0
+        atexit.register(self._kill)  # multiprocessing joins at exit, and the process ignores SIGTERM
+        if self._closed:
+            self._kill()
+        ours.settimeout(START_TIMEOUT_S)
         try:
-            ready = ours.poll(START_TIMEOUT_S) and ours.recv_bytes(MAX_HEADER_BYTES) == b"ready"
-        except (EOFError, OSError):
+            ready = ours.recv(len(decode_child.READY)) == decode_child.READY
+        except OSError:
             ready = False
+        ours.setblocking(False)
         if not ready and not self._closed:
             raise RuntimeError(f"a decoding process did not start: exit code {process.exitcode}")
 
-    def run(self, task: Task[Result]) -> Result:
+    async def run(self, task: Task[Result]) -> Result:
         """Do it in the process; whatever goes wrong, a live process stands ready afterwards.
 
         Raises:
             VideoError: the video cannot be decoded, or only beyond the limits.
         """
         self._abandoned = False
-        if self.process_id is None:
-            self._replace("died while idle")
+        if not self._is_fit():
+            await self._replace("died while idle")
         try:
-            return self._attempt(task)
+            return await self._attempt(task)
         except _Lost as lost:
             if not lost.again or self._abandoned or self._closed:
                 raise VideoError(lost.reason, task.path, lost.detail) from lost
         try:
-            return self._attempt(task)
+            return await self._attempt(task)
         except _Lost as lost:
             raise VideoError(lost.reason, task.path, lost.detail) from lost
 
-    def _attempt(self, task: Task[Result]) -> Result:
+    async def _attempt(self, task: Task[Result]) -> Result:
         self._num_jobs += 1
         try:
-            answer = self._ask(task)
+            answer = await self._ask(task)
         except _Lost as lost:
-            self._replace(lost.detail)
+            await self._replace(lost.detail)
             raise
         if self._num_jobs >= MAX_JOBS:
-            self._replace("has had its number of videos")
+            await self._replace("has had its number of videos")
         return answer
 
-    def _ask(self, task: Task[Result]) -> Result:
-        assert self._connection is not None
+    async def _ask(self, task: Task[Result]) -> Result:
+        assert self._socket is not None
         assert self._process is not None
-        until = time.monotonic() + self._limits.timeout_s
         try:
-            self._connection.send(task)
-            header = json.loads(self._receive(MAX_HEADER_BYTES, until))
-            if "reason" in header:
-                raise _refusal(task, header)
-            return task.parse(header, self._receive(task.max_bytes, until))
+            async with asyncio.timeout(self._limits.timeout_s):
+                await asyncio.get_running_loop().sock_sendall(self._socket, decode_child.packed(task))
+                header, payload = await receive(self._socket, MAX_HEADER_BYTES, task.max_bytes)
+                refusal = _refusal(task, header) if "reason" in header else None
+                if refusal is None:
+                    return task.parse(header, payload)
+        except TimeoutError as error:
+            raise _Lost("timed-out", f"decoding took more than {self._limits.timeout_s:g} s") from error
         except (EOFError, OSError) as error:
-            self._process.join(1.0)
+            await self._in_thread(self._process.join, 1.0)
             raise _Lost.by_exit_code(self._process.exitcode) from error
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise _Lost("undecodable", "the decoder gave no answer that makes sense") from error
+        raise refusal
 
-    def _receive(self, max_bytes: int, until: float) -> bytes:
-        assert self._connection is not None
-        if not self._connection.poll(max(0.0, until - time.monotonic())):
-            raise _Lost("timed-out", f"decoding took more than {self._limits.timeout_s:g} s")
-        return self._connection.recv_bytes(max_bytes)
+    def _is_fit(self) -> bool:
+        """Whether the process lives and is silent: it has not been asked anything yet."""
+        if self._socket is None:
+            return False
+        try:
+            self._socket.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
 
-    def _replace(self, cause: str) -> None:
-        self._kill()
+    async def _replace(self, cause: str) -> None:
+        await self._in_thread(self._kill)
         if self._closed:
             return
         self._metrics.decoders_replaced.inc()
         log.info("decoding process replaced", extra={"cause": cause})
-        self.start()
+        await self.start()
 
     def _kill(self) -> None:
+        atexit.unregister(self._kill)
         if self._process is not None:
             self._process.kill()
             self._process.join()
 
     def abandon(self) -> None:
-        """Kill the process because nobody waits for its answer; ``run`` sees the pipe closed and replaces it."""
+        """Kill the process because nobody waits for its answer; ``run`` sees its end closed and replaces it."""
         self._abandoned = True
         if self._process is not None:
             self._process.kill()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Kill the process for good."""
         self._closed = True
-        atexit.unregister(self.close)
-        self._kill()
+        if self._process is not None:
+            self._process.kill()  # at once: threads may all be waiting for processes to start
+        await self._in_thread(self._kill)
 
     def hang_up(self) -> None:
-        """Close our end of the pipe, which no thread may be using."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        """Close our end."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    async def _in_thread(self, function: Callable[..., None], *arguments: object) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
+
+async def receive(
+    source: socket.socket, max_header_bytes: int, max_payload_bytes: int
+) -> tuple[dict[str, Any], bytearray]:
+    """An answer, as ``decode_child.serve`` sends it.
+
+    Raises:
+        EOFError: it ends before its end.
+        OSError: it is larger than allowed, or the connection is broken.
+    """
+    loop = asyncio.get_running_loop()
+    begun = bytearray(max_header_bytes)
+    size = decode_child.SIZES.size
+    count = await _fill(loop, source, begun, 0, size)
+    num_header, num_payload = decode_child.SIZES.unpack_from(begun)
+    if num_header > max_header_bytes - size or num_payload > max_payload_bytes:
+        raise OSError(errno.EMSGSIZE, "a decoding process sent more than it may")
+    count = await _fill(loop, source, begun, count, size + num_header)
+    header: dict[str, Any] = json.loads(begun[size : size + num_header])
+    payload = bytearray(num_payload)
+    there = count - size - num_header
+    if there > num_payload:
+        raise OSError(errno.EMSGSIZE, "a decoding process sent more than it said")
+    payload[:there] = begun[size + num_header : count]
+    await _fill(loop, source, payload, there, num_payload)
+    return header, payload
+
+
+async def _fill(
+    loop: asyncio.AbstractEventLoop, source: socket.socket, buffer: bytearray, count: int, needed: int
+) -> int:
+    """Receive into a buffer that has ``count`` bytes until it has ``needed``; how many it has then."""
+    with memoryview(buffer) as view:
+        while count < needed:
+            received = await loop.sock_recv_into(source, view[count:])
+            if not received:
+                raise EOFError
+            count += received
+    return count
 
 
 def _refusal(task: Task[object], header: dict[str, Any]) -> VideoError | _Lost:

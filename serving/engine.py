@@ -110,7 +110,7 @@ class Engine:
         await asyncio.to_thread(_write_warm_clip, self.host.warm_clip)
         self.host.start(self.settings.poll_s)
         await asyncio.gather(self._pool.start(), asyncio.to_thread(self.host.wait, MODEL_WAIT_S))
-        self._batcher.start(lambda num_videos: self.admission.num_admitted > num_videos)
+        self._batcher.start(lambda: self.admission.num_admitted)
         await self._warm_up()
 
     async def _warm_up(self) -> None:

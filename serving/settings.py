@@ -36,7 +36,7 @@ class Settings(BaseSettings):
         decode_timeout_s: wall and CPU time for one video; its process is killed after it.
         decode_memory_mb: address space that a decoding process may take beyond what it has at its start.
         max_queue: requests in work or waiting; one more is answered with 503.
-        max_batch: views in one forward pass.
+        max_batch: views in the model at a time, in all forward passes that run side by side.
         max_wait_ms: how long the first view of a batch waits for others.
         num_decode_workers, torch_threads: 0 = chosen by the number of cores.
         temp_dir: where uploads are kept while they are decoded.
@@ -98,5 +98,5 @@ class Settings(BaseSettings):
 
     @property
     def num_threads(self) -> int:
-        """Threads of one forward pass: all cores, unless set; decoding waits while the model is the bottleneck."""
+        """Threads of the model, all forward passes together: as many as cores, unless set."""
         return self.torch_threads or available_cpus()

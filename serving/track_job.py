@@ -16,7 +16,7 @@ from jaxtyping import Float32, UInt8
 
 from mme.data.containers import VideoError
 from mme.data.facts import VideoInfo
-from mme.data.video import read_frames
+from mme.data.reader import OpenVideo
 from mme.data.views import resize
 from mme.targets.flow import MIN_SIDE, DenseFlow, gray_frames
 from mme.targets.trajectories import GridTracker, cell_centres
@@ -72,26 +72,26 @@ class TrackJob:
         """Of the answer's payload."""
         return NUM_WINDOWS * _MAX_POINTS * (8 * (LENGTH + 1) + 1)
 
-    def work(self, info: VideoInfo) -> tuple[dict[str, Any], bytes]:
+    def work(self, video: OpenVideo) -> tuple[dict[str, Any], bytes]:
         """Track, in the decoding process: a line for JSON, and the numbers.
 
         Raises:
             VideoError: the video cannot be decoded, or has one frame only.
         """
-        begun = time.perf_counter()
+        info = video.info
         if info.num_frames < 2:
             raise VideoError("too-short", self.path, "one frame has no motion")
         starts = window_starts(info.num_frames)
-        tracked = [track(frames) for frames in _windows(self.path, info, starts)]
+        tracked = [track(frames) for frames in _windows(video, starts)]
         points = np.stack([points for points, _ in tracked])
         num_valid = np.stack([num_valid for _, num_valid in tracked])
         header = {
             "shape": points.shape, "starts": starts, "info": dataclasses.asdict(info),
-            "seconds": time.perf_counter() - begun,
+            "seconds": time.perf_counter() - video.opened_s,
         }  # fmt: skip
         return header, points.tobytes() + num_valid.tobytes()
 
-    def parse(self, header: dict[str, Any], payload: bytes) -> VideoTracks:
+    def parse(self, header: dict[str, Any], payload: bytes | bytearray) -> VideoTracks:
         """The inverse of ``work``, in the parent."""
         shape = tuple(header["shape"])
         num_floats = math.prod(shape)
@@ -133,15 +133,16 @@ def track(frames: UInt8[np.ndarray, "T H W 3"]) -> tuple[Float32[np.ndarray, "P 
     return (points + np.float32(0.5)) / np.array([width, height], dtype=np.float32), num_valid.reshape(-1)
 
 
-def _windows(path: Path, info: VideoInfo, starts: list[int]) -> Iterator[UInt8[np.ndarray, "T H W 3"]]:
+def _windows(video: OpenVideo, starts: list[int]) -> Iterator[UInt8[np.ndarray, "T H W 3"]]:
     """Frames of each window at the size to be tracked, decoded in as few passes as memory allows."""
+    info = video.info
     ends = [min(start + LENGTH + 1, info.num_frames) for start in starts]
     at_once = max(1, MAX_BYTES // (3 * info.height * info.width * (LENGTH + 1)))
     size = tracked_size(info.height, info.width)
     for part in range(0, len(starts), at_once):
         chosen = list(zip(starts[part : part + at_once], ends[part : part + at_once], strict=True))
         needed = sorted({index for start, end in chosen for index in range(start, end)})
-        frames = read_frames(path, needed)
+        frames = video.read(needed)
         place = {index: number for number, index in enumerate(needed)}
         for start, end in chosen:
             yield resize(frames[place[start] : place[end - 1] + 1], *size)

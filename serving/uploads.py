@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import shutil
-import tempfile
+import os
+import uuid
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -60,15 +60,33 @@ async def received(request: Request, limits: UploadLimits, folder: Path) -> Asyn
     Raises:
         Problem: the body is malformed, empty, too large, too slow, of another type, or the disk is full.
     """
-    with _full_disk_is_a_problem():
-        own = Path(tempfile.mkdtemp(prefix="upload-", dir=folder))
+    places = _Places(folder)
     try:
         with _full_disk_is_a_problem(), _slowness_is_a_problem(limits.timeout_s):
             async with asyncio.timeout(limits.timeout_s):
-                files = await _receive(request, limits, own)
+                files = await _receive(request, limits, places)
         yield files
     finally:
-        shutil.rmtree(own, ignore_errors=True)
+        places.clear()
+
+
+class _Places:
+    """Names for the files of one request. In a folder of their own they would take three times as long to go."""
+
+    def __init__(self, folder: Path) -> None:
+        self._prefix = str(folder / f"upload-{uuid.uuid4().hex}")
+        self._taken: list[str] = []
+
+    def next(self) -> Path:
+        """One that nothing has."""
+        self._taken.append(f"{self._prefix}-{len(self._taken)}")
+        return Path(self._taken[-1])
+
+    def clear(self) -> None:
+        """Remove what was put there."""
+        for name in self._taken:
+            with suppress(OSError):
+                os.unlink(name)
 
 
 @contextmanager
@@ -115,22 +133,22 @@ async def discard_rest(request: Request) -> None:
         return
 
 
-async def _receive(request: Request, limits: UploadLimits, folder: Path) -> list[Upload]:
+async def _receive(request: Request, limits: UploadLimits, places: _Places) -> list[Upload]:
     kind, options = parse_options_header(request.headers.get("content-type"))
     if kind == b"multipart/form-data":
         boundary = options.get(b"boundary")
         if not boundary:
             raise Problem("malformed-body", "the Content-Type names no boundary")
-        return await _receive_form(request, limits, _Form(folder, boundary, limits.max_files))
+        return await _receive_form(request, limits, _Form(places, boundary, limits.max_files))
     if kind.startswith(b"video/") or kind == b"application/octet-stream":
-        return await _receive_raw(request, limits, folder)
+        return await _receive_raw(request, limits, places)
     await discard_rest(request)
     told = kind.decode("latin-1") or "none"
     raise Problem("unsupported-type", f"{told}; send multipart/form-data, video/* or application/octet-stream")
 
 
-async def _receive_raw(request: Request, limits: UploadLimits, folder: Path) -> list[Upload]:
-    upload = Upload(folder / "0", None)
+async def _receive_raw(request: Request, limits: UploadLimits, places: _Places) -> list[Upload]:
+    upload = Upload(places.next(), None)
     with upload.path.open("wb") as file:
         async for chunk in _limited(request, limits.max_bytes):
             file.write(chunk)
@@ -176,10 +194,10 @@ class _Form:
     Writing is not handed to a thread: a chunk is at most 64 KiB and goes to the page cache.
     """
 
-    def __init__(self, folder: Path, boundary: bytes, max_files: int) -> None:
+    def __init__(self, places: _Places, boundary: bytes, max_files: int) -> None:
         self.uploads: list[Upload] = []
         self.complete = False
-        self._folder, self._max_files = folder, max_files
+        self._places, self._max_files = places, max_files
         self._file: BinaryIO | None = None
         self._header: tuple[bytearray, bytearray] = (bytearray(), bytearray())
         self._disposition = b""
@@ -220,7 +238,7 @@ class _Form:
         if len(self.uploads) == self._max_files:
             raise Problem("too-many-files", f"at most {self._max_files} allowed")
         name = options.get(b"filename")
-        path = self._folder / str(len(self.uploads))
+        path = self._places.next()
         self._file = path.open("wb")
         self.uploads.append(Upload(path, None if name is None else name.decode("utf-8", "replace")))
 

@@ -6,13 +6,16 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
 from mme.config import ClipParams
-from mme.data import video, views
+from mme.data import reader, video
+from mme.data.facts import Facts, examine, read_facts
+from mme.data.reader import OpenVideo
 from mme.data.video import VideoError, probe, read_frames, write_video
 from mme.data.views import (
     crop_offsets,
@@ -135,12 +138,13 @@ def test_only_needed_frames_are_decoded(tmp_path: Path, monkeypatch: pytest.Monk
     path = tmp_path / "video.mp4"
     write_video(path, moving_frames(), fps=10, crf=10, gop_frames=4)
     asked: list[list[int]] = []
+    read = OpenVideo.read
 
-    def spy(source: Path | bytes, indices: list[int]) -> object:
+    def spy(video: OpenVideo, indices: list[int]) -> object:
         asked.append(indices)
-        return read_frames(source, indices)
+        return read(video, indices)
 
-    monkeypatch.setattr(views, "read_frames", spy)
+    monkeypatch.setattr(OpenVideo, "read", spy)
     prepare(path, CLIP, segments=2, crops=3)
     assert asked == [[0, 2, 4, 6, 13, 15, 17, 19]]
 
@@ -174,8 +178,13 @@ def test_a_frame_that_was_promised_but_is_missing_is_a_video_error(
 ) -> None:
     path = tmp_path / "video.mp4"
     write_video(path, moving_frames(), fps=10, crf=10, gop_frames=4)
-    promised = dataclasses.replace(probe(path), num_frames=21)
-    monkeypatch.setattr(views, "probe", lambda source: promised)
+    promised = dataclasses.replace(read_facts(path), info=dataclasses.replace(probe(path), num_frames=21))
+
+    def promise(*arguments: Any) -> Facts:
+        examine(*arguments)
+        return promised
+
+    monkeypatch.setattr(reader, "examine", promise)
     with pytest.raises(VideoError, match="frame 20") as error:
         prepare(path, CLIP, 2, 1)
     assert error.value.reason == "undecodable"

@@ -1,15 +1,20 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from jaxtyping import Float32
 
 from mme.data.views import Views
 from mme.inference import Classifier
 from serving.batcher import Answer, Batcher, BatchLimits
 from serving.metrics import Metrics
+from tests.serving.service import until
 from tests.tiny import moving_frames, save_tiny_folder
 
 
@@ -22,9 +27,11 @@ def prepared(classifier: Classifier, seed: int) -> Views:
     return classifier.prepare(moving_frames(seed=seed))
 
 
-async def started(metrics: Metrics, *, max_views: int = 8, others: bool = True, max_wait_s: float = 0.2) -> Batcher:
-    batcher = Batcher(BatchLimits(max_views, max_wait_s, 1), metrics)
-    batcher.start(lambda num_videos: others)
+async def started(
+    metrics: Metrics, *, max_views: int = 8, others: bool = True, max_wait_s: float = 0.2, num_threads: int = 1
+) -> Batcher:
+    batcher = Batcher(BatchLimits(max_views, max_wait_s, num_threads), metrics)
+    batcher.start(lambda: 1000 if others else 0)
     return batcher
 
 
@@ -112,3 +119,79 @@ def test_a_failing_batch_fails_its_videos_alone(classifier: Classifier) -> None:
         await batcher.close()
 
     asyncio.run(scenario())
+
+
+class Watched(Classifier):
+    """Holds its passes back until so many run at the same time."""
+
+    def __init__(self, own: Classifier, num_passes: int) -> None:
+        self.__dict__ |= vars(own)
+        self.together = threading.Barrier(num_passes)
+        self.seen: list[tuple[int, int]] = []
+
+    def predict(self, batch: Sequence[Views], max_clips: int | None = None) -> list[Float32[np.ndarray, " K"]]:
+        self.together.wait(30)
+        self.seen.append((sum(len(views.frames) for views in batch), torch.get_num_threads()))
+        return super().predict(batch, max_clips)
+
+
+@pytest.fixture
+def torch_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("torch_threads")
+def test_passes_run_side_by_side_and_share_views_and_threads(classifier: Classifier) -> None:
+    async def scenario() -> None:
+        batcher = await started(Metrics(), max_views=8, num_threads=2, max_wait_s=30.0)
+        watched = Watched(classifier, 2)
+        views = [prepared(classifier, seed) for seed in range(4)]
+        async with asyncio.timeout(60):
+            answers = await asyncio.gather(*(batcher.predict(watched, item) for item in views))
+        assert watched.seen == [(4, 1), (4, 1)]
+        for item, answer in zip(views, answers, strict=True):
+            np.testing.assert_allclose(answer.logits, classifier.predict([item])[0], rtol=0, atol=1e-5)
+        await batcher.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.usefixtures("torch_threads")
+def test_a_video_that_comes_alone_has_all_threads(classifier: Classifier) -> None:
+    async def scenario() -> None:
+        batcher = await started(Metrics(), num_threads=2, others=False)
+        watched = Watched(classifier, 1)
+        await batcher.predict(watched, prepared(classifier, 0))
+        assert watched.seen == [(2, 2)]
+        await batcher.close()
+
+    asyncio.run(scenario())
+
+
+def test_closing_waits_for_what_is_being_answered(classifier: Classifier) -> None:
+    async def scenario() -> None:
+        batcher = await started(Metrics(), others=False)
+        watched = Watched(classifier, 2)
+        waiting = asyncio.ensure_future(batcher.predict(watched, prepared(classifier, 0)))
+        await until(lambda: watched.together.n_waiting == 1)
+        closing = asyncio.ensure_future(batcher.close())
+        await asyncio.sleep(0.1)
+        assert not closing.done()
+        watched.together.wait(30)
+        await closing
+        assert (await waiting).logits.shape == (4,)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("max_views", "num_threads", "num_passes", "views_a_pass"),
+    [(32, 1, 1, 32), (32, 2, 2, 16), (32, 16, 4, 8), (1, 8, 1, 1), (3, 2, 2, 1)],
+)
+def test_all_passes_together_keep_the_limits(
+    max_views: int, num_threads: int, num_passes: int, views_a_pass: int
+) -> None:
+    limits = BatchLimits(max_views, 0.0, num_threads)
+    assert (limits.num_passes, limits.views_a_pass) == (num_passes, views_a_pass)

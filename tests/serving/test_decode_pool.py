@@ -18,6 +18,7 @@ from mme.data.views import prepare
 from serving.decode_child import Job, VideoLimits
 from serving.decode_pool import DecodeLimits, DecodePool
 from serving.metrics import Metrics
+from tests.serving.impostor import Answers
 from tests.serving.service import is_alive, libraries, until
 from tests.tiny import tiny_config
 
@@ -148,5 +149,44 @@ def test_a_process_is_small_and_has_no_model(clip: Path) -> None:
             await decoders.decode(job(clip))
             (process,) = decoders.process_ids
             assert not any("torch" in library for library in libraries(process))
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("header", "payload"),
+    [
+        (b"{}", b"x" * 1001),  # more than the task may answer with
+        (b" " * 70_000, b""),
+        (b"no JSON", b""),
+        (b"[" * 60_000, b""),
+        (b"[1]", b""),
+        (b'{"shape": [3]}', b"xx"),
+        (b'{"shape": [-7, "x"]}', b"xx"),
+    ],
+)
+def test_an_answer_without_sense_costs_the_process(clip: Path, header: bytes, payload: bytes) -> None:
+    async def scenario() -> None:
+        async with pool() as decoders:
+            (process,) = decoders.process_ids
+            with pytest.raises(VideoError) as caught:
+                await decoders.decode(Answers(clip, header, payload))
+            assert caught.value.reason == "undecodable"
+            assert not is_alive(process)
+            assert len((await decoders.decode(job(clip))).frames) == 6
+
+    asyncio.run(scenario())
+
+
+def test_a_process_that_speaks_unasked_is_not_asked(clip: Path) -> None:
+    async def scenario() -> None:
+        async with pool() as decoders:
+            (process,) = decoders.process_ids
+            told = await decoders.decode(Answers(clip, b'{"shape": [2]}', b"no", delay_s=0.2))
+            assert told == b"ok"
+            await until(lambda: not decoders._workers[0]._is_fit())
+            there, here = await decoders.decode(job(clip)), prepare(clip, tiny_config().clip, 2, 3)
+            np.testing.assert_array_equal(there.frames, here.frames)
+            assert not is_alive(process)
 
     asyncio.run(scenario())

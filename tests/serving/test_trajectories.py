@@ -90,11 +90,12 @@ def test_large_frames_are_decoded_in_parts(client: TestClient, tmp_path: Path, m
     write_video(tmp_path / "clip.mp4", moving_frames(40, 64, 96), 16, 10, 8)
     whole = tracks(client, tmp_path / "clip.mp4")
     from serving import track_job
-    from serving.decode_child import VideoLimits, read_header
+    from serving.decode_child import VideoLimits, admitted
 
     monkeypatch.setattr(track_job, "MAX_BYTES", 1)
     task = track_job.TrackJob(tmp_path / "clip.mp4", VideoLimits(math.inf, 10**9, 10**9, 60.0))
-    header, payload = task.work(read_header(task))
+    with admitted(task) as video:
+        header, payload = task.work(video)
     assert track_job.windows(task.parse(header, bytes(payload))) == whole["windows"]
     assert len(payload) <= task.max_bytes
 

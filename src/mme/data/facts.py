@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -13,6 +13,7 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from mme.data.backlog import Backlog
 from mme.data.containers import Reason, Source, VideoError, open_stream
 
 _SAME_RATE = 0.02
@@ -102,22 +103,37 @@ def read_facts(source: Source) -> Facts:
         VideoError: with the reason, if no frame can be decoded.
     """
     with open_stream(source) as (container, stream):
-        announced_frames, announced_s = stream.frames, _announced_seconds(container, stream)
-        scan = _scan(source, container, stream)
-        ends = [*scan.keys[1:], len(scan.times)]
-        steps = {later - earlier for earlier, later in zip(scan.times, scan.times[1:], strict=False)}
-        return Facts(
-            info=describe(stream, scan.first, scan.num_frames, scan.times),
-            rotation_degrees=scan.first.rotation,
-            formats=frozenset(container.format.name.split(",")),
-            num_streams=len(container.streams),
-            pixel_format=stream.codec_context.pix_fmt,
-            has_b_frames=bool(stream.codec_context.has_b_frames),
-            key_gap_frames=max((end - key for key, end in zip(scan.keys, ends, strict=False)), default=0),
-            is_steady=len(steps) == 1 and min(steps) > 0,
-            announced_frames=announced_frames,
-            announced_s=announced_s,
-        )
+        return examine(source, container, stream)
+
+
+def examine(source: Source, container: InputContainer, stream: VideoStream, backlog: Backlog | None = None) -> Facts:
+    """``read_facts`` of a file that is open; it is read to its end.
+
+    Args:
+        source: the file, for errors to name.
+        container: that it was opened as.
+        stream: its video.
+        backlog: where to keep what was read, if the frames are to be decoded next.
+
+    Raises:
+        VideoError: with the reason, if no frame can be decoded.
+    """
+    announced_frames, announced_s = stream.frames, _announced_seconds(container, stream)
+    scan = _scan(source, container, stream, backlog)
+    ends = [*scan.keys[1:], len(scan.times)]
+    steps = {later - earlier for earlier, later in zip(scan.times, scan.times[1:], strict=False)}
+    return Facts(
+        info=describe(stream, scan.first, scan.num_frames, scan.times),
+        rotation_degrees=scan.first.rotation,
+        formats=frozenset(container.format.name.split(",")),
+        num_streams=len(container.streams),
+        pixel_format=stream.codec_context.pix_fmt,
+        has_b_frames=bool(stream.codec_context.has_b_frames),
+        key_gap_frames=max((end - key for key, end in zip(scan.keys, ends, strict=False)), default=0),
+        is_steady=len(steps) == 1 and min(steps) > 0,
+        announced_frames=announced_frames,
+        announced_s=announced_s,
+    )
 
 
 def has_times(container: InputContainer) -> bool:
@@ -132,10 +148,18 @@ def decode_stream(source: Source, container: InputContainer, stream: VideoStream
         VideoError: the first packet that does not decode: ``undecodable`` if it is before the first frame,
             else ``truncated``.
     """
-    num_frames = 0
-    for packet in container.demux(stream):
-        decoded = decode_packet(source, packet, num_frames)
-        num_frames += len(decoded)
+    yield from decode_packets(source, container.demux(stream), 0)
+
+
+def decode_packets(source: Source, packets: Iterable[Packet[VideoStream]], num_before: int) -> Iterator[VideoFrame]:
+    """Frames of packets in the file's order; ``num_before`` came out of those before.
+
+    Raises:
+        VideoError: as ``decode_stream``.
+    """
+    for packet in packets:
+        decoded = decode_packet(source, packet, num_before)
+        num_before += len(decoded)
         yield from decoded
 
 
@@ -152,9 +176,11 @@ def decode_packet(source: Source, packet: Packet[VideoStream], num_before: int) 
         raise VideoError(reason, source, f"frame {num_before}: {error.strerror}") from error
 
 
-def _scan(source: Source, container: InputContainer, stream: VideoStream) -> _Scan:
+def _scan(source: Source, container: InputContainer, stream: VideoStream, backlog: Backlog | None) -> _Scan:
     first: VideoFrame | None = None
     count_packets = has_times(container)
+    if backlog is not None and not count_packets:
+        backlog.drop()  # every frame is decoded for counting, and there may be many
     num_frames = num_packets = 0
     times: list[int] = []
     keys: list[int] = []
@@ -163,6 +189,10 @@ def _scan(source: Source, container: InputContainer, stream: VideoStream) -> _Sc
             decoded = decode_packet(source, packet, num_frames)
             first = first or next(iter(decoded), None)
             num_frames += len(decoded)
+            if backlog is not None and backlog.complete:
+                backlog.frames += decoded
+        elif backlog is not None:
+            backlog.add(packet)
         if packet.size and not packet.is_discard:
             num_packets += 1
             if packet.pts is not None:

@@ -13,8 +13,10 @@ from typing import Self
 
 import av
 import numpy as np
+from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation, VideoReformatter
+from av.video.stream import VideoStream
 from jaxtyping import UInt8
 
 from mme.data.containers import Reason, Source, VideoError, name_of, open_argument, open_stream
@@ -35,9 +37,12 @@ __all__ = [
     "decode_stream",
     "iter_frames",
     "open_stream",
+    "pick_frames",
     "probe",
     "read_frames",
+    "suits_decord",
     "to_rgb",
+    "try_decord",
     "upright",
     "write_video",
 ]
@@ -67,12 +72,10 @@ def read_frames(source: Source, indices: Sequence[int] | None = None) -> Frames:
     """
     if indices is not None and not len(indices):
         raise ValueError(f"{name_of(source)}: no frame asked for")
-    # For whole files PyAV is as fast as decord, for small ones twice as fast; decord gains where it can skip.
-    if decord is not None and indices is not None and _skips_much(indices) and _suits_decord(source):
-        try:
-            return _read_decord(source, indices)
-        except (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError, AssertionError, IndexError):
-            pass  # PyAV has fewer bugs (row padding of small odd widths, for one) and tells what is wrong with a file
+    if indices is not None and _skips_much(indices) and _suits_decord(source):
+        frames = try_decord(source, indices)
+        if frames is not None:
+            return frames
     return _read_pyav(source, indices)
 
 
@@ -171,21 +174,44 @@ def upright(picture: UInt8[np.ndarray, "H W 3"], rotation_degrees: int) -> UInt8
     return np.ascontiguousarray(np.rot90(picture, round(rotation_degrees / 90)))
 
 
+def suits_decord(container: InputContainer, stream: VideoStream, indices: Sequence[int]) -> bool:
+    """Whether decord is the faster reader of these frames, and finds the same as PyAV."""
+    return _skips_much(indices) and _is_safe_for_decord(container, stream)
+
+
 def _skips_much(indices: Sequence[int]) -> bool:
-    """Whether most frames up to the last are not asked for: below that, decord loses more by opening than it gains."""
-    return max(indices) >= _SKIPPED_PER_FRAME * len(set(indices))
+    """Whether most frames up to the last are not asked for: below that, decord loses more by opening than it gains.
+
+    For whole files PyAV is as fast as decord, for small ones twice as fast.
+    """
+    return decord is not None and max(indices) >= _SKIPPED_PER_FRAME * len(set(indices))
 
 
 def _suits_decord(source: Source) -> bool:
+    with open_stream(source) as (container, stream):
+        return _is_safe_for_decord(container, stream)
+
+
+def _is_safe_for_decord(container: InputContainer, stream: VideoStream) -> bool:
     """Whether decord finds the same frames as PyAV, which decodes from the start and counts.
 
     It seeks by time stamps to the key frame before: in containers without them (AVI), and where frames are stored in
     another order than they are shown in, it can return another frame. It converts pixel formats other than these in
     its own way, and writes to stderr when a file cannot be opened.
     """
-    with open_stream(source) as (container, stream):
-        context = stream.codec_context
-        return has_times(container) and not context.has_b_frames and context.pix_fmt in {"yuv420p", "yuvj420p"}
+    context = stream.codec_context
+    return has_times(container) and not context.has_b_frames and context.pix_fmt in {"yuv420p", "yuvj420p"}
+
+
+def try_decord(source: Source, indices: Sequence[int]) -> Frames | None:
+    """Frames by decord, or None if it gives up.
+
+    PyAV has fewer bugs (row padding of small odd widths, for one) and tells what is wrong with a file.
+    """
+    try:
+        return _read_decord(source, indices)
+    except (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError, AssertionError, IndexError):
+        return None
 
 
 def _read_decord(source: Source, indices: Sequence[int]) -> Frames:
@@ -198,18 +224,33 @@ def _read_decord(source: Source, indices: Sequence[int]) -> Frames:
 
 
 def _read_pyav(source: Source, indices: Sequence[int] | None) -> Frames:
+    with open_stream(source) as (container, stream):
+        return pick_frames(source, decode_stream(source, container, stream), indices)
+
+
+def pick_frames(source: Source, frames: Iterator[VideoFrame], indices: Sequence[int] | None) -> Frames:
+    """Decode as far as the last frame that is asked for.
+
+    Args:
+        source: the file, for errors to name.
+        frames: of the whole file, as decoded.
+        indices: as of ``read_frames``.
+
+    Raises:
+        VideoError: there is no frame, or they differ in size.
+        ValueError: an index is out of range.
+    """
     wanted = None if indices is None else set(indices)
     last = max(wanted, default=-1) if wanted is not None else None
     decoded: dict[int, UInt8[np.ndarray, "H W 3"]] = {}
     num_frames = 0
     converter = VideoReformatter()
-    with open_stream(source) as (container, stream):
-        for index, frame in enumerate(decode_stream(source, container, stream)):
-            num_frames = index + 1
-            if wanted is None or index in wanted:
-                decoded[index] = to_rgb(converter, frame)
-            if index == last:
-                break
+    for index, frame in enumerate(frames):
+        num_frames = index + 1
+        if wanted is None or index in wanted:
+            decoded[index] = to_rgb(converter, frame)
+        if index == last:
+            break
     if not num_frames:
         raise VideoError("zero-frames", source, "its video stream holds no frame")
     order = range(num_frames) if indices is None else indices

@@ -6,8 +6,6 @@ It needs numpy and OpenCV only, so that a decoding process can run it without a 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -18,7 +16,8 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 
 from mme.config import ClipParams
-from mme.data.video import VideoError, VideoInfo, probe, read_frames
+from mme.data.facts import VideoInfo
+from mme.data.reader import OpenVideo, open_video
 
 Source: TypeAlias = Path | str | bytes | np.ndarray
 """A video: a path, the bytes of a file, or decoded RGB frames, uint8 ``[T, H, W, 3]``."""
@@ -39,7 +38,7 @@ class Views:
     decode_ms: float
 
 
-def prepare(source: Source, clip: ClipParams, segments: int, crops: int, known: VideoInfo | None = None) -> Views:
+def prepare(source: Source, clip: ClipParams, segments: int, crops: int) -> Views:
     """Decode the frames that the views need, resize and crop them.
 
     Args:
@@ -47,7 +46,6 @@ def prepare(source: Source, clip: ClipParams, segments: int, crops: int, known: 
         clip: frames, stride and size of a view.
         segments: clips along the video, see ``segment_starts``.
         crops: 1 or 3 squares a frame, see ``crop_offsets``.
-        known: what ``probe`` said of a file, if the caller has asked already.
 
     Raises:
         VideoError: the video cannot be decoded; ``reason`` tells why.
@@ -55,34 +53,38 @@ def prepare(source: Source, clip: ClipParams, segments: int, crops: int, known: 
     """
     started = time.perf_counter()
     if isinstance(source, np.ndarray):
-        info, num_frames, pixel_aspect = None, _num_frames(source), 1.0
-    else:
-        source = Path(source) if isinstance(source, str) else source
-        with _faults_of(source):
-            info = known or probe(source)
-        num_frames, pixel_aspect = info.num_frames, info.pixel_aspect
-    indices = view_indices(num_frames, clip, segments)
+        indices = view_indices(_num_frames(source), clip, segments)
+        needed, positions = np.unique(indices, return_inverse=True)
+        views = _cut(source[needed], positions.reshape(indices.shape), clip.size, crops)
+        return Views(views, None, 1000 * (time.perf_counter() - started))
+    with open_video(Path(source) if isinstance(source, str) else source) as video:
+        return prepare_open(video, clip, segments, crops)
+
+
+def prepare_open(video: OpenVideo, clip: ClipParams, segments: int, crops: int) -> Views:
+    """``prepare`` for a file that is open.
+
+    Raises:
+        VideoError, ValueError: as ``prepare``.
+    """
+    indices = view_indices(video.info.num_frames, clip, segments)
     needed, positions = np.unique(indices, return_inverse=True)
-    if isinstance(source, np.ndarray):
-        frames = source[needed]
-    else:
-        with _faults_of(source):
-            frames = read_frames(source, [int(index) for index in needed])
-    squares = square_crops(frames, clip.size, crops, pixel_aspect)  # (C, U, S, S, 3)
-    views = squares[:, positions.reshape(indices.shape)]  # (C, segments, T, S, S, 3)
-    views = np.ascontiguousarray(views.swapaxes(0, 1)).reshape(-1, *views.shape[2:])
-    return Views(views, info, 1000 * (time.perf_counter() - started))
+    frames = video.read([int(index) for index in needed])
+    views = _cut(frames, positions.reshape(indices.shape), clip.size, crops, video.info.pixel_aspect)
+    return Views(views, video.info, 1000 * (time.perf_counter() - video.opened_s))
 
 
-@contextmanager
-def _faults_of(source: Path | bytes) -> Iterator[None]:
-    """A damaged file may promise frames that it does not have, or hold bytes that are no text where tags stand."""
-    try:
-        yield
-    except VideoError:
-        raise
-    except ValueError as error:
-        raise VideoError("undecodable", source, str(error)) from error
+def _cut(
+    frames: UInt8[np.ndarray, "U H W 3"],
+    positions: NDArray[np.int64],
+    size: int,
+    crops: int,
+    pixel_aspect: float = 1.0,
+) -> UInt8[np.ndarray, "V T S S 3"]:
+    """Views of frames that stand at ``positions``, ``[segments, T]``."""
+    squares = square_crops(frames, size, crops, pixel_aspect)  # (C, U, S, S, 3)
+    views = squares[:, positions]  # (C, segments, T, S, S, 3)
+    return np.ascontiguousarray(views.swapaxes(0, 1)).reshape(-1, *views.shape[2:])
 
 
 def _num_frames(frames: np.ndarray) -> int:
