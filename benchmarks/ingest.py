@@ -1,24 +1,29 @@
 """Videos a core-minute that ingest gets through: ``python -m benchmarks ingest``.
 
-Core-minutes are CPU time of one process, so that a busy machine does not show in them. The speed-up by two processes is
-in wall time, and needs two idle cores to mean anything.
+Core-minutes are CPU time: a busy machine shows in them only through what its cores share. The speed-up by two
+processes is in wall time, and needs two idle cores to mean anything. Rows of Ray are there where it is installed.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
 
 from benchmarks.report import Row, record
 from benchmarks.targets import large_frames
-from mme.config import load_params
+from mme.config import Params, load_params
 from mme.data.check import Look, examine
+from mme.data.engines import Engine
+from mme.data.extraction import Extractor
 from mme.data.ingest import Ingest
+from mme.data.manifest import MANIFEST_FILE, Manifest
 from mme.data.normalise import Job, NormalForm, Outcome, normalise
 from mme.data.video import write_video
 
@@ -26,6 +31,9 @@ NUM_VIDEOS, NUM_FRAMES, FPS = 4, 150, 30
 SHORT_SIDES = (256, 128)
 LONG = 10
 """Length of the video that a clip is cut from, in clips."""
+
+NUM_COPIES, NUM_WARM = 24, 4
+"""Videos given to two workers, and how many of them are done before the clock starts."""
 
 
 def main() -> None:
@@ -62,7 +70,67 @@ def main() -> None:
             seconds.append(time.perf_counter() - begin)
         how = f"wall time, processes' start included; {num_videos} {at}, to short side {SHORT_SIDES[0]}"
         rows.append(Row("ingest by 2 processes", seconds[0] / seconds[1], "x 1 process", of=how))
+        rows += throughput(params, files[0], folder / "engines")
     record("ingest", rows)
+
+
+def throughput(params: Params, file: Path, folder: Path) -> Iterator[Row]:
+    """Ingest and extraction of many copies of a video by two workers: processes of this machine, and a Ray's.
+
+    Counted is the CPU time of all processes, Ray's own among them, from when every worker is at work to the last
+    video, so that what starts once does not show.
+    """
+    for number in range(NUM_COPIES):
+        path = folder / f"raw/{'ab'[number % 2]}/{number}.mp4"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(file.read_bytes())
+    changes = {"source": "folder", "root": folder / "raw", "short_side": SHORT_SIDES[0], "deadline_s": 600.0}
+    engines: list[Engine] = ["local", "ray"] if find_spec("ray") else ["local"]
+    of = f"CPU time of all processes, their start left out; {NUM_COPIES} videos of 454 x 256, {NUM_FRAMES} frames"
+    for engine in engines:
+        what = "2-worker Ray" if engine == "ray" else "2 processes"
+        output = folder / engine
+        stage = Ingest(params.ingest.model_copy(update={**changes, "engine": engine}), 0, folder / f"work-{engine}")
+        meter = Meter()
+        result = stage.run(2, meter.advance)
+        stage.finish(result, output)
+        yield Row(f"ingest, {what}", meter.per_minute(), "videos a core-minute", of=of)
+        chosen = {"splits": ("train", "val", "test"), "compensate_camera": True, "engine": engine}
+        tracks = params.trajectories.model_copy(update=chosen)
+        meter = Meter()
+        Extractor(Manifest.load(output / MANIFEST_FILE), tracks, folder / f"tracks-{engine}").run(2, meter.advance)
+        yield Row(f"extraction, {what}", meter.per_minute(), "videos a core-minute", of=of)
+
+
+class Meter:
+    """Counts videos, and the CPU time from when some were done to the last one."""
+
+    def __init__(self) -> None:
+        self._marks: list[float] = []
+
+    def advance(self, count: int = 1) -> None:
+        """Some videos are done."""
+        self._marks += [tree_cpu_s()] * count
+
+    def per_minute(self) -> float:
+        """Videos a minute of CPU time; the first ones, during which workers start, are left out."""
+        return 60 * (len(self._marks) - NUM_WARM) / (self._marks[-1] - self._marks[NUM_WARM - 1])
+
+
+def tree_cpu_s() -> float:
+    """CPU time of this process, of those that it or they started, and of the ones of them that are gone."""
+    seconds, parents = {}, {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        except OSError:
+            continue  # it has ended
+        process = int(path.parent.name)
+        parents[process], seconds[process] = int(fields[1]), sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+    family = {os.getpid()}
+    while more := {process for process, parent in parents.items() if parent in family} - family:
+        family |= more
+    return sum(seconds[process] for process in family)
 
 
 def look(path: Path, decode: bool) -> Outcome:

@@ -150,6 +150,13 @@ def test_model_and_url_exclude_each_other(model: Path) -> None:
     assert "exclude each other" in done.stderr
 
 
+def test_without_a_model_classify_says_what_makes_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = RUNNER.invoke(app, ["classify", "x.mp4"], env={"COLUMNS": "200"})
+    assert done.exit_code == 2
+    assert "there is no models/export here yet: `make repro` makes it" in done.stderr
+
+
 def test_summary_shows_counts_accuracies_and_version(tmp_path: Path) -> None:
     splits = [("a", "train"), ("b", "train"), ("c", "val"), ("d", "test"), ("e", "pretrain")]
     rows = [row(name, split, label=None if split == "pretrain" else "left") for name, split in splits]
@@ -186,6 +193,8 @@ def test_summary_says_what_has_not_run(tmp_path: Path) -> None:
     done = RUNNER.invoke(app, ["summary", "--folder", str(tmp_path)])
     assert done.exit_code == 0
     assert done.stdout.count("not run yet") == 4
+    assert "`make repro` runs the rest" in done.stdout
+    assert "make serve" not in done.stdout
 
 
 def test_params_are_checked_and_shown() -> None:

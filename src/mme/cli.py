@@ -66,6 +66,8 @@ def classify(
     """
     if url is not None and model is not None:
         raise typer.BadParameter("--model and --url exclude each other: the service has its own model")
+    if url is None and model is None and not Path(DEFAULT_MODEL).is_dir():
+        raise typer.BadParameter(f"there is no {DEFAULT_MODEL} here yet: `make repro` makes it", param_hint="--model")
     ask = _offline(model or DEFAULT_MODEL, top_k) if url is None else _through_service(url, top_k, api_key)
     answers: dict[str, Answer] = {}
     for file in files:
@@ -139,11 +141,16 @@ def summary(
 ) -> None:
     """Show what the pipeline's last run came to."""
     table = Table(title="MME", title_justify="left", show_header=False, box=None, pad_edge=False)
-    for name, value in [*_data_rows(folder), *_accuracy_rows(folder), *_registry_rows(folder)]:
+    rows = [*_data_rows(folder), *_accuracy_rows(folder), *_registry_rows(folder)]
+    for name, value in rows:
         table.add_row(Text(name), Text(value))
     console = Console()
     console.print(table)
-    console.print(Text(f"\nNow `make serve`, and in another terminal:\n{_curl_line(folder, url)}"), soft_wrap=True)
+    if any(value == NOT_RUN for _, value in rows):
+        then = "`make repro` runs the rest."
+    else:
+        then = f"Now `make serve`, and in another terminal:\n{_curl_line(folder, url)}"
+    console.print(Text(f"\n{then}"), soft_wrap=True)
 
 
 def _report(path: Path) -> dict[str, Any]:

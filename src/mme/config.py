@@ -113,6 +113,7 @@ class IngestParams(Section):
     max_bad_ratio: Ratio
     val_ratio: Ratio
     test_ratio: Ratio
+    engine: Literal["local", "ray"]
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

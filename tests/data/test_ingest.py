@@ -157,6 +157,39 @@ def test_the_number_of_workers_does_not_matter(few: Path, tmp_path: Path) -> Non
     assert content(tmp_path / "1") == content(tmp_path / "3")
 
 
+def test_without_ray_the_engine_says_what_to_install(
+    few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ValueError, match=r"pip install 'mme\[ray\]'"):
+        ingest(params(few, engine="ray"), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # Ray starts eight processes of its own
+def test_ray_writes_the_bytes_of_local(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a Ray of this machine with two workers, with bad files, and paths relative to the caller's folder."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    wanted = {engine: params(Path("few"), engine=engine, deadline_s=5.0) for engine in ("local", "ray")}
+    monkeypatch.chdir(tmp_path)
+    media.truncated(few / "up/cut.mp4", spec=Spec(num_frames=48))
+    media.text(few / "down/text.mp4")
+    os.mkfifo(few / "up/pipe.mp4")  # hangs until the deadline
+    for engine, chosen in wanted.items():
+        result = ingest(chosen, Path(engine))
+        reasons = {row.source_path: row.reason for row in result.manifest.quarantined}
+        assert reasons == {"up/cut.mp4": "truncated", "down/text.mp4": "not-a-video", "up/pipe.mp4": "timed-out"}
+    assert content(Path("ray/data")) == content(Path("local/data"))
+
+
+def test_a_run_may_end_on_another_engine(few: Path, tmp_path: Path) -> None:
+    Ingest(params(few, engine="local"), 0, tmp_path / "work").run(1, lambda: None)
+    stage = Ingest(params(few, engine="ray"), 0, tmp_path / "work")
+    assert stage.num_done == 6
+    assert stage.run(1, lambda: None).report()["videos"] == 6, "and nothing to do needs no cluster"
+
+
 def test_too_many_bad_files_fail_the_stage_and_stay_listed(few: Path, tmp_path: Path) -> None:
     media.text(few / "up/text.mp4")
     media.empty(few / "up/empty.mp4")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import subprocess
 import sys
 import time
@@ -81,3 +82,36 @@ def test_who_stops_listening_ends_the_processes() -> None:
     results = run_killable(obey, [Order(0), Order(1, "hang")], num_workers=2, deadline_s=600)
     assert next(results)[0] == Order(0)
     results.close()  # type: ignore[attr-defined]
+
+
+_WORKER = """
+from mme.data.killable import Lost, call_killable
+from tests.work import Order, obey
+
+def call(what):
+    return call_killable(obey, Order(0, what), 1.0)
+
+if __name__ == "__main__":
+    first, second = call("answer"), call("answer")
+    assert first == second, "the process is used again"
+    assert call("hang") == Lost("timed-out", "killed after 1 s")
+    assert call("crash") == Lost("died", "its decoder died of SIGSEGV")
+    third = call("answer")
+    assert third[1] != first[1]
+    try:
+        call("raise")
+    except RuntimeError:
+        assert call("answer")[1] not in {first[1], third[1]}
+        print(call("answer")[1])
+"""
+
+
+def test_a_caller_that_is_a_worker_keeps_one_process_which_ends_with_it(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(_WORKER, encoding="utf-8")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, program], env=environment, capture_output=True, text=True, check=True)
+    assert "order 0 is wrong" in done.stderr
+    process = int(done.stdout)
+    with pytest.raises(ProcessLookupError):
+        os.kill(process, 0)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 Engine = Literal["local", "ray"]
+Key = TypeVar("Key")
+
+_CALLS_A_WORKER = 4
+"""Under way at a time, so that a worker that is done has its next call waiting."""
 
 _OBJECT_STORE_BYTES = 80 * 2**20
 """Of a Ray on this machine: what calls take and return is tiny, and this is about the least that Ray takes."""
@@ -29,6 +34,32 @@ class Pool:
 
     submit: Callable[..., Future[Any]]
     num_workers: int
+
+    def call_all(
+        self, function: Callable[..., Any], calls: Iterable[tuple[Key, tuple[Any, ...]]]
+    ) -> Iterator[tuple[Key, Any]]:
+        """Call a function many times; the calls are drawn as workers become free, and may be millions.
+
+        Args:
+            function: of a module; it and what it takes and returns must be picklable.
+            calls: what to call each by, and its arguments.
+
+        Yields:
+            what a call is called by, and what it returned, in the order in which they are done.
+
+        Raises:
+            Exception: whatever a call raised, or why its worker was lost.
+        """
+        todo = iter(calls)
+        pending: dict[Future[Any], Key] = {}
+        while True:
+            while len(pending) < _CALLS_A_WORKER * self.num_workers and (call := next(todo, None)):
+                key, arguments = call
+                pending[self.submit(function, *arguments)] = key
+            if not pending:
+                return
+            for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                yield pending.pop(future), future.result()
 
 
 @contextmanager
@@ -79,7 +110,7 @@ def _ray_pool(num_workers: int) -> Iterator[Pool]:
     try:
         import ray
     except ModuleNotFoundError as error:
-        raise ValueError("trajectories.engine: ray is not installed: pip install 'mme[ray]'") from error
+        raise ValueError("engine: ray is not installed: pip install 'mme[ray]'") from error
     if os.environ.get("RAY_ADDRESS"):
         ray.init(logging_level=logging.WARNING)
     else:
@@ -91,8 +122,10 @@ def _ray_pool(num_workers: int) -> Iterator[Pool]:
             logging_level=logging.WARNING,
         )
 
+    remote = functools.cache(ray.remote)  # each one made is sent to every worker
+
     def submit(function: Callable[..., Any], *args: Any) -> Future[Any]:
-        future: Future[Any] = ray.remote(function).remote(*args).future()
+        future: Future[Any] = remote(function).remote(*args).future()
         return future
 
     try:

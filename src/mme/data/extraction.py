@@ -8,10 +8,10 @@ where it stopped, and its result is that of an uninterrupted run with any number
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 
@@ -24,8 +24,6 @@ from mme.files import atomic_path, digest, read_json, sha256_file, write_json
 from mme.targets import camera, flow, shards, trajectories
 from mme.targets.shards import FORMAT, Entry, merge_parts, read_part, write_index, write_part
 from mme.targets.trajectories import iter_tracks
-
-_TASKS_A_WORKER = 4
 
 _NO_EFFECT = {"engine", "max_bad_ratio"}
 """Parameters that tracks do not depend on."""
@@ -140,29 +138,25 @@ class Extractor:
         shutil.rmtree(self._work)
 
     def _extract(self, todo: Sequence[int], num_workers: int, on_video: Callable[[int], None]) -> None:
-        tasks = ((number, video) for number in todo for video in self._groups[number])
         missing = {number: len(self._groups[number]) for number in todo}
         failures: dict[int, dict[str, str]] = {number: {} for number in todo}
-        pending: dict[Future[str | None], tuple[int, Video]] = {}
         with open_pool(self.params.engine, min(num_workers, sum(missing.values())), __name__) as pool:
-            while True:
-                while len(pending) < _TASKS_A_WORKER * pool.num_workers and (task := next(tasks, None)):
-                    number, video = task
-                    path, part = self._paths[video.id], self._parts / video.id
-                    if self.params.engine == "ray":  # whose workers have a working directory of their own
-                        path, part = path.absolute(), part.absolute()
-                    future = pool.submit(extract_part, path, video.num_frames, part, self.params)
-                    pending[future] = task
-                if not pending:
-                    return
-                for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                    number, video = pending.pop(future)
-                    if reason := future.result():
-                        failures[number][video.id] = reason
-                    on_video(1)
-                    missing[number] -= 1
-                    if not missing[number]:
-                        self._merge(number, failures[number])
+            for (number, video), reason in pool.call_all(extract_part, self._calls(todo)):
+                if reason:
+                    failures[number][video.id] = reason
+                on_video(1)
+                missing[number] -= 1
+                if not missing[number]:
+                    self._merge(number, failures[number])
+
+    def _calls(self, todo: Sequence[int]) -> Iterator[tuple[tuple[int, Video], tuple[Any, ...]]]:
+        """Shard and video, and the arguments of ``extract_part``."""
+        for number in todo:
+            for video in self._groups[number]:
+                path, part = self._paths[video.id], self._parts / video.id
+                if self.params.engine == "ray":  # whose workers have a working directory of their own
+                    path, part = path.absolute(), part.absolute()
+                yield (number, video), (path, video.num_frames, part, self.params)
 
     def _merge(self, number: int, failures: dict[str, str]) -> None:
         parts = {v.id: self._parts / v.id for v in self._groups[number] if v.id not in failures}

@@ -15,13 +15,14 @@ import shutil
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
 from mme.config import IngestParams, Split
 from mme.data.containers import Reason
-from mme.data.killable import Lost, run_killable
+from mme.data.engines import open_pool
+from mme.data.killable import Lost, call_killable, run_killable
 from mme.data.listing import Listing, SourceFile
 from mme.data.manifest import MANIFEST_FILE, VIDEOS_FOLDER, Manifest, Video, write_quarantine
 from mme.data.normalise import Job, NormalForm, Outcome, normalise
@@ -117,14 +118,19 @@ class Ingest:
         """Bring every file that is not done yet into the normal form.
 
         Args:
-            num_workers: processes at a time.
+            num_workers: processes of this machine at a time; a Ray cluster uses all that it has.
             advance: called once a file.
+
+        Raises:
+            OSError: the folder for work cannot be written.
+            ValueError: ``ingest.engine`` is ``ray``, which is not installed.
+            RuntimeError: a video cannot be written; the reason stands on stderr.
         """
         files = {self._target(file.name): file for file in self.listing.files if file.name not in self._outcomes}
         todo = [Job(self._params.root / file.path, target, self._form, file.span_s) for target, file in files.items()]
         self._folder.mkdir(parents=True, exist_ok=True)
         with self._journal().open("a", encoding="utf-8") as journal:
-            for job, result in run_killable(normalise, todo, num_workers, self._params.deadline_s):
+            for job, result in self._normalise(todo, num_workers):
                 file = files[job.target]
                 if isinstance(result, Lost):
                     reason: Reason = "timed-out" if result.cause == "timed-out" else "undecodable"
@@ -134,6 +140,16 @@ class Ingest:
                     self._write_journal(journal, file, result)
                 advance()
         return collect(self.listing, self._splits, self._outcomes, self._work)
+
+    def _normalise(self, todo: Sequence[Job], num_workers: int) -> Iterator[tuple[Job, Outcome | Lost]]:
+        """Jobs and what became of them, in the order in which they are done."""
+        deadline_s = self._params.deadline_s
+        if self._params.engine == "local" or not todo:
+            yield from run_killable(normalise, todo, num_workers, deadline_s)
+            return
+        calls = ((job, (normalise, _absolute(job), deadline_s)) for job in todo)
+        with open_pool(self._params.engine, min(num_workers, len(todo)), __name__) as pool:
+            yield from pool.call_all(call_killable, calls)
 
     def check(self, result: Ingested) -> None:
         """Refuse a source of which too much is bad.
@@ -193,6 +209,11 @@ class Ingest:
             if outcome.reason is not None or self._target(name).exists():
                 outcomes[name] = outcome
         return outcomes
+
+
+def _absolute(job: Job) -> Job:
+    """For workers of a cluster, which have a working directory of their own."""
+    return replace(job, source=job.source.absolute(), target=job.target.absolute())
 
 
 def splits_of(listing: Listing, params: IngestParams, seed: int) -> list[Split]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -75,6 +75,37 @@ def run_killable(
             yield from _results(workers)
     finally:
         for worker in workers:
+            worker.close()
+
+
+_kept: dict[Any, Any] = {}
+"""A process each for the functions that ``call_killable`` was called with."""
+
+
+def call_killable(work: Callable[[Task], Result], task: Task, deadline_s: float) -> Result | Lost:
+    """Run ``work`` on one task, for a caller that is itself one of many workers.
+
+    The process is kept for the next call; it ends with the caller.
+
+    Args:
+        work: a module's function; it and what it takes and returns must be picklable.
+        task: for it.
+        deadline_s: as of `run_killable`.
+
+    Raises:
+        RuntimeError: ``work`` raised an exception, which stands on stderr, or a process cannot start.
+    """
+    worker = _kept.pop((work, deadline_s), None) or _Worker[Task, Result](work, deadline_s)
+    try:
+        while True:
+            if worker.idle:
+                worker.give(task)
+            for _, outcome in _results([worker]):
+                if not isinstance(outcome, Lost):
+                    _kept[work, deadline_s] = worker
+                return outcome
+    finally:
+        if _kept.get((work, deadline_s)) is not worker:
             worker.close()
 
 
