@@ -21,6 +21,7 @@ from benchmarks.targets import REPEATS, cpu_ms, large_frames
 from mme.config import Params, load_params
 from mme.data.synthetic import sample_scene
 from mme.data.transforms import apply_crop, draw_crop
+from mme.models.encoder import model_input
 from mme.models.losses import masked_mse
 from mme.models.masking import draw_mask
 from mme.models.motion_model import MotionModel
@@ -29,7 +30,6 @@ from mme.targets.crops import TargetSpec
 from mme.targets.shards import merge_parts, write_index, write_part
 from mme.targets.store import TrackStore
 from mme.targets.trajectories import iter_tracks
-from mme.training.loop import model_input
 
 VIT_B: dict[str, dict[str, Any]] = {
     "trajectories": {"compensate_camera": True, "cell": 8, "max_length": 6},

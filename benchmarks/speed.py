@@ -26,10 +26,11 @@ from mme.files import sha256_file
 from mme.inference import Classifier
 from mme.models.checkpoints import FORMAT, FolderConfig, ViewsConfig, save_folder
 from mme.models.classifier import MotionClassifier
+from mme.models.encoder import model_input
 from mme.targets.store import TrackStore
 from mme.targets.trajectories import extract
 from mme.training.finetune import FinetuneModule
-from mme.training.loop import model_input, training_loader
+from mme.training.loop import training_loader
 from mme.training.pretrain import PretrainModule, target_statistics
 
 NUM_VIDEOS = 32

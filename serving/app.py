@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import FileResponse, JSONResponse
+from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
@@ -19,7 +20,7 @@ from starlette.exceptions import HTTPException
 from serving import api, open_inference
 from serving.engine import Engine
 from serving.metrics import Metrics
-from serving.middleware import RequestContext
+from serving.middleware import EarlyRefusal, RequestContext
 from serving.problems import KINDS, Problem, ProblemDocument, documented
 from serving.schemas import Health, Readiness
 from serving.security import ApiKeys, RateLimit
@@ -55,7 +56,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )  # fmt: skip
     app.state.api_keys = ApiKeys(settings.api_keys)
     app.state.rate_limit = RateLimit(settings.rate_per_minute)
-    app.add_middleware(RequestContext, metrics=metrics)
+    posts = (route for route in api.router.routes if isinstance(route, APIRoute) and "POST" in (route.methods or ()))
+    app.add_middleware(EarlyRefusal, routes={route.path: route for route in posts})
+    app.add_middleware(RequestContext, metrics=metrics)  # the outermost
     _answer_with_problems(app)
     app.include_router(api.router)
     app.include_router(open_inference.router)

@@ -12,7 +12,7 @@ import torch
 from mme.data.video import VideoError, read_frames, write_video
 from mme.inference import Classifier, choose_device, softmax
 from mme.models.checkpoints import content_digest
-from mme.training.loop import model_input
+from mme.models.encoder import model_input
 from tests.tiny import LABELS, moving_frames, save_tiny_folder, tiny_config, tiny_model
 
 

@@ -9,10 +9,9 @@ import torch
 from mme.data.manifest import Manifest
 from mme.data.views import prepare
 from mme.models.checkpoints import save_weights
-from mme.models.encoder import VideoEncoder
+from mme.models.encoder import VideoEncoder, model_input
 from mme.models.motion_model import MotionModel
 from mme.probe import Features, frozen_features, knn, linear_probe, pretrained_encoder
-from mme.training.loop import model_input
 from tests.small_data import make_small_data, small_params
 
 PARAMS = small_params(evaluate={"batch_size": 3})

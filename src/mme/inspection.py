@@ -20,6 +20,7 @@ from mme.data.video import iter_frames, probe
 from mme.data.views import fitted_size, resize
 from mme.files import read_json
 from mme.models.checkpoints import load_weights
+from mme.models.encoder import model_input
 from mme.models.masking import draw_mask
 from mme.models.motion_model import MotionModel
 from mme.targets.assemble import assemble
@@ -86,8 +87,7 @@ class Pretrained:
         """Displacements ``[M, C, L, 2]`` of the hidden tokens in clip pixels; None if it predicts no positions."""
         if self.unit_px is None:
             return None
-        mean, std = (torch.tensor(values) * 255 for values in (self.clip.mean, self.clip.std))
-        pixels = ((torch.from_numpy(clip).float() - mean) / std).permute(3, 0, 1, 2)[None]
+        pixels = model_input(torch.from_numpy(clip)[None], self.clip)
         predicted = self.model(pixels, torch.from_numpy(hidden)[None])["position"][0]
         return np.asarray(predicted.numpy() * self.unit_px, dtype=np.float32)
 

@@ -18,6 +18,7 @@ from mme.data.views import prepare
 from serving.decode_child import Job, VideoLimits
 from serving.decode_pool import DecodeLimits, DecodePool
 from serving.metrics import Metrics
+from tests import media
 from tests.serving.impostor import Answers
 from tests.serving.service import is_alive, libraries, until
 from tests.tiny import tiny_config
@@ -66,11 +67,13 @@ def test_a_video_that_takes_too_long_costs_its_process(clip: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_a_video_that_takes_too_much_memory(clip: Path, slow: Path) -> None:
+def test_a_video_that_takes_too_much_memory(clip: Path, tmp_path: Path) -> None:
+    large = media.write(tmp_path / "large.mp4", size=(1920, 1080), num_frames=24)  # its frames take three times as much
+
     async def scenario() -> None:
         async with pool(memory_mb=24) as decoders:
             with pytest.raises(VideoError) as caught:
-                await decoders.decode(job(slow))
+                await decoders.decode(job(large))
             assert caught.value.reason in {"too-large", "undecodable"}  # as the libraries take it
             assert len((await decoders.decode(job(clip))).frames) == 6
 

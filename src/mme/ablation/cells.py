@@ -21,12 +21,12 @@ from mme.config import ClipParams, Params
 from mme.data.manifest import Manifest
 from mme.files import atomic_path, digest, read_json, write_json
 from mme.models.checkpoints import save_weights
-from mme.models.encoder import VideoEncoder
+from mme.models.encoder import VideoEncoder, model_input
 from mme.probe import Batch, centre_views, encode, knn, linear_probe
 from mme.targets.store import TrackStore
 from mme.tracking import Run, start_run
 from mme.training.finetune import FinetuneModule, run_finetuning
-from mme.training.loop import model_input, nested
+from mme.training.loop import nested
 from mme.training.pretrain import PretrainModule, run_pretraining
 
 DIGITS = 6

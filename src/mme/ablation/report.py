@@ -196,13 +196,11 @@ def curve_figure(finished: Sequence[Result], budget: Budget) -> Figure:
         points = list(zip(*curves, strict=True))  # one entry an epoch that was probed, over the seeds
         seconds = [statistics.mean(row["seconds"] for row in point) for point in points]
         shares = [[100 * row["test/probe_top1"] for row in point] for point in points]
-        left.plot(seconds, [statistics.mean(s) for s in shares], "o-", color=COLOURS[objective], label=objective)
+        left.plot(seconds, [statistics.mean(s) for s in shares], "o-", color=COLOURS[objective])
         left.fill_between(
             seconds, [min(s) for s in shares], [max(s) for s in shares], color=COLOURS[objective], alpha=0.2
         )
     left.set(xlabel="pretraining, s", ylabel="frozen probe, %", ylim=(0, 100), title="over pretraining time")
-    if left.lines:
-        left.legend(loc="upper left")
     for index, objective in enumerate(budget.objectives):
         results = _of(finished, objective)
         for place, name in enumerate(MEASURES):
@@ -214,7 +212,7 @@ def curve_figure(finished: Sequence[Result], budget: Budget) -> Figure:
             right.plot([x] * len(seeds), seeds, ".", color="black", markersize=4)
     right.set_xticks(range(len(MEASURES)), list(MEASURES.values()))
     right.set(ylabel="test top-1, %", ylim=(0, 100), title="in the end; a dot is a seed")
-    right.legend(loc="upper left")
+    figure.legend(*right.get_legend_handles_labels(), loc="outside upper center", ncols=len(budget.objectives))
     return figure
 
 

@@ -22,8 +22,9 @@ from mme.data.manifest import Manifest
 from mme.files import atomic_path, digest, sha256_file
 from mme.tracking import start_run
 
-PACKAGES = ("ablation", "data", "models", "targets", "training")
-"""Packages whose code decides what a cell comes to, beside the module ``probe``."""
+MODULES = ("ablation/cells.py", "ablation/plan.py", "probe.py")
+PACKAGES = ("data", "models", "targets", "training")
+"""Whose code decides what a cell comes to."""
 
 Tell = Callable[[str], None]
 """Receives a line for people."""
@@ -98,5 +99,6 @@ def figures(result: Result) -> str:
 def code_digest() -> str:
     """What the code is that decides results: editing it starts the ablation afresh."""
     root = Path(mme.__file__).parent
-    files = [root / "probe.py", *(path for name in PACKAGES for path in sorted((root / name).rglob("*.py")))]
+    files = [root / name for name in MODULES]
+    files += [path for name in PACKAGES for path in sorted((root / name).rglob("*.py"))]
     return digest([[str(path.relative_to(root)), sha256_file(path)] for path in files])

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mme.config import ClipParams, ModelParams
+
+
+def model_input(frames: UInt8[Tensor, "B T H W 3"], clip: ClipParams) -> Float[Tensor, "B 3 T H W"]:
+    """Normalise a batch of clips."""
+    # Channels apart and in place: half the time of (frames.float() - mean) / std.
+    pixels = frames.permute(0, 4, 1, 2, 3).to(torch.float32, memory_format=torch.contiguous_format)
+    mean, std = (
+        255 * torch.tensor(values, device=frames.device)[:, None, None, None] for values in (clip.mean, clip.std)
+    )
+    return pixels.sub_(mean).div_(std)
 
 
 def sinusoid(positions: Float[Tensor, " N"], dim: int) -> Float[Tensor, "N dim"]:

@@ -17,12 +17,12 @@ from mme.config import Params
 from mme.data.datasets import LabelledDataset
 from mme.data.manifest import Manifest
 from mme.models.classifier import MotionClassifier
+from mme.models.encoder import model_input
 from mme.training.loop import (
     Curves,
     LogMetrics,
     build_trainer,
     fit,
-    model_input,
     share_of,
     training_loader,
     validation_loader,

@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as lightning
 import torch
-from jaxtyping import Float, UInt8
 from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mme.config import ClipParams, OptimisedParams, RunParams
+from mme.config import OptimisedParams, RunParams
 from mme.data.sampler import ALONE, EpochSampler, Share
 from mme.files import atomic_path
 
@@ -35,13 +34,6 @@ _IGNORED_WARNINGS = (
 
 LogMetrics = Callable[[Mapping[str, float], int], None]
 """Receives the metrics of an epoch and its number."""
-
-
-def model_input(frames: UInt8[Tensor, "B T H W 3"], clip: ClipParams) -> Float[Tensor, "B 3 T H W"]:
-    """Normalise a batch of clips."""
-    mean = torch.tensor(clip.mean, device=frames.device) * 255
-    std = torch.tensor(clip.std, device=frames.device) * 255
-    return ((frames.float() - mean) / std).permute(0, 4, 1, 2, 3).contiguous()
 
 
 def training_loader(

@@ -13,7 +13,7 @@ from torch.utils.data import default_collate
 
 from mme.config import CELLS_PER_PATCH_SIDE
 from mme.data.datasets import PretrainDataset
-from mme.training.loop import model_input
+from mme.models.encoder import model_input
 from mme.training.pretrain import PretrainModule
 
 HIDDEN_BRIGHTNESS = 0.35

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mme.config import Params
 from mme.data.datasets import PretrainDataset
 from mme.data.manifest import Manifest
-from mme.models.encoder import gather_tokens
+from mme.models.encoder import gather_tokens, model_input
 from mme.models.losses import masked_mse
 from mme.models.motion_model import MotionModel
 from mme.targets.store import TrackStore
@@ -23,7 +23,6 @@ from mme.training.loop import (
     LogMetrics,
     build_trainer,
     fit,
-    model_input,
     share_of,
     training_loader,
     validation_loader,
