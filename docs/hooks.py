@@ -14,8 +14,17 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).parents[1]
-REPOSITORY_PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
+REPOSITORY_PAGES = {
+    "README.md": "index.md",
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "reports/ablation.md": "reports/ablation.md",
+    "reports/pretraining_gain.md": "reports/pretraining_gain.md",
+}
 """Files beside ``docs`` and the pages that they become."""
+
+PICTURES = ("reports/ablation.png",)
+"""Files beside ``docs`` that the pages show."""
 
 FORMULA = re.compile(
     r'<(?P<tag>span|div) class="arithmatex">\s*(?:\\\((?P<inline>.*?)\\\)|\\\[(?P<block>.*?)\\\])\s*</(?P=tag)>',
@@ -62,6 +71,8 @@ def on_files(files: Any, config: Any) -> Any:
 
     for name, content in generated().items():
         files.append(File.generated(config, name, content=content))
+    for name in PICTURES:
+        files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
     return files
 
 
