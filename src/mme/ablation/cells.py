@@ -19,7 +19,7 @@ from mme.ablation.plan import Cell, Result, cell_params, depends_on, few_labels
 from mme.ablation_params import Budget
 from mme.config import ClipParams, Params
 from mme.data.manifest import Manifest
-from mme.files import atomic_path, digest, read_json, write_json
+from mme.files import digest, read_json, write_json, write_text
 from mme.models.checkpoints import save_weights
 from mme.models.encoder import VideoEncoder, model_input
 from mme.probe import Batch, centre_views, encode, knn, linear_probe
@@ -143,8 +143,7 @@ def train_cell(site: Site, cell: Cell, folder: Path, manifest: Manifest, tracks:
     former = note.read_text(encoding="utf-8") if note.exists() else None
     tags = {"stage": "ablation", "mlflow.parentRunId": site.parent, "objective": cell.objective}
     with start_run(cell.name, params, tags=tags, resume_run_id=former) as run:
-        with atomic_path(note) as temporary:
-            temporary.write_text(run.id, encoding="utf-8")
+        write_text(note, run.id)
         splits = ("train", "val") if cell.search else ("train", "val", "test")
         views = {split: list(centre_views(manifest, split, params)) for split in splits}
         result: Result = {"cell": asdict(cell), "run_id": run.id, "curve": []}

@@ -19,7 +19,7 @@ from mme.ablation.report import write_report
 from mme.ablation_params import Budget
 from mme.config import Params
 from mme.data.manifest import Manifest
-from mme.files import atomic_path, digest, sha256_file
+from mme.files import digest, sha256_file, write_text
 from mme.tracking import start_run
 
 MODULES = ("ablation/cells.py", "ablation/plan.py", "probe.py")
@@ -50,8 +50,7 @@ def run_ablation(params: Params, budget: Budget, data: Path, reports: Path, work
     note = work / f"run-{digest([budget.model_dump(mode='json'), manifest.digest, code])}"
     former = note.read_text(encoding="utf-8") if note.exists() else None
     with start_run("ablation", params, resume_run_id=former) as run:
-        with atomic_path(note) as temporary:
-            temporary.write_text(run.id, encoding="utf-8")
+        write_text(note, run.id)
         run.log_dataset(data / "manifest.parquet", manifest.digest, "ablation")
         site = Site(params, budget, data, work, code, run.id)
         searched = run_cells(site, search_cells(budget), workers, tell)

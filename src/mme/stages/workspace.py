@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mme.config import Params
-from mme.files import atomic_path, digest
+from mme.files import digest, write_text
 from mme.tracking import Run, start_run
 
 ROOT = Path(".work")
@@ -35,7 +35,6 @@ def resumable_run(stage: str, params: Params, *depends_on: Any) -> Iterator[tupl
     note = folder / "run_id"
     former = note.read_text(encoding="utf-8") if note.exists() else None
     with start_run(stage, params, resume_run_id=former) as run:
-        with atomic_path(note) as temporary:
-            temporary.write_text(run.id, encoding="utf-8")
+        write_text(note, run.id)
         yield run, folder
     shutil.rmtree(folder)
