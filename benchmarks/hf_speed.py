@@ -88,8 +88,8 @@ def loaded_step(batch: Batch) -> Callable[[], None]:
     return step
 
 
-def hf_step(params: Params) -> Callable[[], None]:
-    """From pixels to the update."""
+def hf_network(params: Params) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
+    """Their model in our sizes, with random pixels and masks of a batch."""
     model, clip, pretrain = params.model, params.clip, params.pretrain
     config = transformers.VideoMAEConfig(
         image_size=clip.size,
@@ -106,11 +106,16 @@ def hf_step(params: Params) -> Callable[[], None]:
         decoder_intermediate_size=4 * pretrain.decoder_dim,
     )
     network = transformers.VideoMAEForPreTraining(config).train()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
     pixels = torch.randn(pretrain.batch_size, clip.num_frames, 3, clip.size, clip.size)
     side = clip.size // model.patch_size
     places = torch.rand(pretrain.batch_size, side**2).argsort(dim=1) < round(pretrain.mask_ratio * side**2)
-    hidden = places.repeat(1, clip.num_frames // model.tubelet_frames)
+    return network, pixels, places.repeat(1, clip.num_frames // model.tubelet_frames)
+
+
+def hf_step(params: Params) -> Callable[[], None]:
+    """From pixels to the update."""
+    network, pixels, hidden = hf_network(params)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
 
     def step() -> None:
         optimizer.zero_grad()

@@ -1,4 +1,4 @@
-"""What one process of a distributed training does in a test: ``torchrun processes.py DATA OUTPUT``.
+"""What one process of a distributed training does in a test: ``torchrun processes.py DATA OUTPUT [DEVICE]``.
 
 Trains in several ways and writes the global losses of every step, the recorded metrics and a digest of the weights.
 """
@@ -16,6 +16,7 @@ import mme  # noqa: F401 - first of all, because it mends what importing torchvi
 
 # isort: split
 import torch
+import torch.distributed
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from mme.config import Params
@@ -42,29 +43,29 @@ class GlobalLosses(Callback):
         self.losses.append(float(trainer.strategy.reduce(pl_module.terms["loss"].clone(), reduce_op="mean")))
 
 
-def params_of(num_processes: int, **options: Any) -> Params:
+def params_of(num_processes: int, device: str, **options: Any) -> Params:
     """Four epochs of three steps in pretraining, three of two in finetuning, without what is drawn for a process."""
     return small_params(
-        run={"device": "cpu", "devices": num_processes},
+        run={"device": device, "devices": num_processes},
         pretrain={"epochs": 4, "batch_size": 4, **options},
         finetune={"epochs": 3, "batch_size": 4, "mixup": 0.0, "cutmix": 0.0, "drop_path": 0.0, **options},
     )
 
 
 def digest_of(module: torch.nn.Module) -> str:
-    content = b"".join(value.numpy().tobytes() for value in module.state_dict().values())
+    content = b"".join(value.cpu().numpy().tobytes() for value in module.state_dict().values())
     return hashlib.sha256(content).hexdigest()
 
 
-def train(data: Path, work: Path, num_processes: int) -> dict[str, Any]:
+def train(data: Path, work: Path, num_processes: int, device: str = "cpu") -> dict[str, Any]:
     """What each way of training came to, seen from this process."""
     manifest, found = Manifest.load(data / "manifest.parquet"), {}
     tracks = TrackStore(data / "trajectories")
     for name, options in VARIANTS.items():
-        params, seen = params_of(num_processes, **options), GlobalLosses()
+        params, seen = params_of(num_processes, device, **options), GlobalLosses()
         module, curves = run_pretraining(params, manifest, tracks, work / name, lambda *_: None, [seen])
         found[name] = {"losses": seen.losses, "rows": curves.rows, "weights": digest_of(module.model)}
-    params, seen = params_of(num_processes), GlobalLosses()
+    params, seen = params_of(num_processes, device), GlobalLosses()
     classifier, curves = run_finetuning(params, manifest, None, work / "finetune", lambda *_: None, [seen])
     found["finetune"] = {"losses": seen.losses, "rows": curves.rows, "weights": digest_of(classifier.model)}
     return found
@@ -73,6 +74,8 @@ def train(data: Path, work: Path, num_processes: int) -> dict[str, Any]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     output = Path(sys.argv[2])
-    result = train(Path(sys.argv[1]), output / "work", int(os.environ["WORLD_SIZE"]))
+    device = sys.argv[3] if len(sys.argv) > 3 else "cpu"
+    result = train(Path(sys.argv[1]), output / "work", int(os.environ["WORLD_SIZE"]), device)
+    result["backend"] = torch.distributed.get_backend()
     (output / f"rank-{os.environ['RANK']}.json").write_text(json.dumps(result), encoding="utf-8")
     assert is_main_process() == (os.environ["RANK"] == "0")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as lightning
 import torch
+import torch.distributed
 from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from pytorch_lightning.strategies import DDPStrategy
@@ -141,7 +142,7 @@ def build_trainer(
     if optimised.precision == "16-mixed" and not on_gpu:
         raise ValueError("precision: 16-mixed needs a GPU; on a CPU there are 32 and bf16-mixed")
     checkpoint = ModelCheckpoint(dirpath=work, filename="last", save_top_k=1, enable_version_counter=False)
-    alone = run.num_processes == 1
+    alone = run.num_processes == 1 and not torch.distributed.is_torchelastic_launched()
     return lightning.Trainer(
         default_root_dir=work,
         accelerator=run.device if run.device != "cuda" else "gpu",

@@ -1,0 +1,205 @@
+"""Pretraining ViT-B/16 on one CUDA device: ``python -m benchmarks.gpu``.
+
+Steps on batches that lie in its memory, in each precision and with what saves memory, beside transformers' VideoMAE
+with pixels in the same sizes; and how many clips with targets the processor's cores make in that time, from files.
+Medians of wall time, the device being waited for. Without a device nothing is measured.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import cv2
+import torch
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from benchmarks.assembly import VIT_B, changed
+from benchmarks.hf_speed import hf_network
+from benchmarks.report import Row, record
+from benchmarks.targets import large_frames
+from mme.config import Params, load_params
+from mme.data.datasets import PretrainDataset
+from mme.data.extraction import Extractor
+from mme.data.manifest import Manifest, Video
+from mme.data.video import write_video
+from mme.files import sha256_file
+from mme.targets.store import TrackStore
+from mme.training.loop import training_loader
+from mme.training.pretrain import PretrainModule, target_statistics
+
+BATCH, STEPS, WARM = 64, 10, 4
+NUM_VIDEOS, NUM_FRAMES = 64, 80
+LOADED_BATCH, LOADED_BATCHES = 16, 60
+
+CASES: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("32", {"precision": "32"}),
+    ("bf16-mixed", {"precision": "bf16-mixed"}),
+    ("bf16-mixed, compile", {"precision": "bf16-mixed", "compile": True}),
+    ("bf16-mixed, gradient_checkpointing", {"precision": "bf16-mixed", "gradient_checkpointing": True}),
+)
+
+
+def autocast(precision: str) -> AbstractContextManager[Any]:
+    """As Lightning trains in this precision."""
+    return torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16-mixed")
+
+
+def measure_steps(step: Callable[[], object], num_clips: int) -> tuple[float, float]:
+    """Clips a second and the most memory in GiB; what is compiled is compiled first."""
+    for _ in range(WARM):
+        step()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    times = []
+    for _ in range(STEPS):
+        begin = time.perf_counter()
+        step()
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - begin)
+    return num_clips / statistics.median(times), torch.cuda.max_memory_allocated() / 2**30
+
+
+def our_step(params: Params, statistics_: dict[str, Any], batch: dict[str, Tensor]) -> Callable[[], None]:
+    """Forward, backward, clipping and update, without the loop around them."""
+    torch.manual_seed(0)
+    module = PretrainModule(params, statistics_, 1).cuda()
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, fused=True)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with autocast(params.pretrain.precision):
+            loss = module.losses(batch)["loss"]
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), params.pretrain.clip_grad)
+        optimizer.step()
+
+    return step
+
+
+def their_step(params: Params, precision: str) -> Callable[[], None]:
+    """The same of transformers', with pixels to predict."""
+    network, pixels, hidden = hf_network(params)
+    network, pixels, hidden = network.cuda(), pixels.cuda(), hidden.cuda()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with autocast(precision):
+            loss = network(pixels, bool_masked_pos=hidden).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), params.pretrain.clip_grad)
+        optimizer.step()
+
+    return step
+
+
+def time_steps(params: Params, dataset: PretrainDataset) -> Iterator[Row]:
+    """Ours in every way, then theirs."""
+    statistics_ = target_statistics(dataset)
+    samples = dataset.__getitems__([(0, index) for index in range(BATCH)])
+    batch = {name: value.cuda() for name, value in default_collate(samples).items()}
+    of = f"{BATCH} clips of 16 x 224, {params.pretrain.mask_ratio:.0%} hidden"
+    ours = {}
+    for name, changes in CASES:
+        step = our_step(changed(params, {"pretrain": changes}), statistics_, batch)
+        ours[name], memory = measure_steps(step, BATCH)
+        yield Row(f"{name}: clips a second", ours[name], "clips a second", of=of)
+        yield Row(f"{name}: memory", memory, "GiB", of=of)
+        del step
+        torch.compiler.reset()
+        torch.cuda.empty_cache()
+    for precision in ("32", "bf16-mixed"):
+        theirs, memory = measure_steps(their_step(params, precision), BATCH)
+        yield Row(f"transformers, {precision}: clips a second", theirs, "clips a second", of=of)
+        yield Row(f"transformers, {precision}: memory", memory, "GiB", of=of)
+        yield Row(f"{precision}: clips a second", ours[precision] / theirs, "x transformers", at_least=1.0, of=of)
+        torch.cuda.empty_cache()
+
+
+def make_data(params: Params, folder: Path) -> Manifest:
+    """Videos of the size and length that Kinetics' clips need, in normal form."""
+    frames = large_frames(params, NUM_FRAMES)
+    rows = []
+    for number in range(NUM_VIDEOS):
+        path = folder / "videos" / f"{number}.mp4"
+        write_video(path, frames, 30, params.ingest.crf, params.ingest.gop_frames)
+        rows.append(
+            Video(
+                str(number), path.name, sha256_file(path), None, "pretrain", None,
+                NUM_FRAMES, 30.0, frames.shape[2], frames.shape[1], "ok", None, path.name,
+            )
+        )  # fmt: skip
+    return Manifest(rows, folder)
+
+
+def time_extraction(params: Params, manifest: Manifest, cores: int) -> Row:
+    """Trajectories by all cores."""
+    folder = manifest.folder
+    extractor = Extractor(manifest, params.trajectories, folder / "work")
+    begin = time.perf_counter()
+    extraction = extractor.run(cores, lambda _: None)
+    minutes = (time.perf_counter() - begin) / 60
+    extractor.finish(folder / "trajectories", extraction)
+    of = f"{cores} processes, {NUM_FRAMES} frames of 454 x 256, their start included"
+    return Row("trajectories", NUM_VIDEOS / minutes / cores, "videos a core-minute", of=of)
+
+
+def time_loading(params: Params, manifest: Manifest, cores: int) -> Iterator[Row]:
+    """Batches from files, by all cores but the one that trains."""
+    tracks = TrackStore(manifest.folder / "trajectories")
+    cases = (("mme, shape: along", "mme", "along"), ("mme, shape: start", "mme", "start"), ("pixel", "pixel", "along"))
+    for name, objective, shape in cases:
+        changes = {
+            "objective": objective, "shape": shape, "num_loader_workers": cores - 1, "frame_cache_mb": 0,
+            "batch_size": LOADED_BATCH,
+        }  # fmt: skip
+        case = changed(params, {"pretrain": changes})
+        dataset = PretrainDataset(case, manifest, tracks, ["pretrain"])
+        num_batches = LOADED_BATCHES + 3 * cores
+        repeats = -(-num_batches * LOADED_BATCH // NUM_VIDEOS)
+        batches = iter(training_loader(dataset, case.pretrain, 0, repeats=repeats))
+        for _ in itertools.islice(batches, 2 * cores):  # each worker has begun its third
+            pass
+        begin = time.perf_counter()
+        for _ in itertools.islice(batches, LOADED_BATCHES):
+            pass
+        rate = LOADED_BATCHES * LOADED_BATCH / (time.perf_counter() - begin)
+        yield Row(f"loading, {name}", rate, "clips a second", of=f"{cores - 1} loader processes on {cores} cores")
+
+
+def main() -> None:
+    """Measure and record."""
+    if not torch.cuda.is_available():
+        sys.exit("no CUDA device: nothing measured")
+    cv2.setNumThreads(1)
+    cores = os.cpu_count() or 1
+    params = changed(load_params(), VIT_B)
+    tracks = params.trajectories.model_copy(update={"splits": ("pretrain",), "videos_per_shard": NUM_VIDEOS // cores})
+    params = params.model_copy(update={"trajectories": tracks})
+    params = changed(params, {"pretrain": {"splits": ("pretrain",), "batch_size": BATCH, "min_scale": 0.66}})
+    card = torch.cuda.get_device_name()
+    with tempfile.TemporaryDirectory() as name:
+        manifest = make_data(params, Path(name))
+        rows = [time_extraction(params, manifest, cores)]
+        dataset = PretrainDataset(params, manifest, TrackStore(Path(name) / "trajectories"), ["pretrain"])
+        for row in time_steps(params, dataset):
+            rows.append(row)
+            print(f"{row.what}: {row.value:.4g} {row.unit}", flush=True)
+        for row in time_loading(params, manifest, cores):
+            rows.append(row)
+            print(f"{row.what}: {row.value:.4g} {row.unit}", flush=True)
+    record(f"gpu, {card}", rows)
+
+
+if __name__ == "__main__":
+    main()

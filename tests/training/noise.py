@@ -1,0 +1,85 @@
+"""Pretraining on clips made of noise, small enough for a step to take milliseconds, and watched step by step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mme.config import Params
+from mme.training.loop import build_trainer, fit, training_loader
+from mme.training.pretrain import PretrainModule
+from mme.training.step import SteppedModule
+from tests.small_data import small_params
+
+NUM_CLIPS, NUM_CLASSES = 8, 4
+STATISTICS = {"position": (torch.zeros(2), torch.tensor(1.0)), "shape": (torch.zeros(9), torch.tensor(1.0))}
+
+
+class Noise(Dataset[dict[str, Tensor]]):
+    """Clips, masks, targets and labels; each clip has another number of valid points."""
+
+    def __init__(self, params: Params, bad: int | None = None) -> None:
+        generator = torch.Generator().manual_seed(1)
+        length, hidden = params.pretrain.length, 20
+        self.samples = [
+            {
+                "clip": torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8, generator=generator),
+                "hidden": torch.arange(32) < hidden,
+                "position": torch.randn(hidden, 4, length, 2, generator=generator),
+                "shape": torch.randn(hidden, 4, length, 9, generator=generator),
+                "valid": torch.arange(hidden)[:, None].expand(-1, 4) < 2 * index + 2,
+                "label": torch.tensor(index % NUM_CLASSES),
+            }
+            for index in range(NUM_CLIPS)
+        ]
+        if bad is not None:
+            self.samples[bad]["position"][:] = math.inf
+
+    def __len__(self) -> int:
+        return NUM_CLIPS
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
+        return self.samples[key[1]]
+
+
+class Watch(Callback):
+    """Keeps the losses and the weights after each step."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.weights: list[Tensor] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        assert isinstance(pl_module, SteppedModule)
+        self.losses.append(float(pl_module.terms["loss"]))
+        self.weights.append(flat(pl_module.model))
+
+
+def flat(model: torch.nn.Module) -> Tensor:
+    """All parameters in one row."""
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def params_with(device: str = "cpu", **pretrain: Any) -> Params:
+    """Three epochs of one step, unless told otherwise."""
+    return small_params(run={"device": device}, pretrain={"epochs": 3, "batch_size": 8, **pretrain})
+
+
+def train(
+    work: Path, params: Params, bad: int | None = None, callbacks: Sequence[Callback] = ()
+) -> tuple[PretrainModule, Watch]:
+    """Pretraining on noise, from ``last.ckpt`` in ``work`` on if there is one."""
+    watch = Watch()
+    trainer = build_trainer(work, params.run, params.pretrain, [watch, *callbacks])
+    batches = training_loader(Noise(params, bad), params.pretrain, params.run.seed)
+    torch.manual_seed(0)
+    module = PretrainModule(params, STATISTICS, len(batches))
+    fit(trainer, module, batches, None, work)
+    return module, watch
