@@ -194,7 +194,7 @@ class _Worker:
             await self._replace(lost.detail)
             raise
         if self._num_jobs >= MAX_JOBS:
-            await self._replace("has had its number of videos")
+            await self._replace("has had its number of videos", planned=True)
         return answer
 
     async def _ask(self, task: Task[Result]) -> Result:
@@ -228,11 +228,12 @@ class _Worker:
             return False
         return False
 
-    async def _replace(self, cause: str) -> None:
+    async def _replace(self, cause: str, planned: bool = False) -> None:
         await self._in_thread(self._kill)
         if self._closed:
             return
-        self._metrics.decoders_replaced.inc()
+        if not planned and not self._abandoned:  # neither says anything about videos or limits
+            self._metrics.decoders_replaced.inc()
         log.info("decoding process replaced", extra={"cause": cause})
         await self.start()
 

@@ -24,7 +24,9 @@ class Metrics:
         self.batch_views = self._histogram("batch_views", "Views in one forward pass", _VIEWS)
         self.admitted = self._gauge("admitted_requests", "Requests in work or waiting for it")
         self.queued = self._gauge("queued_videos", "Decoded videos that wait for the model")
-        self.decoders_replaced = self._counter("decoders_replaced", "Decoding processes killed or dead, and replaced")
+        self.decoders_replaced = self._counter(
+            "decoders_replaced", "Decoding processes that died, or that a video cost"
+        )
         self.model_loads = self._counter("model_loads", "Attempts to load a model", "outcome")
         self.model_info = self._gauge("model_info", "1 for the model that answers", "name", "version", "digest")
 

@@ -67,6 +67,43 @@ def test_a_video_that_takes_too_long_costs_its_process(clip: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_only_processes_that_videos_cost_are_counted(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy service replaces many by plan: an alert on the count would ring for nothing."""
+    monkeypatch.setattr("serving.decode_pool.MAX_JOBS", 2)
+    metrics = Metrics()
+
+    def count() -> float:
+        return metrics.registry.get_sample_value("mme_decoders_replaced_total") or 0.0
+
+    async def scenario() -> None:
+        decoders = DecodePool(1, DecodeLimits(60.0, 1024), metrics)
+        await decoders.start()
+        try:
+            seen = set()
+            for _ in range(5):
+                seen |= set(decoders.process_ids)
+                await decoders.decode(job(clip))
+            assert len(seen) == 3
+            assert count() == 0
+            (process,) = decoders.process_ids
+            os.kill(process, signal.SIGSTOP)
+            given_up = asyncio.ensure_future(decoders.decode(job(clip)))
+            await asyncio.sleep(0.2)
+            given_up.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await given_up
+            assert len((await decoders.decode(job(clip))).frames) == 6
+            assert count() == 0
+            (process,) = decoders.process_ids
+            os.kill(process, signal.SIGKILL)
+            assert len((await decoders.decode(job(clip))).frames) == 6
+            assert count() == 1
+        finally:
+            await decoders.close()
+
+    asyncio.run(scenario())
+
+
 def test_a_video_that_takes_too_much_memory(clip: Path, tmp_path: Path) -> None:
     large = media.write(tmp_path / "large.mp4", size=(1920, 1080), num_frames=24)  # its frames take three times as much
 
