@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,25 @@ def test_answering_loads_nothing_of_training() -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     answer = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert not {"dvc", "matplotlib", "mlflow", "optuna", "pandas", "pytorch_lightning"} & set(answer.stdout.split())
+
+
+def test_the_service_needs_nothing_that_mlflow_has_beyond_its_client() -> None:
+    """The service's image leaves out what `mlflow` requires, but not `mlflow-skinny` or the service itself."""
+    whole, client, ours = (
+        {Requirement(text).name.replace("-", "_").lower() for text in texts if "extra ==" not in text}
+        for texts in (
+            metadata.requires("mlflow") or [],
+            metadata.requires("mlflow-skinny") or [],
+            [*project()["dependencies"], *project()["optional-dependencies"]["serving"]],
+        )
+    )
+    missing = {"scikit_learn": "sklearn"}
+    absent = sorted(missing.get(name, name) for name in whole - client - ours if not name.startswith("mlflow"))
+    assert {"pandas", "sklearn", "sqlalchemy"} <= set(absent)
+    code = f"import sys; sys.modules |= dict.fromkeys({absent}); import mme.tracking, serving.app, serving.models"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
+    answer = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr
 
 
 def test_make_shows_every_target_and_does_nothing_else() -> None:

@@ -364,6 +364,12 @@ def test_resolve_makes_no_store_where_there_is_none(tmp_path: Path, monkeypatch:
     assert not list(tmp_path.iterdir())
 
 
+def test_resolve_says_what_a_database_needs(registered: Version, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mme.tracking.registry.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"tiny@champion: the store is a database \(sqlite\), .*pip install mlflow"):
+        resolve("models:/tiny@champion")
+
+
 def test_resolve_refuses_a_version_of_another_project(registered: Version) -> None:
     created = MlflowClient().create_model_version("tiny", source=tracking.get_version("tiny", 1).address)
     with pytest.raises(ValueError, match=f"version {created.version} was not registered"):

@@ -12,15 +12,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import mlflow
 from mlflow.exceptions import MlflowException
+from mlflow.store.db.db_types import DATABASE_ENGINES
 from mlflow.tracking import MlflowClient
 
 from mme.files import atomic_path
-from mme.tracking.store import DATABASE, open_store
+from mme.tracking.store import DATABASE, open_store, store_kind
 
 MODEL_LIBRARIES = (
     "av", "decord2", "jaxtyping", "numpy", "opencv-python-headless", "pandas", "pydantic", "pyyaml", "rich",
@@ -229,10 +231,17 @@ def require_store(wanted_for: str) -> None:
     """Open the store, but make none.
 
     Raises:
-        ValueError: there is none in the working folder, and no other is named.
+        ValueError: there is none in the working folder, and no other is named; or it is a database, which only the
+            whole of MLflow opens.
     """
     if not os.environ.get("MLFLOW_TRACKING_URI") and not Path(DATABASE).is_file():
         raise ValueError(f"{wanted_for}: no {DATABASE} in {Path.cwd()} and MLFLOW_TRACKING_URI is not set")
+    kind = store_kind()
+    if kind.partition("+")[0] in DATABASE_ENGINES and find_spec("sqlalchemy") is None:
+        raise ValueError(
+            f"{wanted_for}: the store is a database ({kind}), which mlflow-skinny does not open: pip install mlflow, or"
+            " name a tracking server by its http address in MLFLOW_TRACKING_URI"
+        )
     open_store()
 
 
