@@ -40,6 +40,7 @@ def run(settings: Settings) -> None:
     app = create_app(settings)
     config = uvicorn.Config(
         app,
+        http="h11",  # httptools, which uvicorn prefers where it is installed, takes headers of any size
         host=settings.host,
         port=settings.port,
         log_config=None,

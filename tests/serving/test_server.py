@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,6 +16,9 @@ def test_a_life_of_the_server(folder: Path, clip: Path, slow: Path, tmp_path: Pa
     with server(folder, tmp_path, log=None, **settings) as (address, process), ThreadPoolExecutor(6) as threads:
         family = descendants(process.pid)
         assert family
+        assert answer_to(address, b"GET /labels HTTP/1.1\r\nhost: here\r\nx-endless: " + b"a" * 20_000).startswith(
+            b"HTTP/1.1 400 "
+        )
         for _ in range(5):  # an early answer reaches a client that is still sending
             assert post(address, b"x" * 3_000_000) == 413
 
@@ -41,6 +45,14 @@ def test_a_killed_server_leaves_no_process(folder: Path, tmp_path: Path) -> None
         family = descendants(process.pid)
         process.kill()
         wait_until(lambda: not any(map(is_alive, family)))
+
+
+def answer_to(address: str, data: bytes) -> bytes:
+    """What comes back to the beginning of a request."""
+    url = httpx.URL(address)
+    with socket.create_connection((url.host, url.port), timeout=60) as connection:
+        connection.sendall(data)
+        return connection.recv(1024)
 
 
 def post(address: str, data: bytes) -> int:
