@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,10 @@ STATISTICS = {"position": (torch.zeros(2), torch.tensor(1.0)), "shape": (torch.z
 
 
 class Noise(Dataset[dict[str, Tensor]]):
-    """Clips, masks, targets and labels; each clip has another number of valid points."""
+    """Clips, masks, targets and labels; each clip has another number of valid points, and takes ``seconds``."""
 
-    def __init__(self, params: Params, bad: int | None = None) -> None:
+    def __init__(self, params: Params, bad: int | None = None, seconds: float = 0.0) -> None:
+        self.seconds = seconds
         generator = torch.Generator().manual_seed(1)
         length, hidden = params.pretrain.length, 20
         self.samples = [
@@ -46,6 +48,7 @@ class Noise(Dataset[dict[str, Tensor]]):
         return NUM_CLIPS
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
+        time.sleep(self.seconds)
         return self.samples[key[1]]
 
 
@@ -73,12 +76,12 @@ def params_with(device: str = "cpu", **pretrain: Any) -> Params:
 
 
 def train(
-    work: Path, params: Params, bad: int | None = None, callbacks: Sequence[Callback] = ()
+    work: Path, params: Params, bad: int | None = None, callbacks: Sequence[Callback] = (), seconds: float = 0.0
 ) -> tuple[PretrainModule, Watch]:
     """Pretraining on noise, from ``last.ckpt`` in ``work`` on if there is one."""
     watch = Watch()
     trainer = build_trainer(work, params.run, params.pretrain, [watch, *callbacks])
-    batches = training_loader(Noise(params, bad), params.pretrain, params.run.seed)
+    batches = training_loader(Noise(params, bad, seconds), params.pretrain, params.run.seed)
     torch.manual_seed(0)
     module = PretrainModule(params, STATISTICS, len(batches))
     fit(trainer, module, batches, None, work)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mme.training.finetune import FinetuneModule
-from mme.training.loop import training_loader
+from mme.training.loop import Pace, training_loader
 from mme.training.pretrain import PretrainModule
 from mme.training.step import NonFiniteError, compile_blocks
 from tests.small_data import small_params
@@ -103,6 +103,18 @@ def test_half_precision_is_near_and_fp16_needs_a_gpu(tmp_path: Path) -> None:
     assert flat(module.model).dtype == torch.float32
     with pytest.raises(ValueError, match="16-mixed needs a GPU"):
         train(tmp_path, params_with(precision="16-mixed"))
+
+
+def test_waiting_for_batches_is_recorded_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows: list[dict[str, float]] = []
+    pace = Pace(lambda metrics, epoch: rows.append({"epoch": epoch, **metrics}))
+    train(tmp_path, params_with(), callbacks=[pace], seconds=0.1)
+    assert [row["epoch"] for row in rows] == [0, 1, 2]
+    for row in rows:
+        assert 0.5 < row["system/waiting"] < 1
+        assert 0 < row["system/clips_per_second"] <= NUM_CLIPS / 0.8
+    (told,) = [record.getMessage() for record in caplog.records if record.name == "mme.training.loop"]
+    assert "spent waiting for batches: see num_loader_workers" in told
 
 
 def test_the_rate_is_proportional_to_the_batch_where_asked_for() -> None:

@@ -21,6 +21,7 @@ from mme.models.encoder import model_input
 from mme.training.loop import (
     Curves,
     LogMetrics,
+    Pace,
     build_trainer,
     fit,
     share_of,
@@ -151,7 +152,7 @@ def run_finetuning(
     params = params.model_copy(update={"finetune": params.finetune.model_copy(update={"init": init})})
     finetune, seed = params.finetune, params.run.seed
     curves = Curves(work / "curves.csv", log_metrics)
-    trainer = build_trainer(work, params.run, finetune, [curves, *callbacks])
+    trainer = build_trainer(work, params.run, finetune, [Pace(log_metrics), curves, *callbacks])
     training = LabelledDataset(params, manifest, "train", training=True)
     validation = LabelledDataset(params, manifest, "val", training=False)
     batches = training_loader(training, finetune, seed, share_of(trainer), finetune.repeats)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -32,6 +33,11 @@ _IGNORED_WARNINGS = (
     r"Found \d+ module\(s\) in eval mode.*",  # the moving average always is
     r"The '\w+' does not have many workers.*",  # the frame cache makes workers needless for small data sets
 )
+
+MUCH_WAITING = 0.5
+"""Share of an epoch above which `Pace` speaks up."""
+
+log = logging.getLogger(__name__)
 
 LogMetrics = Callable[[Mapping[str, float], int], None]
 """Receives the metrics of an epoch and its number."""
@@ -116,6 +122,50 @@ class Curves(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the rows of an interrupted run."""
         self.rows = list(state_dict["rows"])
+
+
+class Pace(Callback):
+    """Passes on how fast each epoch was and which share of it was spent waiting for batches, and says so if it is most.
+
+    The names begin with ``system/``, as MLflow's own metrics of the machine do. They are no results: they are neither in
+    the curves nor compared when a run is reproduced.
+    """
+
+    def __init__(self, log_metrics: LogMetrics) -> None:
+        self.log_metrics = log_metrics
+        self._begin = self._idle_since = self._waited = 0.0
+        self._num_clips, self._told = 0, False
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Start the clock."""
+        self._begin = self._idle_since = time.perf_counter()
+        self._waited, self._num_clips = 0.0, 0
+
+    def on_train_batch_start(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        batch: Mapping[str, Tensor],
+        batch_idx: int,
+    ) -> None:
+        """A batch is there."""
+        self._waited += time.perf_counter() - self._idle_since
+        self._num_clips += len(batch["clip"])
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """The step is done: it looks at its losses, so a GPU has finished as well."""
+        self._idle_since = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Pass on; validation does not count."""
+        seconds = self._idle_since - self._begin
+        if not trainer.is_global_zero or seconds <= 0:
+            return
+        share, rate = self._waited / seconds, self._num_clips * trainer.world_size / seconds
+        self.log_metrics({"system/clips_per_second": rate, "system/waiting": share}, trainer.current_epoch)
+        if share > MUCH_WAITING and trainer.current_epoch > 0 and not self._told:  # the first fills the frame cache
+            self._told = True
+            log.warning("%.0f %% of an epoch is spent waiting for batches: see num_loader_workers", 100 * share)
 
 
 def nested(row: Mapping[str, float]) -> dict[str, dict[str, float]]:

@@ -21,6 +21,7 @@ from mme.targets.store import TrackStore
 from mme.training.loop import (
     Curves,
     LogMetrics,
+    Pace,
     build_trainer,
     fit,
     share_of,
@@ -158,7 +159,7 @@ def run_pretraining(
     """
     pretrain, seed = params.pretrain, params.run.seed
     curves = Curves(work / "curves.csv", log_metrics)
-    trainer = build_trainer(work, params.run, pretrain, [curves, *callbacks])
+    trainer = build_trainer(work, params.run, pretrain, [Pace(log_metrics), curves, *callbacks])
     training = PretrainDataset(params, manifest, tracks, pretrain.splits)
     held_out = held_out_dataset(params, manifest, tracks)
     batches = training_loader(training, pretrain, seed, share_of(trainer))
