@@ -127,8 +127,8 @@ class Curves(Callback):
 class Pace(Callback):
     """Passes on how fast each epoch was and which share of it was spent waiting for batches, and says so if it is most.
 
-    The names begin with ``system/``, as MLflow's own metrics of the machine do. They are no results: they are neither in
-    the curves nor compared when a run is reproduced.
+    The names begin with ``system/``, as MLflow's own metrics of the machine do. They are no results: neither in the
+    curves nor compared when a run is reproduced.
     """
 
     def __init__(self, log_metrics: LogMetrics) -> None:
