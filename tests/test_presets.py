@@ -126,7 +126,7 @@ def test_faults_are_named(file: Path) -> None:
 
 
 def one_step(params: Params) -> Params:
-    """The smallest batch, one step in each phase, in 32 bits: a processor without bf16 takes four times as long for it."""
+    """The smallest batch, one step in each phase, in 32 bits: without bf16 a processor is four times as slow in it."""
     step = {"epochs": 1, "warmup_epochs": 0, "num_loader_workers": 0, "precision": "32"}
     return params.model_copy(
         update={
