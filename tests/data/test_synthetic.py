@@ -88,6 +88,7 @@ def states(sample: list[Scene], rng: np.random.Generator) -> NDArray[np.float64]
     return np.array(rows)
 
 
+@pytest.mark.slow
 def test_the_exact_state_of_one_frame_does_not_tell_the_class() -> None:
     train, test = scenes(2400, 10), scenes(2400, 11)
     rng = np.random.default_rng(0)
@@ -121,6 +122,7 @@ def accuracy_of(features: list[list[NDArray[np.float64]]]) -> float:
     return float(np.mean(model.predict(test) == np.arange(len(test)) % len(CLASSES)))
 
 
+@pytest.mark.slow
 def test_the_pixels_of_one_frame_do_not_tell_the_class_and_motion_does() -> None:
     """Chance is one in the number of classes: a frame stays within three points of it, flow is far above."""
     rng = np.random.default_rng(0)
