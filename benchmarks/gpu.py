@@ -26,13 +26,12 @@ from torch.utils.data import default_collate
 from benchmarks.assembly import VIT_B, changed
 from benchmarks.hf_speed import hf_network
 from benchmarks.report import Row, record
+from benchmarks.speed import stored
 from benchmarks.targets import large_frames
 from mme.config import Params, load_params
 from mme.data.datasets import PretrainDataset
 from mme.data.extraction import Extractor
-from mme.data.manifest import Manifest, Video
-from mme.data.video import write_video
-from mme.files import sha256_file
+from mme.data.manifest import Manifest
 from mme.targets.store import TrackStore
 from mme.training.loop import training_loader
 from mme.training.pretrain import PretrainModule, target_statistics
@@ -69,38 +68,33 @@ def measure_steps(step: Callable[[], object], num_clips: int) -> tuple[float, fl
     return num_clips / statistics.median(times), torch.cuda.max_memory_allocated() / 2**30
 
 
-def our_step(params: Params, statistics_: dict[str, Any], batch: dict[str, Tensor]) -> Callable[[], None]:
+def step_of(network: torch.nn.Module, loss: Callable[[], Tensor], precision: str, params: Params) -> Callable[[], None]:
     """Forward, backward, clipping and update, without the loop around them."""
-    torch.manual_seed(0)
-    module = PretrainModule(params, statistics_, 1).cuda()
-    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, fused=True)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        with autocast(params.pretrain.precision):
-            loss = module.losses(batch)["loss"]
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(module.parameters(), params.pretrain.clip_grad)
-        optimizer.step()
-
-    return step
-
-
-def their_step(params: Params, precision: str) -> Callable[[], None]:
-    """The same of transformers', with pixels to predict."""
-    network, pixels, hidden = hf_network(params)
-    network, pixels, hidden = network.cuda(), pixels.cuda(), hidden.cuda()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
 
     def step() -> None:
         optimizer.zero_grad()
         with autocast(precision):
-            loss = network(pixels, bool_masked_pos=hidden).loss
-        loss.backward()
+            value = loss()
+        value.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), params.pretrain.clip_grad)
         optimizer.step()
 
     return step
+
+
+def our_step(params: Params, statistics_: dict[str, Any], batch: dict[str, Tensor]) -> Callable[[], None]:
+    """Of ours, with motion to predict."""
+    torch.manual_seed(0)
+    module = PretrainModule(params, statistics_, 1).cuda()
+    return step_of(module, lambda: module.losses(batch)["loss"], params.pretrain.precision, params)
+
+
+def their_step(params: Params, precision: str) -> Callable[[], None]:
+    """Of transformers', with pixels to predict."""
+    network, pixels, hidden = hf_network(params)
+    network, pixels, hidden = network.cuda(), pixels.cuda(), hidden.cuda()
+    return step_of(network, lambda: network(pixels, bool_masked_pos=hidden).loss, precision, params)
 
 
 def time_steps(params: Params, dataset: PretrainDataset) -> Iterator[Row]:
@@ -129,17 +123,8 @@ def time_steps(params: Params, dataset: PretrainDataset) -> Iterator[Row]:
 def make_data(params: Params, folder: Path) -> Manifest:
     """Videos of the size and length that Kinetics' clips need, in normal form."""
     frames = large_frames(params, NUM_FRAMES)
-    rows = []
-    for number in range(NUM_VIDEOS):
-        path = folder / "videos" / f"{number}.mp4"
-        write_video(path, frames, 30, params.ingest.crf, params.ingest.gop_frames)
-        rows.append(
-            Video(
-                str(number), path.name, sha256_file(path), None, "pretrain", None,
-                NUM_FRAMES, 30.0, frames.shape[2], frames.shape[1], "ok", None, path.name,
-            )
-        )  # fmt: skip
-    return Manifest(rows, folder)
+    paths = [folder / "videos" / f"{number}.mp4" for number in range(NUM_VIDEOS)]
+    return Manifest([stored(path, frames, 30.0, params, None, "pretrain") for path in paths], folder)
 
 
 def time_extraction(params: Params, manifest: Manifest, cores: int) -> Row:
@@ -183,19 +168,17 @@ def main() -> None:
         sys.exit("no CUDA device: nothing measured")
     cv2.setNumThreads(1)
     cores = os.cpu_count() or 1
-    params = changed(load_params(), VIT_B)
-    tracks = params.trajectories.model_copy(update={"splits": ("pretrain",), "videos_per_shard": NUM_VIDEOS // cores})
-    params = params.model_copy(update={"trajectories": tracks})
-    params = changed(params, {"pretrain": {"splits": ("pretrain",), "batch_size": BATCH, "min_scale": 0.66}})
+    data = {
+        "trajectories": {"splits": ("pretrain",), "videos_per_shard": max(1, NUM_VIDEOS // cores)},
+        "pretrain": {"splits": ("pretrain",), "batch_size": BATCH, "min_scale": 0.66},
+    }
+    params = changed(changed(load_params(), VIT_B), data)
     card = torch.cuda.get_device_name()
     with tempfile.TemporaryDirectory() as name:
         manifest = make_data(params, Path(name))
         rows = [time_extraction(params, manifest, cores)]
         dataset = PretrainDataset(params, manifest, TrackStore(Path(name) / "trajectories"), ["pretrain"])
-        for row in time_steps(params, dataset):
-            rows.append(row)
-            print(f"{row.what}: {row.value:.4g} {row.unit}", flush=True)
-        for row in time_loading(params, manifest, cores):
+        for row in itertools.chain(time_steps(params, dataset), time_loading(params, manifest, cores)):
             rows.append(row)
             print(f"{row.what}: {row.value:.4g} {row.unit}", flush=True)
     record(f"gpu, {card}", rows)

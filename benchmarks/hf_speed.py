@@ -48,19 +48,6 @@ def turns_s(repeats: int, *actions: Callable[[], object]) -> list[float]:
     return [statistics.median(taken[1:]) for taken in times]
 
 
-def our_step(batch: Batch) -> Callable[[], None]:
-    """From decoded frames and stored tracks to the update."""
-    clip = batch.params.clip
-
-    def step() -> None:
-        batch.views = batch.crop(1)
-        batch.clips = np.stack([view[: clip.span_frames : clip.stride_frames] for view in batch.views])
-        batch.targets = batch.assemble(True)
-        batch.step()
-
-    return step
-
-
 class Prepared(Dataset[tuple[NDArray[np.uint8], list[MotionTarget]]]):
     """What a step needs of a batch, made anew each time."""
 
@@ -77,9 +64,12 @@ class Prepared(Dataset[tuple[NDArray[np.uint8], list[MotionTarget]]]):
         return clips, batch.assemble(True)
 
 
-def loaded_step(batch: Batch) -> Callable[[], None]:
-    """The same step with a loader process, as trained: it prepares a batch while a step runs, on the same cores."""
-    batches = iter(DataLoader(Prepared(batch), batch_size=None, num_workers=1, collate_fn=lambda made: made))
+def our_step(batch: Batch, num_workers: int) -> Callable[[], None]:
+    """From decoded frames and stored tracks to the update.
+
+    With a loader process, as trained, the next batch is prepared while a step runs, on the same cores.
+    """
+    batches = iter(DataLoader(Prepared(batch), batch_size=None, num_workers=num_workers, collate_fn=lambda made: made))
 
     def step() -> None:
         batch.clips, batch.targets = next(batches)
@@ -128,7 +118,7 @@ def hf_step(params: Params) -> Callable[[], None]:
 def compare(name: str, batch: Batch, repeats: int) -> Iterator[Row]:
     """Ours and theirs in turn."""
     size = batch.params.pretrain.batch_size
-    ours, loaded, theirs = turns_s(repeats, our_step(batch), loaded_step(batch), hf_step(batch.params))
+    ours, loaded, theirs = turns_s(repeats, our_step(batch, 0), our_step(batch, 1), hf_step(batch.params))
     of = f"batch {size}, {batch.params.pretrain.mask_ratio:.0%} hidden"
     yield Row(f"{name}: ours, mme", size / ours, "clips a second", of=f"{of}, shape: {batch.spec.shape}")
     yield Row(f"{name}: transformers, pixel", size / theirs, "clips a second", of=of)

@@ -12,7 +12,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
 from benchmarks.report import Row, record
@@ -52,21 +54,24 @@ def timed(what: str, milliseconds: float, of: str) -> Row:
     return Row(what, milliseconds, "ms", of=of)
 
 
+def stored(path: Path, frames: NDArray[np.uint8], fps: float, params: Params, label: str | None, split: str) -> Video:
+    """Frames written as a file in normal form, and its row; the file's stem is its id."""
+    write_video(path, frames, fps, params.ingest.crf, params.ingest.gop_frames)
+    num_frames, height, width = frames.shape[:3]
+    return Video(
+        path.stem, path.name, sha256_file(path), label, split, None,
+        num_frames, fps, width, height, "ok", None, path.name,
+    )  # fmt: skip
+
+
 def make_videos(params: Params, folder: Path) -> Manifest:
     """Videos with labels in turn, all in the split ``train``."""
     labels, rows = params.synthesize.classes, []
     for index in range(NUM_VIDEOS):
         label = labels[index % len(labels)]
-        path = folder / "videos" / f"{index}.mp4"
         frames = sample_scene(label, params.synthesize, (index,)).render()
-        write_video(path, frames, params.synthesize.fps, params.synthesize.crf, params.ingest.gop_frames)
-        num_frames, height, width = frames.shape[:3]
-        rows.append(
-            Video(
-                str(index), path.name, sha256_file(path), label, "train", None,
-                num_frames, params.synthesize.fps, width, height, "ok", None, path.name,
-            )
-        )  # fmt: skip
+        path = folder / "videos" / f"{index}.mp4"
+        rows.append(stored(path, frames, params.synthesize.fps, params, label, "train"))
     return Manifest(rows, folder)
 
 

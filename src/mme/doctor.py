@@ -187,7 +187,7 @@ def check_mlflow(folder: Path) -> Iterator[Finding]:
         advice = "start it, or unset MLFLOW_TRACKING_URI to use the file mlflow.db"
         yield Finding("MLflow", "fault", f"{shown}: {error}", advice)
         return
-    yield Finding("MLflow", "ok", f"{version('mlflow-skinny')}, {shown}")
+    yield Finding("MLflow", "ok", f"{version('mlflow-skinny')}, {shown}")  # the part that the whole consists of as well
 
 
 def _open_sqlite(path: Path) -> None:

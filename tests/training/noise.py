@@ -65,6 +65,17 @@ class Watch(Callback):
         self.weights.append(flat(pl_module.model))
 
 
+class Stop(Callback):
+    """Ends the process's training in the middle of an epoch, as a killed machine would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            raise KeyboardInterrupt
+
+
 def flat(model: torch.nn.Module) -> Tensor:
     """All parameters in one row."""
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])

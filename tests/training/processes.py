@@ -1,4 +1,4 @@
-"""What one process of a distributed training does in a test: ``torchrun processes.py DATA OUTPUT [DEVICE]``.
+"""What one process of a distributed training does in a test: ``torchrun processes.py DATA OUTPUT DEVICE``.
 
 Trains in several ways and writes the global losses of every step, the recorded metrics and a digest of the weights.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from mme.training.pretrain import run_pretraining
 from mme.training.step import SteppedModule
 from tests.small_data import small_params
 
+ROOT = Path(__file__).parents[2]
+TIMEOUT_S = 280.0
 NUM_STEPS = 12
 VARIANTS: dict[str, dict[str, Any]] = {"plain": {}, "parts": {"accumulate": 2}}
 
@@ -71,11 +74,28 @@ def train(data: Path, work: Path, num_processes: int, device: str = "cpu") -> di
     return found
 
 
+def launched(data: Path, output: Path, num_processes: int, device: str = "cpu") -> list[dict[str, Any]]:
+    """What each of several processes found, started by torchrun."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT), *sys.path]),
+        "OMP_NUM_THREADS": "1",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+    }
+    answer = subprocess.run(
+        [*launcher, __file__, str(data), str(output), device],
+        env=environment, cwd=output, capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stderr[-8000:]
+    ranks = range(num_processes)
+    return [json.loads((output / f"rank-{rank}.json").read_text(encoding="utf-8")) for rank in ranks]
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     output = Path(sys.argv[2])
-    device = sys.argv[3] if len(sys.argv) > 3 else "cpu"
-    result = train(Path(sys.argv[1]), output / "work", int(os.environ["WORLD_SIZE"]), device)
+    result = train(Path(sys.argv[1]), output / "work", int(os.environ["WORLD_SIZE"]), sys.argv[3])
     result["backend"] = torch.distributed.get_backend()
     (output / f"rank-{os.environ['RANK']}.json").write_text(json.dumps(result), encoding="utf-8")
     assert is_main_process() == (os.environ["RANK"] == "0")

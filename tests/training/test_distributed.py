@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +10,6 @@ import pytest
 from mme.data.manifest import Manifest
 from tests.small_data import make_small_data, small_params
 from tests.training import processes
-
-ROOT = Path(__file__).parents[2]
-TIMEOUT_S = 280.0
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -32,21 +25,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def together(data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of two processes found, started by torchrun."""
-    output = tmp_path_factory.mktemp("together")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}",
-        "OMP_NUM_THREADS": "1",
-        "TORCH_CPP_LOG_LEVEL": "ERROR",
-    }
-    answer = subprocess.run(
-        [*launcher, str(processes.__file__), str(data), str(output)],
-        env=environment, cwd=output, capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
-    )  # fmt: skip
-    assert answer.returncode == 0, answer.stderr[-8000:]
-    return [json.loads((output / f"rank-{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
+    return processes.launched(data, tmp_path_factory.mktemp("together"), 2)
 
 
 @pytest.fixture(scope="module")

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from pytorch_lightning import Callback, Trainer
 
 from mme.data.manifest import Manifest
 from mme.inference import Classifier
@@ -21,9 +16,7 @@ from mme.training.step import NonFiniteError, compile_blocks
 from tests.small_data import make_small_data, small_params
 from tests.tiny import moving_frames, save_tiny_folder
 from tests.training import processes
-from tests.training.noise import STATISTICS, Noise, flat, params_with, train
-
-ROOT = Path(__file__).parents[2]
+from tests.training.noise import STATISTICS, Noise, Stop, flat, params_with, train
 
 pytestmark = [
     pytest.mark.gpu,
@@ -103,19 +96,11 @@ def test_a_loss_that_is_not_finite_stops_the_training(precision: str, tmp_path: 
     assert list(tmp_path.glob("nonfinite-*.pt"))
 
 
-class Stop(Callback):
-    """Ends a training in the middle."""
-
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        if trainer.global_step == 6:
-            raise KeyboardInterrupt
-
-
 def test_a_resumed_training_goes_as_an_uninterrupted_one(tmp_path: Path) -> None:
     params = params_with("cuda", epochs=10, drop_path=0.2, ema_decay=0.9)
     _, whole = train(tmp_path / "whole", params)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
-        train(tmp_path / "parts", params, callbacks=[Stop()])
+        train(tmp_path / "parts", params, callbacks=[Stop(6)])
     _, rest = train(tmp_path / "parts", params)
     assert len(rest.losses) == 5
     assert rest.losses == pytest.approx(whole.losses[5:], rel=1e-4)
@@ -140,14 +125,7 @@ def test_pretraining_on_videos_goes_as_on_the_cpu(data: Path, tmp_path: Path) ->
 
 
 def test_one_process_of_torchrun_trains_with_nccl_as_one_alone(data: Path, tmp_path: Path) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
-    answer = subprocess.run(
-        [*launcher, str(processes.__file__), str(data), str(tmp_path), "cuda"],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT), *sys.path])},
-        cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert answer.returncode == 0, answer.stderr[-8000:]
-    found = json.loads((tmp_path / "rank-0.json").read_text(encoding="utf-8"))
+    (found,) = processes.launched(data, tmp_path, 1, "cuda")
     assert found["backend"] == "nccl"
     expected = processes.train(data, tmp_path / "alone", 1)
     for name in (*processes.VARIANTS, "finetune"):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from pytorch_lightning import Callback, Trainer
+from pytorch_lightning import Callback
 
 from mme.config import Params
 from mme.data.datasets import PretrainDataset, mirrored_labels
@@ -20,6 +20,7 @@ from mme.training.finetune import FinetuneModule, load_encoder, run_finetuning
 from mme.training.pictures import draw_predictions
 from mme.training.pretrain import PretrainModule, run_pretraining, target_statistics
 from tests.small_data import make_small_data, small_params
+from tests.training.noise import Stop
 
 
 @pytest.fixture(scope="module")
@@ -29,17 +30,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
 def dataset(manifest: Manifest, params: Params, split: str = "pretrain") -> PretrainDataset:
     return PretrainDataset(params, manifest, TrackStore(manifest.folder / "trajectories"), [split])
-
-
-class Stop(Callback):
-    """Ends the process's training in the middle of an epoch, as a killed machine would."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        if trainer.global_step == self.step:
-            raise KeyboardInterrupt
 
 
 def train_pretrain(
