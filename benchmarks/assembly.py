@@ -19,17 +19,18 @@ from numpy.typing import NDArray
 from benchmarks.report import Row, record
 from benchmarks.targets import REPEATS, cpu_ms, large_frames
 from mme.config import Params, load_params
-from mme.data.synthetic import sample_scene
-from mme.data.transforms import apply_crop, draw_crop
+from mme.data.frames import draw_crop
+from mme.data.masked.masking import draw_mask
+from mme.ingest.motion_primitives import sample_scene
 from mme.models.encoder import model_input
 from mme.models.losses import masked_mse
-from mme.models.masking import draw_mask
-from mme.models.motion_model import MotionModel
+from mme.models.masked_motion import MotionModel
+from mme.motion.shards import merge_parts, write_index, write_part
+from mme.motion.store import TrackStore
+from mme.motion.tracking import iter_tracks
 from mme.targets.assemble import MotionTarget, assemble_batch
-from mme.targets.crops import TargetSpec
-from mme.targets.shards import merge_parts, write_index, write_part
-from mme.targets.store import TrackStore
-from mme.targets.trajectories import iter_tracks
+from mme.targets.grid import TargetSpec
+from mme.video.crop import apply_crop
 
 VIT_B: dict[str, dict[str, Any]] = {
     "trajectories": {"compensate_camera": True, "cell": 8, "max_length": 6},

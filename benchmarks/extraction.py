@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from benchmarks.report import Row, record
 from benchmarks.targets import cpu_ms, large_frames
 from mme.config import TrajectoriesParams, load_params
-from mme.data.extraction import Extractor, extract_part
-from mme.data.manifest import Manifest, Video
-from mme.data.video import VideoWriter, iter_frames, write_video
-from mme.files import sha256_file
-from mme.targets.flow import gray_frames
-from mme.targets.shards import read_part
-from mme.targets.trajectories import iter_tracks
+from mme.manifest import Manifest, Video
+from mme.motion.extract import Extractor, extract_part
+from mme.motion.flow import gray_frames
+from mme.motion.shards import read_part
+from mme.motion.tracking import iter_tracks
+from mme.system.files import sha256_file
+from mme.video.codec import VideoWriter, iter_frames, write_video
 
 NUM_FRAMES, FPS = 48, 25
 NUM_VIDEOS = 8
@@ -38,7 +38,7 @@ _WORKER = """
 import re, sys, tempfile
 from pathlib import Path
 from mme.config import TrajectoriesParams
-from mme.data.extraction import extract_part
+from mme.motion.extract import extract_part
 
 path, num_frames, params = Path(sys.argv[1]), int(sys.argv[2]), TrajectoriesParams.model_validate_json(sys.argv[3])
 with tempfile.TemporaryDirectory() as folder:

@@ -29,11 +29,11 @@ from benchmarks.report import Row, record
 from benchmarks.speed import stored
 from benchmarks.targets import large_frames
 from mme.config import Params, load_params
-from mme.data.datasets import PretrainDataset
-from mme.data.extraction import Extractor
-from mme.data.manifest import Manifest
-from mme.targets.store import TrackStore
-from mme.training.loop import training_loader
+from mme.data.masked.clips import PretrainDataset
+from mme.manifest import Manifest
+from mme.motion.extract import Extractor
+from mme.motion.store import TrackStore
+from mme.training.loop.trainer import training_loader
 from mme.training.pretrain import PretrainModule, target_statistics
 
 BATCH, STEPS, WARM = 64, 10, 4

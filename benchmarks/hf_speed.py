@@ -26,12 +26,12 @@ from benchmarks.report import Row, record
 from benchmarks.speed import make_videos
 from benchmarks.targets import large_frames
 from mme.config import Params, load_params
-from mme.data.datasets import PretrainDataset
-from mme.data.extraction import Extractor
-from mme.data.synthetic import sample_scene
+from mme.data.masked.clips import PretrainDataset
+from mme.ingest.motion_primitives import sample_scene
+from mme.motion.extract import Extractor
+from mme.motion.store import TrackStore
 from mme.targets.assemble import MotionTarget
-from mme.targets.store import TrackStore
-from mme.training.loop import training_loader
+from mme.training.loop.trainer import training_loader
 from mme.training.pretrain import PretrainModule, target_statistics
 
 STEPS = 12

@@ -19,13 +19,13 @@ import cv2
 from benchmarks.report import Row, record
 from benchmarks.targets import large_frames
 from mme.config import Params, load_params
-from mme.data.check import Look, examine
-from mme.data.engines import Engine
-from mme.data.extraction import Extractor
-from mme.data.ingest import Ingest
-from mme.data.manifest import MANIFEST_FILE, Manifest
-from mme.data.normalise import Job, NormalForm, Outcome, normalise
-from mme.data.video import write_video
+from mme.ingest.run import Ingest
+from mme.ingest.transcode import Job, NormalForm, Outcome, normalise
+from mme.ingest.validate import Look, examine
+from mme.manifest import MANIFEST_FILE, Manifest
+from mme.motion.extract import Extractor
+from mme.system.executors import Engine
+from mme.video.codec import write_video
 
 NUM_VIDEOS, NUM_FRAMES, FPS = 4, 150, 30
 SHORT_SIDES = (256, 128)

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from mme.files import read_json, write_json, write_text
+from mme.system.files import read_json, write_json, write_text
 
 ROOT = Path.cwd()
 REPORT = ROOT / "reports" / "pretraining_gain"

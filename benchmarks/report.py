@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from mme.files import read_json, write_json
+from mme.system.files import read_json, write_json
 
 REPORT = Path("reports/bench.json")
 

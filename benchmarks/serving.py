@@ -36,12 +36,12 @@ from benchmarks.serving_load import (
     started,
 )
 from mme.config import Params, load_params
-from mme.data.synthetic import sample_scene
-from mme.data.video import write_video
-from mme.data.views import prepare
-from mme.inference import Classifier
+from mme.evaluation.classifier import Classifier
+from mme.ingest.motion_primitives import sample_scene
 from mme.models.checkpoints import FORMAT, FolderConfig, ViewsConfig, load_config, save_folder
 from mme.models.classifier import MotionClassifier
+from mme.video.codec import write_video
+from mme.video.sampling import prepare
 
 NUM_CLIPS = 24
 DEADLINE_S = 30.0

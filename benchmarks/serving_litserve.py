@@ -14,8 +14,8 @@ import litserve  # type: ignore[import-not-found]
 from jaxtyping import Float32
 from numpy import ndarray
 
-from mme.data.views import Views
-from mme.inference import Classifier
+from mme.evaluation.classifier import Classifier
+from mme.video.sampling import Views
 
 MAX_BATCH = 16
 BATCH_WAIT_S = 0.005

@@ -12,7 +12,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI, UploadFile
 
-from mme.inference import Classifier
+from mme.evaluation.classifier import Classifier
 
 
 def create_app(folder: Path) -> FastAPI:

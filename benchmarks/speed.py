@@ -19,21 +19,22 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.report import Row, record
 from mme.config import Params, load_params
-from mme.data.datasets import LabelledDataset, PretrainDataset
-from mme.data.extraction import Extractor
-from mme.data.manifest import Manifest, Video
-from mme.data.synthetic import sample_scene
-from mme.data.video import read_frames, write_video
-from mme.files import sha256_file
-from mme.inference import Classifier
+from mme.data.labelled.clips import LabelledDataset
+from mme.data.masked.clips import PretrainDataset
+from mme.evaluation.classifier import Classifier
+from mme.ingest.motion_primitives import sample_scene
+from mme.manifest import Manifest, Video
 from mme.models.checkpoints import FORMAT, FolderConfig, ViewsConfig, save_folder
 from mme.models.classifier import MotionClassifier
 from mme.models.encoder import model_input
-from mme.targets.store import TrackStore
-from mme.targets.trajectories import extract
+from mme.motion.extract import Extractor
+from mme.motion.store import TrackStore
+from mme.motion.tracking import extract
+from mme.system.files import sha256_file
 from mme.training.finetune import FinetuneModule
-from mme.training.loop import training_loader
+from mme.training.loop.trainer import training_loader
 from mme.training.pretrain import PretrainModule, target_statistics
+from mme.video.codec import read_frames, write_video
 
 NUM_VIDEOS = 32
 REPEATS = 5

@@ -19,15 +19,16 @@ from numpy.typing import NDArray
 
 from benchmarks.report import Row, record
 from mme.config import Params, TrajectoriesParams, load_params
-from mme.data.synthetic import CLASSES, sample_scene
+from mme.ingest.motion_primitives import CLASSES, sample_scene
+from mme.motion.camera import estimate_homography
+from mme.motion.flow import DenseFlow, gray_frames
+from mme.motion.shards import merge_parts, write_index, write_part
+from mme.motion.store import TrackStore
+from mme.motion.tracking import GridTracker, cell_centres, extract, iter_tracks
 from mme.targets.assemble import assemble
-from mme.targets.camera import estimate_homography
-from mme.targets.crops import Crop, TargetSpec
-from mme.targets.flow import DenseFlow, gray_frames
+from mme.targets.grid import TargetSpec
 from mme.targets.hog import luma, window_sums
-from mme.targets.shards import merge_parts, write_index, write_part
-from mme.targets.store import TrackStore
-from mme.targets.trajectories import GridTracker, cell_centres, extract, iter_tracks
+from mme.video.crop import Crop
 from tests.reference.primitive_tracks import true_tracks
 
 HEIGHT, WIDTH, NUM_FRAMES = 256, 454, 24

@@ -172,7 +172,7 @@ def commands_page() -> str:
     import typer
     from typer.cli import get_docs_for_click
 
-    from mme.cli import app
+    from mme.commands.app import app
 
     command = typer.main.get_command(app)
     with command.make_context("mme", [], resilient_parsing=True) as context:

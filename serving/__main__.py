@@ -18,7 +18,7 @@ def main() -> None:
     for name, value in LIBRARIES.items():
         os.environ.setdefault(name, value)
     # Imported here: a decoding process imports this module, but has no use for the service.
-    from serving.server import run
+    from serving.http.server import run
     from serving.settings import Settings
 
     run(Settings())

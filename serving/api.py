@@ -13,8 +13,10 @@ from fastapi import APIRouter, Depends, Query, Request, Security
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from serving.engine import Classified, Engine, while_connected
-from serving.models import LoadedModel
+from serving.decoding.tracks import LENGTH, windows
+from serving.http.uploads import Upload, UploadLimits, discard_rest, received
+from serving.inference.engine import Classified, Engine, while_connected
+from serving.inference.host import LoadedModel
 from serving.problems import Problem, ProblemDocument, documented
 from serving.schemas import (
     BatchAnswer,
@@ -33,8 +35,6 @@ from serving.schemas import (
     VideoFacts,
     ViewsTaken,
 )
-from serving.track_job import LENGTH, windows
-from serving.uploads import Upload, UploadLimits, discard_rest, received
 
 PER_VIDEO = (
     "empty", "not-a-video", "no-video-stream", "zero-frames", "truncated", "too-short", "video-too-large",

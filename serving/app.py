@@ -17,13 +17,14 @@ from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
-from serving import api, open_inference
-from serving.engine import Engine
-from serving.metrics import Metrics
-from serving.middleware import EarlyRefusal, RequestContext
+from serving import api
+from serving.http import open_inference
+from serving.http.metrics import Metrics
+from serving.http.middleware import EarlyRefusal, RequestContext
+from serving.http.security import ApiKeys, RateLimit
+from serving.inference.engine import Engine
 from serving.problems import KINDS, Problem, ProblemDocument, documented
 from serving.schemas import Health, Readiness
-from serving.security import ApiKeys, RateLimit
 from serving.settings import Settings
 
 STATIC = Path(__file__).parent / "static"

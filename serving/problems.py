@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse
 
-from mme.data.containers import VideoError
+from mme.video.containers import VideoError
 
 MEDIA_TYPE: Final = "application/problem+json"
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from mme.config import Params, load_params
-from mme.data.extraction import Extractor
-from mme.data.manifest import Manifest, Video
-from mme.data.synthetic import CLASSES, sample_scene
-from mme.data.video import write_video
-from mme.files import sha256_file
+from mme.ingest.motion_primitives import CLASSES, sample_scene
+from mme.manifest import Manifest, Video
+from mme.motion.extract import Extractor
+from mme.system.files import sha256_file
+from mme.video.codec import write_video
 
 DEFAULTS = load_params(Path(__file__).parents[1] / "params.yaml")
 

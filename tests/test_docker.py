@@ -18,7 +18,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from serving.metrics import Metrics
+from serving.http.metrics import Metrics
 from serving.settings import Settings
 from tests import compose
 

@@ -21,7 +21,7 @@ import yaml
 from dvc.cli.parser import get_main_parser
 from mlflow.cli import cli as mlflow_cli
 
-from mme.cli import app
+from mme.commands.app import app
 from mme.config import Params, load_params
 from tests import compose
 from tests.test_project import ROOT, fenced_in, make_targets, pins

@@ -17,8 +17,8 @@ import pytest
 import yaml
 from mlflow.tracking import MlflowClient
 
-from mme.files import read_json, sha256_file
-from mme.inference import Classifier
+from mme.evaluation.classifier import Classifier
+from mme.system.files import read_json, sha256_file
 from tests import media
 
 ROOT = Path(__file__).parents[1]

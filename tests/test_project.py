@@ -18,7 +18,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from mme.tracking.registry import MODEL_LIBRARIES
+from mme.tracking.versions import MODEL_LIBRARIES
 from tests import media
 from tests.tiny import save_tiny_folder
 
@@ -102,7 +102,7 @@ def test_what_a_registered_model_needs_is_what_answering_needs() -> None:
 
 
 def test_answering_loads_nothing_of_training() -> None:
-    code = "import sys, mme.inference; print(' '.join(sys.modules))"
+    code = "import sys, mme.evaluation.classifier; print(' '.join(sys.modules))"
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     answer = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert not {"dvc", "matplotlib", "mlflow", "optuna", "pandas", "pytorch_lightning"} & set(answer.stdout.split())
@@ -121,7 +121,9 @@ def test_the_service_needs_nothing_that_mlflow_has_beyond_its_client() -> None:
     missing = {"scikit_learn": "sklearn"}
     absent = sorted(missing.get(name, name) for name in whole - client - ours if not name.startswith("mlflow"))
     assert {"pandas", "sklearn", "sqlalchemy"} <= set(absent)
-    code = f"import sys; sys.modules |= dict.fromkeys({absent}); import mme.tracking, serving.app, serving.models"
+    code = (
+        f"import sys; sys.modules |= dict.fromkeys({absent}); import mme.tracking, serving.app, serving.inference.host"
+    )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
     answer = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr

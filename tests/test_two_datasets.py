@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mme.files import read_json
+from mme.system.files import read_json
 from tests import media
 from tests.test_pipeline import Project
 

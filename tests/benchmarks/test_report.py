@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.__main__ import BENCHMARKS
 from benchmarks.report import Row, record
-from mme.files import read_json
+from mme.system.files import read_json
 
 
 def test_sections_are_merged_and_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from mme.data.synthetic import Scene
+from mme.ingest.motion_primitives import Scene
 
 
 def true_tracks(

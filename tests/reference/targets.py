@@ -7,9 +7,10 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from mme.targets.crops import Crop, TargetSpec
+from mme.motion.tracking import TrackSlice
+from mme.targets.grid import TargetSpec
 from mme.targets.hog import NORM_FLOOR_PER_PIXEL
-from mme.targets.trajectories import TrackSlice
+from mme.video.crop import Crop
 from tests.reference.hog import hog_at
 
 

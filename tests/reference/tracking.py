@@ -1,4 +1,4 @@
-"""Tracking point by point in double precision: slow, and plainly what `mme.targets.trajectories` says it computes."""
+"""Tracking point by point in double precision: slow, and plainly what `mme.motion.tracking` says it computes."""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from mme.data.reader import OpenVideo
-from serving.decode_child import SIZES, VideoLimits
+from mme.video.reader import OpenVideo
+from serving.decoding.child import SIZES, VideoLimits
 
 
 class Answers:

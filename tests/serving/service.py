@@ -18,7 +18,7 @@ import httpx
 import psutil  # type: ignore[import-untyped]
 from fastapi import FastAPI
 
-from serving.engine import Engine
+from serving.inference.engine import Engine
 from serving.settings import Settings
 
 BOUNDARY = "b0undary"

@@ -10,10 +10,10 @@ import pytest
 import torch
 from jaxtyping import Float32
 
-from mme.data.views import Views
-from mme.inference import Classifier
-from serving.batcher import Answer, Batcher, BatchLimits
-from serving.metrics import Metrics
+from mme.evaluation.classifier import Classifier
+from mme.video.sampling import Views
+from serving.http.metrics import Metrics
+from serving.inference.batcher import Answer, Batcher, BatchLimits
 from tests.serving.service import until
 from tests.tiny import moving_frames, save_tiny_folder
 

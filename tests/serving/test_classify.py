@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from mme.inference import Classifier
+from mme.evaluation.classifier import Classifier
 from tests import media
 from tests.tiny import LABELS
 

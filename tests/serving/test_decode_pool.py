@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mme.data.containers import VideoError
-from mme.data.views import prepare
-from serving.decode_child import Job, VideoLimits
-from serving.decode_pool import DecodeLimits, DecodePool
-from serving.metrics import Metrics
+from mme.video.containers import VideoError
+from mme.video.sampling import prepare
+from serving.decoding.child import Job, VideoLimits
+from serving.decoding.pool import DecodeLimits, DecodePool
+from serving.http.metrics import Metrics
 from tests import media
 from tests.serving.impostor import Answers
 from tests.serving.service import is_alive, libraries, until
@@ -69,7 +69,7 @@ def test_a_video_that_takes_too_long_costs_its_process(clip: Path) -> None:
 
 def test_only_processes_that_videos_cost_are_counted(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A busy service replaces many by plan: an alert on the count would ring for nothing."""
-    monkeypatch.setattr("serving.decode_pool.MAX_JOBS", 2)
+    monkeypatch.setattr("serving.decoding.pool.MAX_JOBS", 2)
     metrics = Metrics()
 
     def count() -> float:
@@ -118,7 +118,7 @@ def test_a_video_that_takes_too_much_memory(clip: Path, tmp_path: Path) -> None:
 
 
 def test_processor_time_is_limited_too() -> None:
-    script = "from serving.decode_child import limit_cpu; limit_cpu(0.1)\nwhile True: pass"
+    script = "from serving.decoding.child import limit_cpu; limit_cpu(0.1)\nwhile True: pass"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     spinning = subprocess.run([sys.executable, "-c", script], env=environment, timeout=60, check=False)
     assert spinning.returncode == -signal.SIGXCPU

@@ -10,8 +10,8 @@ from starlette.testclient import TestClient
 
 from mme.models.checkpoints import CONFIG_FILE, WEIGHTS_FILE, content_digest
 from serving.app import create_app
-from serving.metrics import Metrics
-from serving.models import ModelHost
+from serving.http.metrics import Metrics
+from serving.inference.host import ModelHost
 from tests.serving.service import RAW, make_settings, wait_until
 from tests.tiny import save_tiny_folder
 

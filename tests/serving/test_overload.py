@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 
 from serving.app import create_app
-from serving.middleware import CLIENT_CLOSED_REQUEST
+from serving.http.middleware import CLIENT_CLOSED_REQUEST
 from tests.serving.service import RAW, Call, is_alive, make_settings, running, until
 
 

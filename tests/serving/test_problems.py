@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from serving.logs import JsonFormatter, request_id
+from serving.http.logs import JsonFormatter, request_id
 from serving.problems import KINDS, MEDIA_TYPE
 
 

@@ -9,8 +9,8 @@ from mlflow.tracking import MlflowClient
 
 from mme.models.checkpoints import WEIGHTS_FILE, content_digest
 from mme.tracking.store import open_store
-from serving.metrics import Metrics
-from serving.models import ModelHost
+from serving.http.metrics import Metrics
+from serving.inference.host import ModelHost
 from tests.tiny import save_tiny_folder
 
 ADDRESS = "models:/tiny@champion"

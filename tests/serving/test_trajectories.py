@@ -10,8 +10,8 @@ import pytest
 from jaxtyping import UInt8
 from starlette.testclient import TestClient
 
-from mme.data.video import write_video
-from serving.track_job import LENGTH, NUM_WINDOWS, tracked_size, window_starts
+from mme.video.codec import write_video
+from serving.decoding.tracks import LENGTH, NUM_WINDOWS, tracked_size, window_starts
 from tests import media
 from tests.serving.service import RAW
 from tests.tiny import moving_frames
@@ -89,8 +89,8 @@ def test_a_bad_file_is_the_clients_problem(client: TestClient, tmp_path: Path, m
 def test_large_frames_are_decoded_in_parts(client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_video(tmp_path / "clip.mp4", moving_frames(40, 64, 96), 16, 10, 8)
     whole = tracks(client, tmp_path / "clip.mp4")
-    from serving import track_job
-    from serving.decode_child import VideoLimits, admitted
+    from serving.decoding import tracks as track_job
+    from serving.decoding.child import VideoLimits, admitted
 
     monkeypatch.setattr(track_job, "MAX_BYTES", 1)
     task = track_job.TrackJob(tmp_path / "clip.mp4", VideoLimits(math.inf, 10**9, 10**9, 60.0))

@@ -8,13 +8,13 @@ import pandas as pd
 import pytest
 import yaml
 
-from mme.data.manifest import Manifest
-from mme.data.video import write_video
-from mme.files import read_json
-from mme.inference import Classifier
+from mme.evaluation.classifier import Classifier
+from mme.manifest import Manifest
 from mme.models.checkpoints import save_weights
 from mme.stages.evaluate import main
-from tests.rows import row
+from mme.system.files import read_json
+from mme.video.codec import write_video
+from tests.factories import row
 from tests.tiny import LABELS, moving_frames, save_tiny_folder, tiny_config, tiny_model
 
 ROOT = Path(__file__).parents[2]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mme.data.manifest import Manifest
+from mme.manifest import Manifest
 from mme.stages import ingest
 from tests import media
 

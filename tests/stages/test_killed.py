@@ -15,7 +15,7 @@ import yaml
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from mme.files import sha256_file
+from mme.system.files import sha256_file
 from tests.small_data import make_small_data, small_params
 
 ROOT = Path(__file__).parents[2]

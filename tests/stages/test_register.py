@@ -9,14 +9,14 @@ import pytest
 import yaml
 from mlflow.tracking import MlflowClient
 
-from mme.data.manifest import Manifest
-from mme.files import read_json, write_json
-from mme.inference import Classifier
+from mme.evaluation.classifier import Classifier
+from mme.manifest import Manifest
 from mme.models.checkpoints import content_digest, load_config
 from mme.stages.register import main
+from mme.system.files import read_json, write_json
 from mme.tracking import find_alias, resolve
 from tests import media
-from tests.rows import row
+from tests.factories import row
 from tests.tiny import LABELS, save_tiny_folder
 
 ROOT = Path(__file__).parents[2]

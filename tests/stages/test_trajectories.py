@@ -8,12 +8,12 @@ import mlflow
 import pytest
 import yaml
 
-from mme.data.manifest import Manifest
-from mme.data.video import write_video
-from mme.files import read_json
+from mme.manifest import Manifest
+from mme.motion.store import TrackStore
 from mme.stages.trajectories import main
-from mme.targets.store import TrackStore
-from tests.rows import row
+from mme.system.files import read_json
+from mme.video.codec import write_video
+from tests.factories import row
 from tests.tiny import moving_frames
 
 ROOT = Path(__file__).parents[2]

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from mme.config import TrajectoriesParams, load_params
-from mme.targets.crops import TargetSpec
-from mme.targets.trajectories import TrackSlice, cell_centres
+from mme.motion.tracking import TrackSlice, cell_centres
+from mme.targets.grid import TargetSpec
 from tests.reference.moving_scene import MovingScene
 
 DEFAULTS = load_params(Path(__file__).parents[2] / "params.yaml")

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from mme.motion.tracking import TrackSlice, extract
 from mme.targets.assemble import MotionTarget, assemble, assemble_batch
-from mme.targets.crops import Crop, TargetSpec, token_tracks
+from mme.targets.grid import TargetSpec, token_tracks
 from mme.targets.hog import NUM_BINS
-from mme.targets.trajectories import TrackSlice, extract
+from mme.video.crop import Crop
 from tests.reference.moving_scene import MovingScene, Similarity
 from tests.reference.targets import target_of, to_source
 from tests.targets.cases import DEFAULTS, exact_tracks, target_spec, trajectories_params

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from mme.data.synthetic import CLASSES, sample_scene
-from mme.targets.trajectories import cell_centres, extract
+from mme.ingest.motion_primitives import CLASSES, sample_scene
+from mme.motion.tracking import cell_centres, extract
 from tests.reference.primitive_tracks import true_tracks
 from tests.targets.cases import DEFAULTS, trajectories_params
 

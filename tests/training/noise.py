@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mme.config import Params
-from mme.training.loop import build_trainer, fit, training_loader
+from mme.training.loop.module import SteppedModule
+from mme.training.loop.trainer import build_trainer, fit, training_loader
 from mme.training.pretrain import PretrainModule
-from mme.training.step import SteppedModule
 from tests.small_data import small_params
 
 NUM_CLIPS, NUM_CLASSES = 8, 4

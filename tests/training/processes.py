@@ -21,12 +21,12 @@ import torch.distributed
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from mme.config import Params
-from mme.data.manifest import Manifest
-from mme.targets.store import TrackStore
+from mme.manifest import Manifest
+from mme.motion.store import TrackStore
 from mme.training.finetune import run_finetuning
-from mme.training.loop import is_main_process
+from mme.training.loop.module import SteppedModule
+from mme.training.loop.trainer import is_main_process
 from mme.training.pretrain import run_pretraining
-from mme.training.step import SteppedModule
 from tests.small_data import small_params
 
 ROOT = Path(__file__).parents[2]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mme.data.manifest import Manifest
+from mme.manifest import Manifest
 from tests.small_data import make_small_data, small_params
 from tests.training import processes
 

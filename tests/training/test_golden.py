@@ -13,11 +13,11 @@ import pytest
 import pytorch_lightning as lightning
 from pytorch_lightning.callbacks import Callback
 
-from mme.data.manifest import Manifest
-from mme.targets.store import TrackStore
+from mme.manifest import Manifest
+from mme.motion.store import TrackStore
 from mme.training.finetune import run_finetuning
+from mme.training.loop.module import SteppedModule
 from mme.training.pretrain import run_pretraining
-from mme.training.step import SteppedModule
 from tests.small_data import make_small_data, small_params
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "first_losses.txt"

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from mme.data.manifest import Manifest
-from mme.inference import Classifier
-from mme.targets.store import TrackStore
+from mme.evaluation.classifier import Classifier
+from mme.manifest import Manifest
+from mme.motion.store import TrackStore
+from mme.training.loop.module import NonFiniteError, compile_blocks
 from mme.training.pretrain import PretrainModule, run_pretraining
-from mme.training.step import NonFiniteError, compile_blocks
 from tests.small_data import make_small_data, small_params
 from tests.tiny import moving_frames, save_tiny_folder
 from tests.training import processes

@@ -11,14 +11,15 @@ import torch
 from pytorch_lightning import Callback
 
 from mme.config import Params
-from mme.data.datasets import PretrainDataset, mirrored_labels
-from mme.data.manifest import Manifest
+from mme.data.labelled.clips import mirrored_labels
+from mme.data.masked.clips import PretrainDataset
+from mme.manifest import Manifest
 from mme.models.checkpoints import save_weights
 from mme.models.classifier import MotionClassifier
-from mme.targets.store import TrackStore
+from mme.motion.store import TrackStore
 from mme.training.finetune import FinetuneModule, load_encoder, run_finetuning
-from mme.training.pictures import draw_predictions
 from mme.training.pretrain import PretrainModule, run_pretraining, target_statistics
+from mme.viz.predictions import draw_predictions
 from tests.small_data import make_small_data, small_params
 from tests.training.noise import Stop
 

@@ -1,1 +1,4 @@
-"""The parts of the command `mme`: one module a group of commands."""
+"""The command line `mme`: one module per group of commands.
+
+Parses arguments and prints results; the work is done elsewhere.
+"""

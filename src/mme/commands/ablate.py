@@ -30,7 +30,7 @@ def ablate(
             raise typer.BadParameter(
                 f"{data_from / name} is missing; run `dvc repro trajectories`", param_hint="--data-from"
             )
-    from mme.ablation.run import run_ablation  # training libraries take seconds to import
+    from mme.experiments.ablation.run import run_ablation  # training libraries take seconds to import
 
     budget = params.ablation.quick if quick else params.ablation.full
     target = report or Path("reports/ablation-quick" if quick else "reports/ablation")

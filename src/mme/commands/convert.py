@@ -24,8 +24,8 @@ def convert(  # noqa: PLR0913, PLR0917 - options of the command line
     What comes in finetuned becomes a model folder for `mme classify` and the service; what is only pretrained becomes
     weights that finetuning starts from. Keys that are missing or unexpected are an error that lists them.
     """
-    from mme.convert import Given  # PyTorch takes seconds to import
-    from mme.convert import convert as run
+    from mme.models.convert import Given  # PyTorch takes seconds to import
+    from mme.models.convert import convert as run
 
     names = None if labels is None else tuple(labels.read_text(encoding="utf-8").split("\n"))
     names = None if names is None else tuple(name.strip() for name in names if name.strip())

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mme.config import IngestParams, Params, load_params
-from mme.section import faults
+from mme.config.base import faults
 
 MAX_SHOWN = 20
 
@@ -44,7 +44,7 @@ def check(
     Ends with status 1 if the source's lists are wrong, more files are bad than ingest.max_bad_ratio allows, or the same
     content is in training and in validation or test.
     """
-    from mme.data.sources import list_source
+    from mme.ingest.sources import list_source
 
     try:
         params = load_params()
@@ -53,7 +53,7 @@ def check(
     except ValueError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from error
-    from mme.data.check import check_source
+    from mme.ingest.validate import check_source
 
     columns = (TextColumn("check"), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
@@ -63,8 +63,8 @@ def check(
     report = {**result.report(), "bad": result.quarantine()}
     faults = _faults(report, ingest)
     if picture is not None:
-        from mme.commands.data_figure import data_figure
-        from mme.plots import save_figure
+        from mme.viz.data_figure import data_figure
+        from mme.viz.plots import save_figure
 
         good = [row for row in result.manifest.rows if row.status == "ok"]
         save_figure(data_figure(good, f"{source}: {root}"), picture)

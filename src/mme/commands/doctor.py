@@ -23,7 +23,7 @@ def doctor(
 
     Ends with status 1 if there is a fault; warnings are none.
     """
-    from mme.doctor import examine_machine
+    from mme.commands.environment import examine_machine
 
     findings = list(examine_machine(folder))
     if as_json:

@@ -26,7 +26,7 @@ def export(
     """
     assert format is Format.ONNX
     try:
-        from mme.export import export_onnx
+        from mme.registry.onnx import export_onnx
     except ModuleNotFoundError as error:
         typer.echo(f"{error.name} is missing: pip install 'mme[export]'", err=True)
         raise typer.Exit(1) from error

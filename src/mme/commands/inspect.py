@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mme.config import load_params
-from mme.files import atomic_path
+from mme.system.files import atomic_path
 
 Video = Annotated[Path, typer.Argument(help="A video file.")]
 Model = Annotated[
@@ -32,9 +32,9 @@ def inspect(
 
     The video is brought to the normal form and tracked as params.yaml says.
     """
-    from mme.data.video import VideoError, write_video
-    from mme.inspection import Inspection, Pretrained, animation, needed_frames, picture
-    from mme.targets.preview import encode_png
+    from mme.video.codec import VideoError, write_video
+    from mme.viz.inspection import Inspection, Pretrained, animation, needed_frames, picture
+    from mme.viz.tracks import encode_png
 
     try:
         params = load_params()

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from mme.commands.errors import as_one_line
 from mme.config import load_params
-from mme.gate import ALIASES
+from mme.registry.gate import ALIASES
 
 if TYPE_CHECKING:
     from mme.tracking import Version
@@ -67,7 +67,7 @@ def list_models(name: Name = None, url: Urls = [SERVICE]) -> None:  # noqa: B006
 @app.command()
 def show(number: Number, name: Name = None, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
     """Show all that is recorded of a version, and what happened to it."""
-    from mme.lifecycle import history
+    from mme.registry.aliases import history
     from mme.tracking import registered_metrics
 
     with as_one_line():
@@ -104,7 +104,7 @@ def promote(
     name: Name = None,
 ) -> None:
     """Let an alias point to a version. A service that follows the alias changes over within its polling time."""
-    from mme.lifecycle import promote as promote_version
+    from mme.registry.aliases import promote as promote_version
 
     with as_one_line():
         chosen = next((known for known in ALIASES if known == alias), None)
@@ -120,7 +120,7 @@ def promote(
 @app.command()
 def rollback(reason: Reason = "by hand", name: Name = None) -> None:
     """Make the former champion champion again, and keep the present one out until someone promotes it."""
-    from mme.lifecycle import rollback as roll_back
+    from mme.registry.aliases import rollback as roll_back
     from mme.tracking import require_store
 
     with as_one_line():

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mme import presets
 from mme.commands.errors import as_one_line
+from mme.config import presets
 
 app = typer.Typer(no_args_is_help=True, help="Named sets of parameters: the default recipe and the paper's.")
 

@@ -18,7 +18,7 @@ def reproduce(
     run: Annotated[bool, typer.Option("--run", help="Run them in a temporary clone and compare the metrics.")] = False,
 ) -> None:
     """Print the commands that rebuild a run: its commit, its parameters, its data. Status 1 if metrics differ."""
-    from mme.reproduce import recipe, repeat, script
+    from mme.experiments.reproduce import recipe, repeat, script
 
     with as_one_line():
         found = recipe(run_id, Path.cwd())

@@ -31,7 +31,7 @@ def run(context: typer.Context, workers: Workers = None) -> None:
     """
     if context.invoked_subcommand is not None:
         return
-    from mme.sweep.run import sweep, values_text
+    from mme.experiments.sweep.run import sweep, values_text
 
     with as_one_line():
         params = load_params(PARAMS)
@@ -48,7 +48,7 @@ def repeat(
     workers: Workers = None,
 ) -> None:
     """Run a trial again with other seeds: differences between trials that are no larger are chance."""
-    from mme.sweep.run import repeat as repeat_trial
+    from mme.experiments.sweep.run import repeat as repeat_trial
 
     with as_one_line():
         params = load_params(PARAMS)
@@ -59,7 +59,7 @@ def repeat(
 @app.command()
 def report() -> None:
     """Write tables and pictures to reports/sweep, and record them with the sweep's run in MLflow."""
-    from mme.sweep.report import report as write_report
+    from mme.experiments.sweep.report import report as write_report
 
     with as_one_line():
         _say(f"written: {write_report(load_params(PARAMS))}")
@@ -71,8 +71,8 @@ def apply(
     dry_run: Annotated[bool, typer.Option(help="Show the difference, write nothing.")] = False,
 ) -> None:
     """Write a trial's values into params.yaml and show the difference; comments stay."""
-    from mme.sweep.run import best_values
-    from mme.values import write_values
+    from mme.config.edit import write_values
+    from mme.experiments.sweep.run import best_values
 
     with as_one_line():
         params = load_params(PARAMS)
@@ -83,7 +83,7 @@ def apply(
 
 
 def _show(trial: FrozenTrial) -> None:
-    from mme.sweep.run import line
+    from mme.experiments.sweep.run import line
 
     _say(line(trial))
 

@@ -1,4 +1,7 @@
-"""Decoded frames of many short videos, kept in memory up to a budget."""
+"""Reading frames for training: random choices of one sample, and a cache of decoded videos.
+
+What is drawn is a function of (seed, epoch, index) alone.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,37 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mme.data.video import read_frames
+from mme.manifest import Video
+from mme.video.codec import read_frames
+from mme.video.crop import Crop
+
+SampleKey = tuple[int, int]
+"""(draw, index of the video), as `mme.training.loop.sampler.EpochSampler` yields it: the first draw of a video is 0."""
+
+SEED_PRETRAIN, SEED_FINETUNE, SEED_ORDER = 1, 2, 3
+"""Streams of randomness that never meet, whatever the seed."""
+
+
+def sample_rng(stream: int, seed: int, epoch: int, index: int) -> np.random.Generator:
+    """The generator of one sample: a resumed run draws what an uninterrupted one would have drawn."""
+    return np.random.default_rng((stream, seed, epoch, index))
+
+
+def draw_crop(rng: np.random.Generator, height: int, width: int, min_scale: float, horizontal_flip: bool) -> Crop:
+    """A random square, its side a share of at least ``min_scale`` of the short side, flipped half of the times.
+
+    The square lies on whole pixels, so that cutting it out is exact.
+    """
+    short = min(height, width)
+    side = round(short * rng.uniform(min_scale, 1.0))
+    top, left = int(rng.integers(0, height - side + 1)), int(rng.integers(0, width - side + 1))
+    flip = bool(rng.random() < 0.5) and horizontal_flip
+    return Crop(top=top, left=left, height=side, width=side, flip=flip)
+
+
+def video_bytes(video: Video) -> int:
+    """Return the size of all decoded frames of a video."""
+    return video.num_frames * video.height * video.width * 3
 
 
 class FrameCache:

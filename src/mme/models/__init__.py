@@ -1,1 +1,4 @@
-"""The masked motion model and the classifier built on its encoder."""
+"""Networks and their weights: encoder, masked motion model, classifier, losses, model folders, conversions.
+
+Knows nothing of files of videos or of training loops.
+"""

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mme.config import ClipParams, ModelParams
-from mme.files import atomic_path, digest, read_json, sha256_file, write_json
+from mme.config.base import Section, faults
 from mme.models.classifier import MotionClassifier
-from mme.section import Section, faults
+from mme.system.files import atomic_path, digest, read_json, sha256_file, write_json
 
 FORMAT = 1
 """Version of the folder's layout; a reader refuses any other."""

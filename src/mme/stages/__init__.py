@@ -1,1 +1,4 @@
-"""One thin module a DVC stage."""
+"""Entry points of the DVC stages: one thin file per stage.
+
+Reads parameters, calls the package that does the work, records the run.
+"""

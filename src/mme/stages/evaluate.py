@@ -7,13 +7,13 @@ from pathlib import Path
 import pandas as pd
 
 from mme.config import load_params
-from mme.data.manifest import MANIFEST_FILE, Manifest
-from mme.evaluate import Evaluation, calibration, confusion_pairs, evaluate, metrics, per_class, predictions
-from mme.files import atomic_path, write_json
-from mme.inference import Classifier
-from mme.plots import calibration_figure, confusion_figure, save_figure
-from mme.probe import frozen_metrics
+from mme.evaluation.classifier import Classifier
+from mme.evaluation.multiview import Evaluation, calibration, confusion_pairs, evaluate, metrics, per_class, predictions
+from mme.evaluation.probe import frozen_metrics
+from mme.manifest import MANIFEST_FILE, Manifest
+from mme.system.files import atomic_path, write_json
 from mme.tracking import start_run
+from mme.viz.plots import calibration_figure, confusion_figure, save_figure
 
 MODEL = Path("models/finetune")
 PRETRAINED = Path("models/pretrain/model.safetensors")

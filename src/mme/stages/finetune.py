@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from mme.config import Params, load_params
-from mme.data.manifest import MANIFEST_FILE, Manifest
-from mme.files import sha256_file, write_json
+from mme.manifest import MANIFEST_FILE, Manifest
 from mme.models.checkpoints import FORMAT, FolderConfig, ViewsConfig, save_folder
 from mme.stages.workspace import resumable_run, work_folder
+from mme.system.files import sha256_file, write_json
 from mme.training.finetune import run_finetuning
-from mme.training.loop import is_main_process, nested
+from mme.training.loop.trainer import is_main_process, nested
 
 PRETRAINED = Path("models/pretrain/model.safetensors")
 OUTPUT = Path("models/finetune")

@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from mme.config import load_params
-from mme.data.ingest import Ingest, Ingested
-from mme.data.manifest import MANIFEST_FILE, Manifest
-from mme.files import write_json
+from mme.ingest.run import Ingest, Ingested
+from mme.manifest import MANIFEST_FILE, Manifest
+from mme.system.files import write_json
 
 OUTPUT = Path("data")
 REPORTS = Path("reports")

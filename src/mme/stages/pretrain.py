@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from mme.config import load_params
-from mme.data.datasets import PretrainDataset
-from mme.data.manifest import MANIFEST_FILE, Manifest
-from mme.files import write_json
+from mme.data.masked.clips import PretrainDataset
+from mme.manifest import MANIFEST_FILE, Manifest
 from mme.models.checkpoints import save_weights
-from mme.plots import save_figure
+from mme.motion.store import TrackStore
 from mme.stages.workspace import resumable_run, work_folder
-from mme.targets.store import TrackStore
-from mme.training.loop import is_main_process, nested
-from mme.training.pictures import draw_predictions
+from mme.system.files import write_json
+from mme.training.loop.trainer import is_main_process, nested
 from mme.training.pretrain import held_out_dataset, run_pretraining
+from mme.viz.plots import save_figure
+from mme.viz.predictions import draw_predictions
 
 TRACKS = Path("data/trajectories")
 OUTPUT = Path("models/pretrain")

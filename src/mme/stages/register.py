@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.text import Text
 
 from mme.config import load_params
-from mme.data.manifest import MANIFEST_FILE, Manifest
-from mme.files import read_json, write_json
-from mme.gate import ALIASES, Verdict, judge
-from mme.lifecycle import follow_verdict
-from mme.lifecycle import record as audit
-from mme.release import CARD_FILE, Candidate, champion_to_beat, export, flat, publish
+from mme.manifest import MANIFEST_FILE, Manifest
+from mme.registry.aliases import follow_verdict
+from mme.registry.aliases import record as audit
+from mme.registry.gate import ALIASES, Verdict, judge
+from mme.registry.publish import CARD_FILE, Candidate, champion_to_beat, export, flat, publish
+from mme.system.files import read_json, write_json
 from mme.tracking import Run, Version, start_run, store_kind
 
 MODEL = Path("models/finetune")

@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.progress import track
 
 from mme.config import Params, SynthesizeParams, load_params
-from mme.data.synthetic import sample_scene
-from mme.data.video import write_video
-from mme.files import atomic_path
+from mme.ingest.motion_primitives import sample_scene
+from mme.system.files import atomic_path
+from mme.video.codec import write_video
 
 GOP_FRAMES = 8
 
@@ -56,8 +56,8 @@ def write_clip(job: Job, params: SynthesizeParams, folder: Path) -> None:
 def main() -> None:
     """Write the videos, ``list.csv`` (path, label, split; no label for pretraining) and ``truth.jsonl``.
 
-    ``truth.jsonl`` holds class and seed of every video, from which `mme.data.synthetic.sample_scene` gives the exact
-    motion; nothing but tests and benchmarks reads it.
+    ``truth.jsonl`` holds class and seed of every video, from which
+    `mme.ingest.motion_primitives.sample_scene` gives the exact motion; nothing but tests and benchmarks reads it.
     """
     params = load_params()
     todo = list(jobs(params))

@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mme.config import Params, load_params
-from mme.data.extraction import Extraction, Extractor
-from mme.data.manifest import MANIFEST_FILE, Manifest
-from mme.data.video import read_frames
-from mme.files import atomic_path, write_json
-from mme.targets.preview import PreviewRow, contact_sheet, encode_png
-from mme.targets.store import TrackStore
+from mme.manifest import MANIFEST_FILE, Manifest
+from mme.motion.extract import Extraction, Extractor
+from mme.motion.store import TrackStore
+from mme.system.files import atomic_path, write_json
 from mme.tracking import start_run
+from mme.video.codec import read_frames
+from mme.viz.tracks import PreviewRow, contact_sheet, encode_png
 
 OUTPUT = Path("data/trajectories")
 REPORTS = Path("reports/trajectories")

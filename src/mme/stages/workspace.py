@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mme.config import Params
-from mme.files import digest, write_text
+from mme.system.files import digest, write_text
 from mme.tracking import Run, start_run
 
 ROOT = Path(".work")

@@ -1,1 +1,4 @@
-"""Motion targets: flow, camera motion, trajectories, HOG, and their assembly into what a token predicts."""
+"""Prediction targets of masked tokens: one module per target, plus the grid of tracks that they share.
+
+Reads no files and trains nothing.
+"""

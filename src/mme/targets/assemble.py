@@ -1,7 +1,7 @@
 """The target of a clip: tracks and frames of one crop made into what each token predicts.
 
 Sun et al. 2023, section 3.2: ``z = (z_p, z_s)``, position changes and shape changes of each cell along its trajectory.
-Conventions of coordinates: see `mme.targets.trajectories`.
+Conventions of coordinates: see `mme.motion.tracking`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mme.targets.crops import Crop, TargetSpec, TokenTracks, token_cells, token_tracks
+from mme.motion.tracking import TrackSlice
+from mme.targets.grid import TargetSpec, TokenTracks, token_cells, token_tracks
 from mme.targets.hog import NUM_BINS, hog_along, luma
-from mme.targets.trajectories import TrackSlice
+from mme.video.crop import Crop
 
 _PIXELS_AT_ONCE = 2**18
 """Of frames whose HOG is taken together: many small clips at once, yet no more than a processor's cache holds."""

@@ -20,8 +20,10 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("runs and registered models need MLflow: pip install 'mme[registry]'") from error
 
-from mme.tracking.recorded import Recorded, read_run, recorded_text
-from mme.tracking.registry import (
+from mme.tracking.query import Recorded, read_run, recorded_text
+from mme.tracking.runs import PARAMS_FILE, PARENT_TAG, Run, attach, flatten, git_commit, is_interrupt, start_run
+from mme.tracking.store import store_kind
+from mme.tracking.versions import (
     Package,
     Version,
     find_alias,
@@ -38,8 +40,6 @@ from mme.tracking.registry import (
     tag_version,
     untag_version,
 )
-from mme.tracking.runs import PARAMS_FILE, PARENT_TAG, Run, attach, flatten, git_commit, is_interrupt, start_run
-from mme.tracking.store import store_kind
 
 __all__ = [
     "PARAMS_FILE",

@@ -74,7 +74,7 @@ class Run:
             digest: of the data, also the run's tag ``data_digest``.
             context: what the run does with it: ``training``, ``evaluation`` or the name of a split.
         """
-        from mme.data.manifest import Manifest  # answering a video from the registry needs no manifest
+        from mme.manifest import Manifest  # answering a video from the registry needs no manifest
 
         rows = Manifest.load(manifest).rows
         splits = Counter(row.split for row in rows if row.status == "ok")

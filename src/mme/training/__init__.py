@@ -1,1 +1,4 @@
-"""Pretraining and finetuning."""
+"""Pretraining and finetuning on PyTorch Lightning.
+
+Networks are in `mme.models`, data sets in `mme.data`.
+"""

@@ -14,11 +14,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from mme.config import Params
-from mme.data.datasets import LabelledDataset
-from mme.data.manifest import Manifest
+from mme.data.labelled.clips import LabelledDataset
+from mme.manifest import Manifest
 from mme.models.classifier import MotionClassifier
 from mme.models.encoder import model_input
-from mme.training.loop import (
+from mme.training.loop.module import Batch, SteppedModule
+from mme.training.loop.optim import encoder_layer, parameter_groups
+from mme.training.loop.trainer import (
     Curves,
     LogMetrics,
     Pace,
@@ -28,8 +30,6 @@ from mme.training.loop import (
     training_loader,
     validation_loader,
 )
-from mme.training.optim import encoder_layer, parameter_groups
-from mme.training.step import Batch, SteppedModule
 
 
 class FinetuneModule(SteppedModule):

@@ -12,13 +12,15 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 
 from mme.config import Params
-from mme.data.datasets import PretrainDataset
-from mme.data.manifest import Manifest
+from mme.data.masked.clips import PretrainDataset
+from mme.manifest import Manifest
 from mme.models.encoder import gather_tokens, model_input
 from mme.models.losses import masked_mse
-from mme.models.motion_model import MotionModel
-from mme.targets.store import TrackStore
-from mme.training.loop import (
+from mme.models.masked_motion import MotionModel
+from mme.motion.store import TrackStore
+from mme.training.loop.module import Batch, SteppedModule
+from mme.training.loop.optim import parameter_groups
+from mme.training.loop.trainer import (
     Curves,
     LogMetrics,
     Pace,
@@ -28,8 +30,6 @@ from mme.training.loop import (
     training_loader,
     validation_loader,
 )
-from mme.training.optim import parameter_groups
-from mme.training.step import Batch, SteppedModule
 
 NUM_STATISTICS_SAMPLES = 256
 

@@ -1,0 +1,1 @@
+"""HTTP plumbing: uploads, middleware, metrics, logs, the server."""

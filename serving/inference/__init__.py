@@ -1,0 +1,1 @@
+"""The model in service: loading, replacement, batching."""

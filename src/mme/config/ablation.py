@@ -1,0 +1,45 @@
+"""The section ``ablation`` of ``params.yaml``: objectives against each other under one budget."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from mme.config.base import Positive, PositiveFloat, Section
+
+Contestant = Literal["scratch", "pixel", "hog", "trajectory", "mme"]
+
+
+class Budget(Section):
+    """What each objective may spend; whatever is not named here is as in the other sections.
+
+    ``lrs`` and ``mask_ratios`` span the grid in which each objective finds its own by pretraining for
+    ``search_epochs``; for ``scratch`` ``lrs`` are rates of finetuning. ``labels_per_class`` limits the labels that are
+    finetuned on; None = all.
+    """
+
+    objectives: Annotated[tuple[Contestant, ...], Field(min_length=1)]
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    lrs: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
+    mask_ratios: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1)]
+    search_epochs: Positive
+    epochs: Positive
+    probe_every_epochs: Positive
+    finetune_epochs: Positive
+    labels_per_class: Positive | None
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        for name in ("objectives", "seeds", "lrs", "mask_ratios"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name}: {list(values)} name one twice")
+        return self
+
+
+class AblationParams(Section):
+    """The budget of a full ablation, and one for a first look."""
+
+    full: Budget
+    quick: Budget

@@ -1,0 +1,64 @@
+"""The section ``sweep`` of ``params.yaml``: which parameters a search may change, and how long it may look."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from mme.config.base import Positive, PositiveFloat, Section
+
+Scalar = bool | int | float | str
+
+
+class Steps(Section):
+    """``low``, ``low + step``, ... up to ``high``; integers if all three are."""
+
+    low: int | float
+    high: int | float
+    step: Annotated[int, Field(gt=0)] | PositiveFloat
+
+    @model_validator(mode="after")
+    def _ascend(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"[{self.low}, {self.high}] must ascend")
+        return self
+
+
+class LogRange(Section):
+    """Anything from ``low`` to ``high``, evenly on a logarithmic scale."""
+
+    low: PositiveFloat
+    high: PositiveFloat
+    log: Literal[True]
+
+
+class Choices(Section):
+    """One of a few values."""
+
+    choices: Annotated[tuple[Scalar, ...], Field(min_length=2)]
+
+
+class SweepParams(Section):
+    """The search over pretraining's parameters."""
+
+    storage: Annotated[str, Field(min_length=1)]
+    trials: Positive
+    startup_trials: Annotated[int, Field(ge=0)]
+    num_clips: Positive
+    probe_epochs: Positive
+    prune_after_trials: Positive
+    prune_after_epochs: Annotated[int, Field(ge=0)]
+    heartbeat_s: Positive
+    fixed: dict[str, Scalar]
+    first: tuple[dict[str, Scalar], ...]
+    space: Annotated[dict[str, Steps | LogRange | Choices], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if re.match(r"[^:/]+://[^/@]*:[^/@]*@", self.storage):
+            raise ValueError("storage: holds a password; give it by PGPASSWORD or ~/.pgpass, parameters are recorded")
+        for name in {name for point in self.first for name in point} - set(self.space):
+            raise ValueError(f"first: {name!r} is not in space")
+        return self

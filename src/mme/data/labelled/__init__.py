@@ -1,0 +1,1 @@
+"""Labelled clips for finetuning, and their augmentation."""

@@ -1,0 +1,79 @@
+"""Labelled clips for finetuning: what a video looks like in epoch ``e`` is a function of (seed, e, index) alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mme.config import FinetuneParams, Params
+from mme.data.frames import SEED_FINETUNE, FrameCache, SampleKey, draw_crop, sample_rng, video_bytes
+from mme.data.labelled.augmentation import Augmentation
+from mme.manifest import Manifest
+from mme.video.crop import apply_crop
+from mme.video.sampling import draw_indices, prepare
+
+
+class LabelledDataset(Dataset[dict[str, Tensor]]):
+    """Labelled clips: ``clip`` uint8 [T, S, S, 3] and ``label``, an index into ``labels``.
+
+    In training a clip is drawn from anywhere in the video, cropped at random and, where ``horizontal_flip`` is on,
+    flipped half of the times; ``flip_pairs`` swaps the labels that a mirror image swaps; ``rand_augment`` and
+    ``erasing`` follow. Otherwise it is the centre view that evaluation takes.
+    """
+
+    def __init__(self, params: Params, manifest: Manifest, split: str, training: bool) -> None:
+        self.params, self.manifest, self.training = params, manifest, training
+        self.labels = manifest.labels
+        self.videos = [video for video in manifest.videos(split) if video.label is not None]
+        if not self.videos:
+            raise ValueError(f"{manifest.folder}: no labelled videos in split '{split}'")
+        self.cache = FrameCache(params.finetune.frame_cache_mb)
+        self.mirrored = mirrored_labels(self.labels, params.finetune)
+        self.augmentation = Augmentation(params.finetune, params.clip)
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def __getitem__(self, key: SampleKey) -> dict[str, Tensor]:
+        epoch, index = key
+        video = self.videos[index]
+        assert video.label is not None
+        label = self.labels.index(video.label)
+        if not self.training:
+            frames = prepare(self.manifest.path_of(video), self.params.clip, segments=1, crops=1).frames[0]
+            return _labelled(frames, label)
+        finetune, clip = self.params.finetune, self.params.clip
+        rng = sample_rng(SEED_FINETUNE, self.params.run.seed, epoch, index)
+        indices = draw_indices(rng, video.num_frames, clip)
+        frames = self.cache.read(self.manifest.path_of(video), indices, video_bytes(video))
+        crop = draw_crop(rng, video.height, video.width, finetune.min_scale, finetune.horizontal_flip)
+        view = self.augmentation(apply_crop(frames, crop, clip.size), rng)
+        return _labelled(view, self.mirrored[label] if crop.flip else label)
+
+
+def _labelled(frames: NDArray[np.uint8], label: int) -> dict[str, Tensor]:
+    return {"clip": torch.from_numpy(np.ascontiguousarray(frames)), "label": torch.tensor(label)}
+
+
+def mirrored_labels(labels: Sequence[str], params: FinetuneParams) -> list[int]:
+    """For each label the index of the label of its mirror image.
+
+    Raises:
+        ValueError: ``flip_pairs`` names an unknown label, or one twice.
+    """
+    mirrored = list(range(len(labels)))
+    if not params.horizontal_flip:
+        return mirrored
+    named = [label for pair in params.flip_pairs for label in pair]
+    faults = sorted({label for label in named if label not in labels or named.count(label) > 1})
+    if faults:
+        raise ValueError(f"finetune.flip_pairs: {faults} are unknown or named twice; labels: {', '.join(labels)}")
+    for first, second in params.flip_pairs:
+        a, b = labels.index(first), labels.index(second)
+        mirrored[a], mirrored[b] = b, a
+    return mirrored

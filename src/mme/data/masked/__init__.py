@@ -1,0 +1,1 @@
+"""Masked clips for pretraining: frames, tracks, crop and mask of each sample."""

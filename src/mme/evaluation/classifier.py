@@ -1,0 +1,194 @@
+"""A finetuned model that answers for whole videos: the one path from a file to logits.
+
+Evaluation, the command line and the service all go ``prepare`` -> ``predict``. ``prepare`` is
+``mme.video.sampling.prepare`` with the model's clip, so a server can run it in decoding processes that hold no model.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, UInt8
+from torch import Tensor
+
+from mme.models.checkpoints import FolderConfig, content_digest, load_folder
+from mme.models.classifier import MotionClassifier
+from mme.models.encoder import model_input
+from mme.video.codec import VideoInfo
+from mme.video.sampling import Source, Views, prepare
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A label and its probability."""
+
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Wall time of the two steps: decoding with resizing, and the model."""
+
+    decode_ms: float
+    inference_ms: float
+
+
+@dataclass(frozen=True)
+class Classification:
+    """The answer for one video.
+
+    Attributes:
+        predictions: the most probable labels, best first; equal probabilities in label order.
+        logits: float32 ``[K]``, mean over the views, in the order of the model's labels.
+        num_views: how many views were averaged.
+        video: what the file says of itself; None where decoded frames were given.
+        timings: wall time of the steps.
+    """
+
+    predictions: tuple[Prediction, ...]
+    logits: Float32[np.ndarray, " K"]
+    num_views: int
+    video: VideoInfo | None
+    timings: Timings
+
+
+class Classifier:
+    """A model folder, loaded. Safe to call from several threads.
+
+    Attributes:
+        config: the folder's ``config.json``.
+        digest: the folder's content digest, which names the model whatever its path.
+        folder: where it was loaded from.
+        device: where the model runs.
+    """
+
+    def __init__(
+        self, model: MotionClassifier, config: FolderConfig, folder: Path, digest: str, device: torch.device
+    ) -> None:
+        self.config, self.folder, self.digest, self.device = config, folder, digest, device
+        self._model = model.eval().requires_grad_(False).to(device)
+
+    @classmethod
+    def load(cls, address: Path | str, device: str = "cpu") -> Classifier:
+        """Load a model folder, or a registered model by an address such as ``models:/NAME@champion``.
+
+        Args:
+            address: a folder or a ``models:/`` address, which the tracking server's registry resolves.
+            device: ``auto`` (CUDA if there is one), ``cpu``, ``cuda`` or ``cuda:N``.
+
+        Raises:
+            ValueError: the folder is not a sound model folder, or the address names no registered model.
+        """
+        folder = Path(address)
+        if str(address).startswith("models:/"):
+            from mme.tracking import resolve  # MLflow is needed for registered models only
+
+            folder = resolve(str(address))
+        model, config = load_folder(folder)
+        return cls(model, config, folder, content_digest(folder), choose_device(device))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels in the order of the logits."""
+        return self.config.labels
+
+    def classify(
+        self, video: Source, top_k: int = 5, segments: int | None = None, crops: int | None = None
+    ) -> Classification:
+        """Classify one video.
+
+        Args:
+            video: a path, the bytes of a video file, or RGB frames uint8 ``[T, H, W, 3]``. Where a view reaches
+                beyond the last frame, that frame is repeated.
+            top_k: how many labels to name, at most all of them.
+            segments: clips along the video; None = the model folder's setting.
+            crops: squares a frame, 1 or 3; None = the model folder's setting.
+
+        Raises:
+            VideoError: the video cannot be decoded; ``reason`` tells why.
+            ValueError: an argument is out of range.
+        """
+        if top_k < 1:
+            raise ValueError(f"top_k: {top_k} must be at least 1")
+        views = self.prepare(video, segments, crops)
+        started = time.perf_counter()
+        (logits,) = self.predict([views])
+        inference_ms = 1000 * (time.perf_counter() - started)
+        timings = Timings(views.decode_ms, inference_ms)
+        return Classification(self.rank(logits, top_k), logits, len(views.frames), views.info, timings)
+
+    def prepare(self, video: Source, segments: int | None = None, crops: int | None = None) -> Views:
+        """Decode, resize and crop the views of a video, on the CPU and without the model; see ``views.prepare``."""
+        default = self.config.views
+        return prepare(
+            video,
+            self.config.clip,
+            default.segments if segments is None else segments,
+            default.crops if crops is None else crops,
+        )
+
+    def predict(self, batch: Sequence[Views], max_clips: int | None = None) -> list[Float32[np.ndarray, " K"]]:
+        """Logits of several videos, each the mean over its views, computed in common forward passes.
+
+        Args:
+            batch: prepared videos; they may differ in their number of views.
+            max_clips: views in one forward pass, which bounds the memory; None = all at once.
+        """
+        return self._means(batch, self._model, max_clips)
+
+    def features(
+        self, video: Source, segments: int | None = None, crops: int | None = None
+    ) -> Float32[np.ndarray, " D"]:
+        """The encoder as a feature extractor: pooled, normalised features ``[D]``, mean over the views.
+
+        Raises:
+            VideoError, ValueError: as ``classify``.
+        """
+        (features,) = self._means([self.prepare(video, segments, crops)], self._model.features, None)
+        return features
+
+    def views(self, video: Source, segments: int | None = None, crops: int | None = None) -> Float[Tensor, "V 3 T S S"]:
+        """The model's input for a video: normalised views, on the model's device."""
+        return self._normalise(self.prepare(video, segments, crops).frames)
+
+    def rank(self, logits: Float32[np.ndarray, " K"], top_k: int) -> tuple[Prediction, ...]:
+        """The ``top_k`` most probable labels, best first."""
+        order = np.argsort(-logits, kind="stable")[:top_k]
+        chances = softmax(logits)
+        return tuple(Prediction(self.labels[i], float(chances[i])) for i in order)
+
+    def _normalise(self, frames: UInt8[np.ndarray, "V T S S 3"]) -> Float[Tensor, "V 3 T S S"]:
+        return model_input(torch.from_numpy(frames).to(self.device), self.config.clip)
+
+    @torch.inference_mode()
+    def _means(
+        self, batch: Sequence[Views], function: Callable[[Tensor], Tensor], max_clips: int | None
+    ) -> list[Float32[np.ndarray, " D"]]:
+        """``function`` of every view, averaged by video."""
+        if not batch:
+            return []
+        frames = np.concatenate([views.frames for views in batch])
+        step = len(frames) if max_clips is None else max_clips
+        parts = [function(self._normalise(frames[i : i + step])) for i in range(0, len(frames), step)]
+        outputs = torch.cat(parts).float().cpu()  # (sum of V, D)
+        return [part.mean(dim=0).numpy() for part in outputs.split([len(views.frames) for views in batch])]
+
+
+def softmax(logits: Float[np.ndarray, "*batch K"]) -> Float[np.ndarray, "*batch K"]:
+    """Probabilities over the last axis, in float64."""
+    powers = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
+    shares: Float[np.ndarray, "*batch K"] = powers / powers.sum(axis=-1, keepdims=True)
+    return shares
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` is CUDA where there is a device and the CPU elsewhere; anything else is taken by its name."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)

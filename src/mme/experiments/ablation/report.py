@@ -1,0 +1,220 @@
+"""What an ablation came to: a table, figures for machines, and a picture."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from mme.config.ablation import Budget
+from mme.experiments.ablation.plan import Result, score
+from mme.manifest import Manifest
+from mme.system.files import write_json, write_text
+from mme.tracking import git_commit
+from mme.viz.plots import save_figure
+
+MEASURES = {"probe_top1": "frozen probe", "knn_top1": "k-NN", "top1": "finetuned"}
+COLOURS = {
+    "scratch": "#7f7f7f",
+    "pixel": "#1f77b4",
+    "hog": "#2ca02c",
+    "trajectory": "#ff7f0e",
+    "mme": "#d62728",
+}
+
+Summary = Mapping[str, Mapping[str, Mapping[str, float]]]
+"""Mean, deviation, lowest and highest by objective and measure."""
+
+PAGE = """\
+# Ablation: what is predicted
+
+The same encoder, decoder, data, masking scheme, number of steps and seeds; only the target and its head differ, and
+each objective has its own learning rate and mask ratio, chosen from one grid.
+
+**A miniature, not the paper's benchmark**: a small network, a small budget, the data named below. It shows what the
+objectives do here, and says nothing of the accuracy that any of them reaches on real actions.
+
+{results}
+
+Test split, mean and standard deviation over the seeds ({num_seeds}); chance is {chance:.1%}. *Frozen probe*: logistic
+regression on the mean-pooled tokens of the frozen encoder, with all labelled training videos. *k-NN*: 20 neighbours
+by cosine on the same features. *Finetuned*: the whole network, on {labels} labelled videos a class, drawn by the
+seed, the epoch chosen on the validation split. All on the centre view. `scratch` has no pretraining: its frozen
+features are those of random weights. Pretraining seconds are wall time without probing, trainings running side by
+side.
+
+![Probe accuracy over pretraining time, and accuracy by objective]({picture})
+
+## How far `mme` is ahead
+
+{gaps}
+
+## How learning rate and mask ratio were chosen
+
+Pretraining of {search_epochs} epochs under seed {search_seed}, each objective on each point of the grid, judged by
+the frozen probe on the validation split; for `scratch`, whose learning rate is that of finetuning, by its accuracy
+there. The test split had no part in it. The best is bold.
+
+{search}
+
+## Settings
+
+Pretraining {epochs} epochs, finetuning {finetune_epochs}; {videos} videos of {num_classes} classes (data digest
+`{digest}`); {cores} cores; commit `{commit}`. All else is in `params.yaml`. Every figure, with those of each seed, is
+in the JSON file beside this page.
+"""
+
+
+def write_report(
+    searched: Sequence[Result], finished: Sequence[Result], budget: Budget, manifest: Manifest, path: Path
+) -> dict[str, float]:
+    """Write ``path`` with the suffixes ``.json``, ``.md`` and ``.png``.
+
+    Returns:
+        Means over the seeds by ``OBJECTIVE/MEASURE``.
+    """
+    summary: dict[str, dict[str, dict[str, float]]] = {
+        objective: summarise(_of(finished, objective)) for objective in budget.objectives
+    }
+    about = {
+        "budget": budget.model_dump(mode="json"),
+        "commit": git_commit(),
+        "cores": os.cpu_count(),
+        "data": {
+            "digest": manifest.digest,
+            "labels": manifest.labels,
+            "videos": {split: len(manifest.videos(split)) for split in ("pretrain", "train", "val", "test")},
+        },
+    }
+    write_json(path.with_suffix(".json"), {**about, "summary": summary, "search": searched, "final": finished})
+    save_figure(curve_figure(finished, budget), path.with_suffix(".png"))
+    write_text(path.with_suffix(".md"), markdown(summary, searched, about, path.with_suffix(".png").name))
+    return {f"{objective}/{name}": figure["mean"] for objective, row in summary.items() for name, figure in row.items()}
+
+
+def summarise(results: Sequence[Result]) -> dict[str, dict[str, float]]:
+    """Mean, standard deviation (n - 1; 0 for one seed), lowest and highest of each measure on the test split."""
+    columns: dict[str, list[float]] = {name: [result["test"][name] for result in results] for name in MEASURES}
+    columns["pretrain_s"] = [result.get("pretrain_s", 0.0) for result in results]
+    return {name: spread(values) for name, values in columns.items()}
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Mean, standard deviation, lowest and highest of some figures, to six places."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    figures = {"mean": statistics.mean(values), "std": deviation, "min": min(values), "max": max(values)}
+    return {name: round(value, 6) for name, value in figures.items()}
+
+
+def markdown(
+    summary: Summary,
+    searched: Sequence[Result],
+    about: Mapping[str, Any],
+    picture: str,
+) -> str:
+    """The report as a page."""
+    budget, data = about["budget"], about["data"]
+    return PAGE.format(
+        results=results_table(summary),
+        num_seeds=len(budget["seeds"]),
+        chance=1 / len(data["labels"]),
+        labels=budget["labels_per_class"] or "all",
+        picture=picture,
+        gaps=gaps_table(summary),
+        search_epochs=budget["search_epochs"],
+        search_seed=budget["seeds"][0],
+        search=search_table(searched),
+        epochs=budget["epochs"],
+        finetune_epochs=budget["finetune_epochs"],
+        videos=", ".join(f"{count} {split}" for split, count in data["videos"].items()),
+        num_classes=len(data["labels"]),
+        digest=data["digest"],
+        cores=about["cores"],
+        commit=about["commit"],
+    )
+
+
+def results_table(summary: Summary) -> str:
+    """One row an objective."""
+    header = ["objective", *MEASURES.values(), "pretraining, s"]
+    rows = []
+    for objective, row in summary.items():
+        shares = [f"{100 * row[name]['mean']:.1f} ± {100 * row[name]['std']:.1f} %" for name in MEASURES]
+        rows.append([f"`{objective}`", *shares, f"{row['pretrain_s']['mean']:.0f}"])
+    return table(header, rows)
+
+
+def gaps_table(summary: Summary) -> str:
+    """Points by which the mean of `mme` is above the others."""
+    if "mme" not in summary:
+        return "Not among the objectives."
+    own, rows = summary["mme"], []
+    for objective, row in summary.items():
+        if objective != "mme":
+            gaps = [f"{100 * (own[name]['mean'] - row[name]['mean']):+.1f}" for name in MEASURES]
+            rows.append([f"above `{objective}`, points", *gaps])
+    return table(["", *MEASURES.values()], rows)
+
+
+def search_table(searched: Sequence[Result]) -> str:
+    """One row a point of the grid, the objectives as columns, their best in bold."""
+    if not searched:
+        return "Nothing to choose: the grid has one point."
+    objectives = list(dict.fromkeys(result["cell"]["objective"] for result in searched))
+    points = list(dict.fromkeys((r["cell"]["lr"], r["cell"]["mask_ratio"]) for r in searched))
+    best = [max(_of(searched, objective), key=score) for objective in objectives]
+    found = {(r["cell"]["objective"], r["cell"]["lr"], r["cell"]["mask_ratio"]): r for r in searched}
+    rows = []
+    for lr, ratio in points:
+        row = [f"{lr:g}", "" if ratio is None else f"{ratio:g}"]
+        for objective in objectives:
+            result = found.get((objective, lr, ratio))
+            mark = "**" if result in best else ""
+            row.append("" if result is None else f"{mark}{score(result):.1%}{mark}")
+        rows.append(row)
+    return table(["learning rate", "mask ratio", *(f"`{name}`" for name in objectives)], rows)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def curve_figure(finished: Sequence[Result], budget: Budget) -> Figure:
+    """Probe accuracy over pretraining time, a band from the lowest seed to the highest; accuracies beside it."""
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[3, 2])
+    for objective in budget.objectives:
+        curves = [result["curve"] for result in _of(finished, objective) if result["curve"]]
+        if not curves:
+            continue
+        points = list(zip(*curves, strict=True))  # one entry an epoch that was probed, over the seeds
+        seconds = [statistics.mean(row["seconds"] for row in point) for point in points]
+        shares = [[100 * row["test/probe_top1"] for row in point] for point in points]
+        left.plot(seconds, [statistics.mean(s) for s in shares], "o-", color=COLOURS[objective])
+        left.fill_between(
+            seconds, [min(s) for s in shares], [max(s) for s in shares], color=COLOURS[objective], alpha=0.2
+        )
+    left.set(xlabel="pretraining, s", ylabel="frozen probe, %", ylim=(0, 100), title="over pretraining time")
+    for index, objective in enumerate(budget.objectives):
+        results = _of(finished, objective)
+        for place, name in enumerate(MEASURES):
+            seeds = [100 * result["test"][name] for result in results]
+            x = place + (index - len(budget.objectives) / 2 + 0.5) * 0.16
+            right.bar(
+                x, statistics.mean(seeds), 0.14, color=COLOURS[objective], label=objective if place == 0 else None
+            )
+            right.plot([x] * len(seeds), seeds, ".", color="black", markersize=4)
+    right.set_xticks(range(len(MEASURES)), list(MEASURES.values()))
+    right.set(ylabel="test top-1, %", ylim=(0, 100), title="in the end; a dot is a seed")
+    figure.legend(*right.get_legend_handles_labels(), loc="outside upper center", ncols=len(budget.objectives))
+    return figure
+
+
+def _of(results: Sequence[Result], objective: str) -> list[Result]:
+    return [result for result in results if result["cell"]["objective"] == objective]

@@ -1,0 +1,55 @@
+"""The space that is searched: parameters by their dotted names, such as ``pretrain.mask_ratio``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+import optuna
+
+from mme.config import Params
+from mme.config.edit import with_values
+from mme.config.sweep import Choices, LogRange, Scalar, Steps
+
+DIGITS = 10
+"""Of a value between two steps: 0.3 + 4 x 0.1 is meant as 0.7."""
+
+
+def suggest(trial: optuna.Trial, space: Mapping[str, Steps | LogRange | Choices]) -> dict[str, Scalar]:
+    """The values of a trial."""
+    return {name: _suggest(trial, name, choice) for name, choice in space.items()}
+
+
+def _suggest(trial: optuna.Trial, name: str, choice: Steps | LogRange | Choices) -> Scalar:
+    if isinstance(choice, Choices):
+        return cast(Scalar, trial.suggest_categorical(name, choice.choices))
+    if isinstance(choice, LogRange):
+        return trial.suggest_float(name, choice.low, choice.high, log=True)
+    low, high, step = choice.low, choice.high, choice.step
+    if isinstance(low, int) and isinstance(high, int) and isinstance(step, int):
+        return trial.suggest_int(name, low, high, step=step)
+    return round(trial.suggest_float(name, low, high, step=step), DIGITS)
+
+
+def check_space(params: Params) -> None:
+    """Make sure that the ends of every range, and every point that is tried first, are valid parameters.
+
+    Raises:
+        ValueError: one is not; the message names it.
+    """
+    sweep = params.sweep
+    for name, choice in sweep.space.items():
+        ends = choice.choices if isinstance(choice, Choices) else (choice.low, choice.high)
+        for end in ends:
+            with_values(params, {**sweep.fixed, name: end})
+    for point in sweep.first:
+        with_values(params, {**sweep.fixed, **point})
+        for name, value in point.items():
+            if not _contains(sweep.space[name], value):
+                raise ValueError(f"sweep.first: {name} {value!r} is outside {sweep.space[name]}")
+
+
+def _contains(choice: Steps | LogRange | Choices, value: Scalar) -> bool:
+    if isinstance(choice, Choices):
+        return value in choice.choices
+    return isinstance(value, int | float) and choice.low <= value <= choice.high

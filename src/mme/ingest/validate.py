@@ -1,0 +1,81 @@
+"""A source before anything long starts: every file is opened and counted, and nothing is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mme.config import IngestParams
+from mme.ingest.listing import Listing
+from mme.ingest.run import Ingested, collect, splits_of
+from mme.ingest.transcode import Outcome, check_complete, check_part
+from mme.system.files import sha256_file
+from mme.system.workers import Lost, run_killable
+from mme.video.codec import iter_frames
+from mme.video.containers import Reason, VideoError
+from mme.video.metadata import read_facts
+from mme.video.trim import Span, iter_span_frames, scan_span
+
+
+@dataclass(frozen=True)
+class Look:
+    """A file to look at, or the part of it between two seconds; ``decode`` is to decode all of it."""
+
+    name: str
+    source: Path
+    min_frames: int
+    decode: bool
+    span_s: Span | None = None
+
+
+def check_source(
+    listing: Listing, params: IngestParams, seed: int, num_workers: int, decode: bool, advance: Callable[[], None]
+) -> Ingested:
+    """Look at every video of a listing.
+
+    Args:
+        listing: from ``list_source``.
+        params: ``min_frames``, ``deadline_s`` and the shares of splits are used.
+        seed: of the splits.
+        num_workers: processes at a time.
+        decode: decode every frame, as ingest does, and not the first one only; finds damage inside of files.
+        advance: called once a file.
+
+    Returns:
+        what ingest would say, sizes and rates being those of the source.
+    """
+    looks = [Look(file.name, params.root / file.path, params.min_frames, decode, file.span_s) for file in listing.files]
+    outcomes = {}
+    for look, result in run_killable(examine, looks, num_workers, params.deadline_s):
+        if isinstance(result, Lost):
+            reason: Reason = "timed-out" if result.cause == "timed-out" else "undecodable"
+            outcomes[look.name] = Outcome(reason=reason, detail=result.detail)
+        else:
+            outcomes[look.name] = result
+        advance()
+    return collect(listing, splits_of(listing, params, seed), outcomes, params.root)
+
+
+def examine(look: Look) -> Outcome:
+    """Read headers, count pictures, decode the first one or all, and hash the bytes that were read."""
+    sha256 = ""
+    try:
+        if look.span_s is not None:
+            part = scan_span(look.source, look.span_s)
+            sha256, info = part.sha256, part.info
+            check_part(look.source, part, look.span_s, look.min_frames)
+            num_frames = sum(1 for _ in iter_span_frames(look.source, look.span_s)) if look.decode else info.num_frames
+        else:
+            sha256 = sha256_file(look.source)
+            facts = read_facts(look.source)
+            info = facts.info
+            num_frames = sum(1 for _ in iter_frames(look.source)) if look.decode else info.num_frames
+            check_complete(look.source, facts, num_frames, look.min_frames)
+    except VideoError as error:
+        return Outcome(sha256=sha256, reason=error.reason, detail=error.detail)
+    except OSError as error:
+        return Outcome(sha256=sha256, reason="undecodable", detail=f"cannot be read: {error.strerror}")
+    except MemoryError:
+        return Outcome(sha256=sha256, reason="undecodable", detail="its frames do not fit into memory")
+    return Outcome(sha256, num_frames, info.fps, info.width, info.height)

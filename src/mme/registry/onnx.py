@@ -1,0 +1,103 @@
+"""A model folder as one ONNX file that other runtimes can answer with."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from mme.evaluation.classifier import Classifier
+from mme.models.checkpoints import load_folder
+from mme.system.files import atomic_path
+
+INPUT, OUTPUT = "frames", "logits"
+"""As the service's Open Inference Protocol names them."""
+
+TOLERANCE = 1e-3
+"""Largest difference of logits from PyTorch's that an exported model may have."""
+
+_PARITY_VIEWS = (1, 3)
+
+
+class PixelsToLogits(nn.Module):
+    """The classifier with its normalisation: what a client needs beside it is resizing and cropping."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self._model = model
+        shape = (1, 3, 1, 1, 1)
+        self.register_buffer("mean", torch.tensor(mean).view(shape) * 255)
+        self.register_buffer("std", torch.tensor(std).view(shape) * 255)
+
+    def forward(self, frames: UInt8[Tensor, "V T S S 3"]) -> Float[Tensor, "V K"]:
+        """Logits of each view."""
+        pixels = frames.permute(0, 4, 1, 2, 3).float()  # (V, 3, T, S, S)
+        logits: Tensor = self._model((pixels - self.mean) / self.std)
+        return logits
+
+
+def export_onnx(folder: Path, path: Path) -> float:
+    """Write a model folder as ONNX, check it against PyTorch, and say how far its logits are off at most.
+
+    The file takes ``frames``, uint8 RGB ``[V, T, S, S, 3]`` with any number of views, and gives ``logits``, float32
+    ``[V, K]``. Its metadata hold the labels, the content digest and the folder's whole configuration.
+
+    Raises:
+        ValueError: the folder is not a sound model folder, or the export differs from it by more than ``TOLERANCE``.
+    """
+    classifier = Classifier.load(folder)
+    model, config = load_folder(folder)
+    pixels = PixelsToLogits(model, config.clip.mean, config.clip.std).eval()
+    shape = (config.clip.num_frames, config.clip.size, config.clip.size, 3)
+    with atomic_path(path) as temporary:
+        _write(pixels, torch.zeros((2, *shape), dtype=torch.uint8), temporary)
+        document = onnx.load(temporary)
+        onnx.helper.set_model_props(
+            document,
+            {
+                "name": config.name,
+                "labels": json.dumps(config.labels),
+                "digest": classifier.digest,
+                "config": config.model_dump_json(),
+            },
+        )
+        onnx.save(document, temporary)
+        error = largest_difference(pixels, temporary, shape)
+        if not error <= TOLERANCE:
+            raise ValueError(f"{folder}: the exported logits are off by {error:g}, more than {TOLERANCE:g}")
+    return error
+
+
+def _write(pixels: PixelsToLogits, example: UInt8[Tensor, "V T S S 3"], path: Path) -> None:
+    views = torch.export.Dim("views", min=1)
+    logging.getLogger("onnxscript").setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's about itself
+        torch.onnx.export(
+            pixels, (example,), path, input_names=[INPUT], output_names=[OUTPUT], dynamo=True, verbose=False,
+            dynamic_shapes={"frames": {0: views}}, external_data=False,
+        )  # fmt: skip
+
+
+@torch.inference_mode()
+def largest_difference(pixels: nn.Module, path: Path, shape: tuple[int, ...]) -> float:
+    """Of logits by ONNX Runtime from those by PyTorch, over random views in batches of several sizes."""
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    generator = np.random.default_rng(0)
+    gaps = []
+    for num_views in _PARITY_VIEWS:
+        frames = generator.integers(0, 256, (num_views, *shape), dtype=np.uint8)
+        (logits,) = session.run([OUTPUT], {INPUT: frames})
+        gaps.append(float(np.abs(logits - pixels(torch.from_numpy(frames)).numpy()).max()))
+    return max(gaps)

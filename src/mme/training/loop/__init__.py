@@ -1,0 +1,1 @@
+"""The training loop that pretraining and finetuning share: module, trainer, sampler, optimiser."""

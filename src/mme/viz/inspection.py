@@ -1,0 +1,267 @@
+"""What the targets make of one video, for the eye: tracks, camera, validity, HOG, mask, and what a model predicts."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from mme.config import ClipParams, ModelParams, Params, PretrainParams, frames_needed
+from mme.data.masked.masking import draw_mask
+from mme.models.checkpoints import load_weights
+from mme.models.encoder import model_input
+from mme.models.masked_motion import MotionModel
+from mme.motion.tracking import Tracks, TrackSlice, extract
+from mme.system.files import read_json
+from mme.targets.assemble import assemble
+from mme.targets.grid import TargetSpec
+from mme.video.codec import iter_frames, probe
+from mme.video.crop import Crop, apply_crop, resize
+from mme.video.sampling import fitted_size
+from mme.viz.glyphs import PREDICTED_COLOUR, TRUE_COLOUR, draw_hidden, draw_hog, draw_validity
+from mme.viz.tracks import (
+    STILL_PX,
+    Picture,
+    PreviewRow,
+    contact_sheet,
+    dimmed,
+    direction_colours,
+    draw_crosses,
+    draw_line,
+    spaced,
+    write_text,
+)
+
+_MARGIN_PX = 10
+_TITLE_PX = 26
+_HEIGHT_PX = 300
+_BACKGROUND = (24, 24, 28)
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A pretrained model, and what its outputs are measured in.
+
+    Attributes:
+        model: of the stage ``pretrain``, in evaluation mode.
+        clip, model_params, pretrain: what it was trained with.
+        unit_px: clip pixels that a predicted displacement of 1 stands for; None if it predicts no positions.
+    """
+
+    model: MotionModel
+    clip: ClipParams
+    model_params: ModelParams
+    pretrain: PretrainParams
+    unit_px: float | None
+
+    @classmethod
+    def load(cls, folder: Path) -> Pretrained:
+        """Load what the stage ``pretrain`` wrote.
+
+        Raises:
+            ValueError: a file is missing or damaged, or was written by another version; the message names it.
+        """
+        path = folder / "config.json"
+        config = read_json(path)
+        try:
+            clip, model = ClipParams(**config["clip"]), ModelParams(**config["model"])
+            pretrain, deviation = PretrainParams(**config["pretrain"]), config["position_deviation"]
+        except (KeyError, TypeError, ValidationError) as error:
+            raise ValueError(f"{path}: not of this version's stage pretrain: {error}") from error
+        network = MotionModel(model, clip, pretrain)
+        load_weights(folder / "model.safetensors", network)
+        scale = 1.0 if pretrain.position_norm == "none" else pretrain.position_scale_px
+        unit = None if deviation is None else float(deviation) * scale
+        return cls(network.eval(), clip, model, pretrain, unit)
+
+    @torch.inference_mode()
+    def predict(self, clip: NDArray[np.uint8], hidden: NDArray[np.bool_]) -> NDArray[np.float32] | None:
+        """Displacements ``[M, C, L, 2]`` of the hidden tokens in clip pixels; None if it predicts no positions."""
+        if self.unit_px is None:
+            return None
+        pixels = model_input(torch.from_numpy(clip)[None], self.clip)
+        predicted = self.model(pixels, torch.from_numpy(hidden)[None])["position"][0]
+        return np.asarray(predicted.numpy() * self.unit_px, dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A stretch of a video in the normal form, and its tracks.
+
+    Attributes:
+        name: of the video.
+        frames: RGB, uint8 ``[T, H, W, 3]``.
+        fps: frames a second.
+        tracks: from every frame but the last.
+        compensated: whether the camera's motion was looked for.
+    """
+
+    name: str
+    frames: NDArray[np.uint8]
+    fps: float
+    tracks: Tracks
+    compensated: bool
+
+    @classmethod
+    def of(cls, path: Path, params: Params, first: int, num_frames: int) -> Inspection:
+        """Read ``num_frames`` frames from the frame ``first`` on, and track them as the pipeline would.
+
+        Raises:
+            VideoError: the video cannot be decoded.
+            ValueError: fewer than two frames are there.
+        """
+        info = probe(path)
+        frames: list[NDArray[np.uint8]] = []
+        for frame in itertools.islice(iter_frames(path), first, first + num_frames):
+            height, width = fitted_size(frame.shape[0], frame.shape[1], params.ingest.short_side, info.pixel_aspect)
+            frames.append(resize(frame[None], height // 2 * 2, width // 2 * 2)[0])
+        if len(frames) < 2:
+            raise ValueError(f"{path}: fewer than 2 frames from frame {first} on")
+        tracks = extract(frames, params.trajectories)
+        return cls(path.name, np.stack(frames), info.fps, tracks, params.trajectories.compensate_camera)
+
+    def liveliest(self, needed: int) -> int:
+        """The start frame with the most motion of its own, of those that ``needed`` frames can start at.
+
+        Raises:
+            ValueError: the stretch is shorter than that.
+        """
+        last = len(self.frames) - needed
+        if last < 0:
+            raise ValueError(f"{self.name}: {len(self.frames)} frames are too few, a clip and its tracks span {needed}")
+        starts = list(range(0, last + 1, max(1, last // 16)))
+        own = np.abs(self.tracks.select(starts, 1).residuals()).mean(axis=(1, 2, 3, 4))
+        return starts[int(own.argmax())]
+
+    def facts(self, start: int, length: int) -> str:
+        """Validity and trust in words."""
+        chosen = self.tracks.select([start], length)
+        valid = (chosen.num_valid == length).mean()
+        trusted = self.tracks.trusted
+        camera = f"trusted in {trusted.sum()} of {len(trusted)} frames" if self.compensated else "not looked for"
+        return f"{valid:.0%} of the tracks valid; camera's motion {camera}"
+
+
+def picture(inspection: Inspection, params: Params, start: int, pretrained: Pretrained | None) -> Picture:
+    """Tracks as filmed and without the camera's motion, HOG stars, and the mask with the motion that it hides."""
+    clip, model = (pretrained.clip, pretrained.model_params) if pretrained else (params.clip, params.model)
+    pretrain = pretrained.pretrain if pretrained else params.pretrain
+    spec = TargetSpec.from_params(clip, model, pretrain)
+    frame, length = inspection.frames[start], pretrain.length
+    row = PreviewRow(f"{inspection.name}   frame {start}", frame, inspection.tracks.select([start], length))
+    tracked = contact_sheet([row], _HEIGHT_PX)
+    tubelets = _hidden_tubelets(inspection, start, spec, (clip, model, pretrain), pretrained)
+    stars = draw_hog(frame, max(4, round(spec.hog_window * min(frame.shape[:2]) / clip.size)), _HEIGHT_PX)
+    validity = draw_validity(frame, row.tracks.num_valid[0] / length, row.tracks.cell, _HEIGHT_PX)
+    predicted = ", pink what is predicted" if pretrained and pretrained.unit_px is not None else ""
+    sheets = [
+        tracked,
+        _row([(inspection.facts(start, length), validity), ("HOG: edges", stars)], tracked.shape[1]),
+        _row([(f"hidden tokens, green their motion{predicted}", np.hstack(tubelets))], tracked.shape[1]),
+    ]
+    return np.vstack(sheets)
+
+
+def _hidden_tubelets(
+    inspection: Inspection,
+    start: int,
+    spec: TargetSpec,
+    sections: tuple[ClipParams, ModelParams, PretrainParams],
+    pretrained: Pretrained | None,
+) -> list[Picture]:
+    """A picture of each tubelet of the centre crop from ``start`` on."""
+    clip, model, pretrain = sections
+    height, width = inspection.frames.shape[1:3]
+    side = min(height, width)
+    crop = Crop((height - side) // 2, (width - side) // 2, side, side, False)
+    view = apply_crop(inspection.frames[start : start + clip.span_frames], crop, clip.size)
+    grid = (spec.num_tubelets, clip.size // model.patch_size, clip.size // model.patch_size)
+    kind: Literal["tube", "random"] = "tube" if pretrain.mask != "random" else "random"
+    hidden = draw_mask(np.random.default_rng(0), grid, pretrain.mask_ratio, kind)
+    target = assemble(inspection.tracks.select(spec.starts(start), spec.length), crop, None, spec, hidden)
+    unit = 1.0 if spec.position_norm == "none" else spec.position_scale_px
+    invalid = ~target.valid[..., None, None]
+    shown = [(np.where(invalid, np.nan, target.position * unit), TRUE_COLOUR)]
+    if pretrained is not None:
+        predicted = pretrained.predict(np.ascontiguousarray(view[:: clip.stride_frames]), hidden)
+        if predicted is not None:
+            shown.append((np.where(invalid, np.nan, predicted), PREDICTED_COLOUR))
+    per_tubelet = len(hidden) // spec.num_tubelets
+    size = max(clip.size, (2 * 360) // min(spec.num_tubelets, 4))
+    tubelets = []
+    for number in range(min(spec.num_tubelets, 4)):
+        mask = hidden[number * per_tubelet : (number + 1) * per_tubelet]
+        before = int(hidden[: number * per_tubelet].sum())
+        paths = [(values[before : before + int(mask.sum())], colour) for values, colour in shown]
+        tubelets.append(draw_hidden(view[number * spec.tubelet_stride], mask, paths, spec, size))
+    return tubelets
+
+
+def _row(panels: Sequence[tuple[str, Picture]], width: int) -> Picture:
+    """Titled pictures side by side, shrunk to the width if need be."""
+    pictures = []
+    for title, full in panels:
+        shrink = min(1.0, (width / len(panels) - 2 * _MARGIN_PX) / full.shape[1])
+        panel = cv2.resize(full, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA).astype(np.uint8)
+        sheet = np.full((panel.shape[0] + _TITLE_PX + _MARGIN_PX, width // len(panels), 3), _BACKGROUND, dtype=np.uint8)
+        write_text(sheet, title, (_MARGIN_PX, 18))
+        sheet[_TITLE_PX : _TITLE_PX + panel.shape[0], _MARGIN_PX : _MARGIN_PX + panel.shape[1]] = panel
+        pictures.append(sheet)
+    height = max(sheet.shape[0] for sheet in pictures)
+    padded = [np.pad(sheet, ((0, height - sheet.shape[0]), (0, 0), (0, 0))) for sheet in pictures]
+    row = np.hstack(padded)
+    return np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)))
+
+
+def animation(inspection: Inspection, length: int, height_px: int = 288) -> NDArray[np.uint8]:
+    """The video with the tracks of its points drawn as they go, uint8 ``[T, H, W, 3]`` of even size.
+
+    Left as filmed; right with tails of each point's own motion only, at the place where it is seen. New points start
+    every ``length`` frames.
+    """
+    pictures = []
+    for start in range(0, len(inspection.frames) - 1, length):
+        tracks = inspection.tracks.select([start], length)
+        for step in range(min(length, len(inspection.frames) - 1 - start)):
+            frame = inspection.frames[start + step + 1]
+            panels = [_tails(frame, tracks, step + 1, own, height_px) for own in (False, True)]
+            both = np.hstack(panels)
+            pictures.append(both[: both.shape[0] // 2 * 2, : both.shape[1] // 2 * 2])
+    return np.stack(pictures)
+
+
+def _tails(frame: Picture, tracks: TrackSlice, num_steps: int, own: bool, height_px: int) -> Picture:
+    """A frame with the last ``num_steps`` steps of every point that has been valid so far."""
+    scale = height_px / frame.shape[0]
+    size = (round(frame.shape[1] * scale), height_px)
+    canvas = dimmed(np.asarray(cv2.resize(frame, size, interpolation=cv2.INTER_CUBIC), dtype=np.uint8))
+    chosen = (0, *spaced(tracks.cell, scale))
+    moved = tracks.positions()[chosen][:, :, : num_steps + 1].reshape(-1, num_steps + 1, 2)
+    valid = (tracks.num_valid >= num_steps)[chosen].reshape(-1)
+    if own:
+        steps = tracks.residuals()[chosen][:, :, :num_steps].reshape(-1, num_steps, 2)
+        back = np.cumsum(steps[:, ::-1], axis=1)[:, ::-1]  # from each step to the present
+        moved = np.concatenate([moved[:, -1:] - back, moved[:, -1:]], axis=1)
+    total = moved[:, -1] - moved[:, 0]
+    colours = direction_colours(total)
+    moving = valid & (np.hypot(total[:, 0], total[:, 1]) >= STILL_PX)
+    path = (moved + 0.5) * scale - 0.5
+    draw_crosses(canvas, path[~valid, -1])
+    for number in np.flatnonzero(moving):
+        draw_line(canvas, path[number], colours[number])
+    return canvas
+
+
+def needed_frames(params: Params, pretrained: Pretrained | None) -> int:
+    """Frames that a clip and its tracks span."""
+    if pretrained is None:
+        return frames_needed(params.clip, params.model, params.pretrain.length)
+    return frames_needed(pretrained.clip, pretrained.model_params, pretrained.pretrain.length)

@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from mme.commands.app import app
+from mme.evaluation.classifier import Classifier
+from mme.manifest import Manifest
+from mme.system.files import write_json
+from mme.video.codec import write_video
+from tests.factories import row
+from tests.tiny import moving_frames, save_tiny_folder
+
+ROOT = Path(__file__).parents[2]
+RUNNER = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_folder(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / f"{name}.mp4" for name in ("first", "second")]
+    for seed, path in enumerate(paths):
+        write_video(path, moving_frames(seed=seed), fps=10, crf=10, gop_frames=4)
+    return paths
+
+
+@contextmanager
+def service(answers: dict[str, tuple[int, Any]]) -> Iterator[tuple[str, list[dict[str, str]]]]:
+    """A server that answers by the name of the uploaded file and notes what it was sent."""
+    requests: list[dict[str, str]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"])).decode("latin-1")
+            requests.append(
+                {"path": self.path, "body": body, "authorization": self.headers.get("Authorization", "none")}
+            )
+            status, answer = next(answer for name, answer in answers.items() if f'filename="{name}"' in body)
+            content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - overridden
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", requests
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_classify_answers_as_the_classifier(model: Path, videos: list[Path]) -> None:
+    done = RUNNER.invoke(app, ["classify", *map(str, videos), "--model", str(model), "--top-k", "2", "--json"])
+    assert done.exit_code == 0
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["file"] for line in lines] == [str(path) for path in videos]
+    classifier = Classifier.load(model)
+    for line, path in zip(lines, videos, strict=True):
+        expected = classifier.classify(path, top_k=2)
+        assert [p["label"] for p in line["predictions"]] == [p.label for p in expected.predictions]
+        assert line["predictions"][0]["probability"] == pytest.approx(expected.predictions[0].probability, abs=1e-6)
+        assert line["model"] == {"name": "tiny", "digest": classifier.digest}
+        assert line["video"]["num_frames"] == 20
+        assert line["views"] == {"segments": 2, "crops": 1, "num_views": 2}
+        assert line["timings"]["inference_ms"] > 0
+
+
+def test_classify_prints_a_table(model: Path, videos: list[Path]) -> None:
+    done = RUNNER.invoke(app, ["classify", str(videos[0]), "--model", str(model)], env={"COLUMNS": "200"})
+    assert done.exit_code == 0
+    best = Classifier.load(model).classify(videos[0]).predictions[0]
+    assert any(
+        line.split() == [str(videos[0]), best.label, f"{best.probability:.3f}"] for line in done.stdout.splitlines()
+    )
+
+
+def test_a_bad_file_fails_the_command_but_not_the_other_files(model: Path, videos: list[Path], tmp_path: Path) -> None:
+    text, missing = tmp_path / "text.mp4", tmp_path / "missing.mp4"
+    text.write_text("no video at all, only words")
+    files = [str(path) for path in (text, missing, videos[0])]
+    done = RUNNER.invoke(app, ["classify", *files, "--model", str(model), "--json"])
+    assert done.exit_code == 1
+    first, second, third = [json.loads(line) for line in done.stdout.splitlines()]
+    assert "not-a-video" in first["error"]
+    assert "missing.mp4" in second["error"]
+    assert len(third["predictions"]) == 4
+    table = RUNNER.invoke(app, ["classify", *files, "--model", str(model)], env={"COLUMNS": "300"})
+    assert table.exit_code == 1
+    assert "not-a-video" in table.stdout
+
+
+def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
+    done = RUNNER.invoke(app, ["classify", "x.mp4", "--model", str(tmp_path / "none")], env={"COLUMNS": "300"})
+    assert done.exit_code == 2
+    assert "none/config.json" in done.stderr
+
+
+def test_classify_through_the_service(videos: list[Path]) -> None:
+    answer = {"predictions": [{"label": "left", "probability": 0.75}], "model": {"name": "m", "version": "3"}}
+    with service({"first.mp4": (200, answer)}) as (url, requests):
+        arguments = ["classify", str(videos[0]), "--url", url, "--top-k", "3", "--json"]
+        done = RUNNER.invoke(app, arguments, env={"MME_API_KEY": "secret"})
+    assert done.exit_code == 0
+    assert json.loads(done.stdout) == {"file": str(videos[0]), **answer}
+    (request,) = requests
+    assert request["path"] == "/classify?top_k=3"
+    assert request["authorization"] == "Bearer secret"
+    assert 'name="file"' in request["body"]
+    assert videos[0].read_bytes().decode("latin-1") in request["body"]
+
+
+def test_problems_of_the_service_are_shown(videos: list[Path]) -> None:
+    problem = {"type": "/problems/truncated", "title": "Truncated", "status": 422, "detail": "ends at frame 7"}
+    answers = {"first.mp4": (422, problem), "second.mp4": (502, b"<html>bad gateway</html>")}
+    with service(answers) as (url, _):
+        done = RUNNER.invoke(app, ["classify", *map(str, videos), "--url", url, "--json"])
+    assert done.exit_code == 1
+    first, second = [json.loads(line)["error"] for line in done.stdout.splitlines()]
+    assert first == f"{videos[0]}: 422 Truncated: ends at frame 7"
+    assert second == f"{url} answered 502, but no JSON"
+
+
+def test_a_service_that_does_not_run_is_an_error_of_each_file(videos: list[Path]) -> None:
+    done = RUNNER.invoke(app, ["classify", str(videos[0]), "--url", "http://127.0.0.1:9", "--json"])
+    assert done.exit_code == 1
+    assert "refused" in json.loads(done.stdout)["error"]
+
+
+def test_model_and_url_exclude_each_other(model: Path) -> None:
+    done = RUNNER.invoke(app, ["classify", "x.mp4", "--url", "http://127.0.0.1:9", "--model", str(model)])
+    assert done.exit_code == 2
+    assert "exclude each other" in done.stderr
+
+
+def test_without_a_model_classify_says_what_makes_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = RUNNER.invoke(app, ["classify", "x.mp4"], env={"COLUMNS": "200"})
+    assert done.exit_code == 2
+    assert "there is no models/export here yet: `make repro` makes it" in done.stderr
+
+
+def test_summary_shows_counts_accuracies_and_version(tmp_path: Path) -> None:
+    splits = [("a", "train"), ("b", "train"), ("c", "val"), ("d", "test"), ("e", "pretrain")]
+    rows = [row(name, split, label=None if split == "pretrain" else "left") for name, split in splits]
+    Manifest([*rows, row("bad", "test", status="quarantined", reason="truncated")], tmp_path / "data").save(
+        tmp_path / "data/manifest.parquet"
+    )
+    write_json(
+        tmp_path / "reports/finetune/metrics.json", {"train": {"loss": 0.1}, "val": {"top1": 0.8125, "top5": 1.0}}
+    )
+    write_json(tmp_path / "reports/evaluate/metrics.json", {"test": {"top1": 0.775, "top5": 0.99}, "unreadable": {}})
+    receipt = {"name": "mme-motion-primitives", "version": 3, "alias": "champion", "gate": {"reason": "best so far"}}
+    write_json(tmp_path / "reports/register.json", receipt)
+    done = RUNNER.invoke(app, ["summary", "--folder", str(tmp_path)], env={"COLUMNS": "80"})
+    assert done.exit_code == 0
+    shown = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    assert "videos 1 pretrain, 2 train, 1 val, 1 test" in shown
+    assert "quarantined 1 truncated" in shown
+    assert "val top-1 81.2%" in shown
+    assert "test top-1 77.5%" in shown
+    assert "test top-5 99.0%" in shown
+    assert "registered mme-motion-primitives version 3" in shown
+    assert "alias champion" in shown
+    assert f"curl -F file=@{tmp_path}/data/videos/d.mp4 http://127.0.0.1:8000/classify" in shown
+
+
+def test_summary_says_why_a_version_has_no_alias(tmp_path: Path) -> None:
+    receipt = {"name": "m", "version": 1, "alias": None, "gate": {"reason": "test/top1 0.4 is below 0.5"}}
+    write_json(tmp_path / "reports/register.json", receipt)
+    done = RUNNER.invoke(app, ["summary", "--folder", str(tmp_path)], env={"COLUMNS": "100"})
+    assert "none: test/top1 0.4 is below 0.5" in done.stdout
+
+
+def test_summary_says_what_has_not_run(tmp_path: Path) -> None:
+    done = RUNNER.invoke(app, ["summary", "--folder", str(tmp_path)])
+    assert done.exit_code == 0
+    assert done.stdout.count("not run yet") == 4
+    assert "`make repro` runs the rest" in done.stdout
+    assert "make serve" not in done.stdout
+
+
+def test_params_are_checked_and_shown() -> None:
+    done = RUNNER.invoke(app, ["params", str(ROOT / "params.yaml")])
+    assert done.exit_code == 0
+    assert any(line.split()[:2] == ["clip", "num_frames"] for line in done.stdout.splitlines())
+    assert any(line.split()[0] == "mask_ratio" for line in done.stdout.splitlines() if line.split())
+
+
+def test_wrong_params_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text((ROOT / "params.yaml").read_text().replace("mask_ratio:", "mask_ration:"))
+    done = RUNNER.invoke(app, ["params", str(path)])
+    assert done.exit_code == 1
+    assert "pretrain.mask_ration" in done.stderr
+    assert "pretrain.mask_ratio: Field required" in done.stderr

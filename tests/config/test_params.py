@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from mme.config import Params, frames_needed, load_params
+
+ROOT = Path(__file__).parents[2]
+
+
+def raw() -> dict[str, Any]:
+    parsed: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    return parsed
+
+
+SECTIONS = sorted(set(raw()) - {"datasets"})  # which has names of the user's in it
+
+
+def written(folder: Path, params: dict[str, Any]) -> Path:
+    path = folder / "params.yaml"
+    path.write_text(yaml.safe_dump(params), encoding="utf-8")
+    return path
+
+
+def changed(**sections: dict[str, Any]) -> dict[str, Any]:
+    params = raw()
+    for section, values in sections.items():
+        params[section] |= values
+    return params
+
+
+def test_the_committed_parameters_are_valid_and_complete() -> None:
+    params = load_params(ROOT / "params.yaml")
+    assert params.model_dump(mode="json").keys() == raw().keys()
+
+
+def test_nothing_is_defaulted_in_code() -> None:
+    sections = [field.annotation for name, field in Params.model_fields.items() if name != "datasets"]
+    for section in sections:
+        assert isinstance(section, type)
+        for name, field in section.model_fields.items():
+            assert field.is_required(), f"{section.__name__}.{name}"
+
+
+def test_parameters_are_frozen() -> None:
+    params = load_params(ROOT / "params.yaml")
+    with pytest.raises(ValidationError, match="frozen"):
+        params.pretrain.epochs = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_an_unknown_key_is_named(section: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"params\.yaml: {section}\.mask_ration: Extra inputs"):
+        load_params(written(tmp_path, changed(**{section: {"mask_ration": 0.5}})))
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_missing_key_is_named(section: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"params\.yaml: ") as caught:
+        load_params(written(tmp_path, raw() | {section: {}}))
+    for key in raw()[section]:
+        assert f"{section}.{key}: Field required" in str(caught.value)
+
+
+def test_more_data_sets(tmp_path: Path) -> None:
+    second = raw()["ingest"] | {"source": "folder", "root": "elsewhere"}
+    changes = {"datasets": {"own": second}, "finetune": {"data": "data/own"}}
+    params = load_params(written(tmp_path, changed(**changes)))
+    assert params.datasets["own"].root == Path("elsewhere")
+    assert (params.pretrain.data, params.finetune.data) == ("data", "data/own")
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "data", "message"),
+    [
+        ("own", {}, "data/other", r"pretrain\.data: 'data/other' is none of data, data/own; add it to datasets"),
+        ("own", {"min_frames": 4}, "data/own", r"datasets\.own\.min_frames: 4 is too few"),
+        ("own", {"short_side": 16}, "data/own", r"datasets\.own\.short_side: 16 is below clip\.size"),
+        ("own", {"source": "youtube"}, "data/own", r"datasets\.own\.source: Input should be"),
+        ("videos", {}, "data", r"datasets: \['videos'\] are folders of the first data set"),
+        ("Own", {}, "data", r"datasets\.Own.*: String should match pattern"),
+        ("own", {}, "/elsewhere", r"pretrain\.data: String should match pattern"),
+    ],
+)
+def test_wrong_data_sets_are_named(name: str, values: dict[str, Any], data: str, message: str, tmp_path: Path) -> None:
+    changes: dict[str, dict[str, Any]] = {"datasets": {name: raw()["ingest"] | values}, "pretrain": {"data": data}}
+    with pytest.raises(ValueError, match=message):
+        load_params(written(tmp_path, changed(**changes)))
+
+
+def test_a_missing_and_an_unknown_section_are_both_named(tmp_path: Path) -> None:
+    params = raw()
+    params["pretraining"] = params.pop("pretrain")
+    with pytest.raises(ValueError, match=r"pretrain: Field required.*pretraining: Extra inputs"):
+        load_params(written(tmp_path, params))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"run": {"seed": -1}}, "run.seed"),
+        ({"run": {"device": "tpu"}}, "run.device"),
+        ({"pretrain": {"mask_ratio": 1.0}}, "pretrain.mask_ratio"),
+        ({"pretrain": {"objective": "MME"}}, "pretrain.objective"),
+        ({"pretrain": {"epochs": 0}}, "pretrain.epochs"),
+        ({"pretrain": {"warmup_epochs": 500}}, "pretrain: .*warmup_epochs: 500.* must be below epochs"),
+        ({"pretrain": {"length": 200}}, "pretrain.length: 200 exceeds trajectories.max_length"),
+        ({"pretrain": {"decoder_dim": 64, "decoder_heads": 7}}, "decoder_dim: 64 must be divisible by .*7 heads"),
+        ({"pretrain": {"splits": ["test"]}}, r"pretrain.splits: \['test'\] are not in trajectories.splits"),
+        ({"finetune": {"layer_decay": 0.0}}, "finetune.layer_decay"),
+        ({"evaluate": {"crops": 2}}, "evaluate.crops"),
+        ({"registry": {"minimum": 85}}, "registry.minimum"),
+        ({"registry": {"name": "a/b"}}, "registry.name"),
+        ({"clip": {"size": 60}, "model": {"patch_size": 8}}, "model.patch_size: 8 must divide clip.size 60"),
+        (
+            {"clip": {"num_frames": 7}, "model": {"tubelet_frames": 2}},
+            "model.tubelet_frames: 2 must divide clip.num_frames 7",
+        ),
+        ({"model": {"patch_size": 1, "dim": 128}}, "patch_size: 1 must be even"),
+        ({"model": {"dim": 128, "num_heads": 3}}, "num_heads: 3 must divide dim"),
+        ({"ingest": {"min_frames": 4}}, "ingest.min_frames: 4 is too few: clip and trajectories span"),
+        ({"ingest": {"short_side": 16}}, "ingest.short_side: 16 is below clip.size"),
+        ({"ingest": {"source": "csv"}}, "list_file: source 'csv' needs the path"),
+        ({"ingest": {"val_ratio": 0.6, "test_ratio": 0.4}}, "leaves nothing to train on"),
+        ({"synthesize": {"speed_px": [2.0, 1.0]}}, "speed_px: .* must ascend"),
+        ({"synthesize": {"zoom": [0.9, 1.1]}}, "zoom: 0.9 must be above 1"),
+        (
+            {"synthesize": {"num_frames": 10}, "ingest": {"source": "motion-primitives"}},
+            "synthesize.num_frames: 10 is below ingest.min_frames",
+        ),
+    ],
+)
+def test_values_that_cannot_be_are_named(changes: dict[str, dict[str, Any]], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        load_params(written(tmp_path, changed(**changes)))
+    assert "params.yaml" in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [None, "a: [", "- 1\n- 2\n", ""])
+def test_files_that_hold_no_parameters(content: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    if content is not None:
+        path.write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=str(path)):
+        load_params(path)
+
+
+def test_the_digest_follows_values_and_nothing_else(tmp_path: Path) -> None:
+    reordered = {section: dict(reversed(values.items())) for section, values in reversed(raw().items())}
+    before = load_params(ROOT / "params.yaml")
+    assert load_params(written(tmp_path, reordered)).digest() == before.digest()
+    other = load_params(written(tmp_path, changed(finetune={"epochs": before.finetune.epochs + 1})))
+    assert other.digest() != before.digest()
+    assert other.finetune.digest() != before.finetune.digest()
+    assert other.pretrain.digest() == before.pretrain.digest()
+
+
+@given(
+    num_tubelets=st.integers(1, 8),
+    tubelet_frames=st.integers(1, 4),
+    stride=st.integers(1, 6),
+    length=st.integers(1, 20),
+)
+def test_frames_needed_is_the_last_frame_that_anything_reads(
+    num_tubelets: int, tubelet_frames: int, stride: int, length: int
+) -> None:
+    """Listed one by one: the frames of the clip, and those that the tracks of each tubelet's first frame pass."""
+    params = load_params(ROOT / "params.yaml")
+    num_frames = num_tubelets * tubelet_frames
+    clip = params.clip.model_copy(update={"num_frames": num_frames, "stride_frames": stride})
+    model = params.model.model_copy(update={"tubelet_frames": tubelet_frames})
+    frames = {index * stride for index in range(num_frames)}
+    for first in range(0, num_frames, tubelet_frames):
+        frames |= {first * stride + step for step in range(length + 1)}
+    assert frames_needed(clip, model, length) == max(frames) + 1

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mme.evaluation.probe import Features, frozen_features, knn, linear_probe, pretrained_encoder
+from mme.manifest import Manifest
+from mme.models.checkpoints import save_weights
+from mme.models.encoder import VideoEncoder, model_input
+from mme.models.masked_motion import MotionModel
+from mme.video.sampling import prepare
+from tests.small_data import make_small_data, small_params
+
+PARAMS = small_params(evaluate={"batch_size": 3})
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    return make_small_data(tmp_path_factory.mktemp("data"), PARAMS)
+
+
+def clouds(num_each: int, seed: int, spread: float = 0.3) -> Features:
+    """Three labels around three corners, beside a feature of pure noise that is a thousand times larger."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(3), num_each)
+    points = np.eye(3)[labels] + spread * rng.normal(size=(len(labels), 3))
+    noise = 1000 * rng.normal(size=(len(labels), 1))
+    return np.concatenate([points, noise], axis=1).astype(np.float32), labels
+
+
+def test_features_are_mean_tokens_of_the_centre_view_of_labelled_videos(data: Manifest) -> None:
+    encoder = VideoEncoder(PARAMS.model, PARAMS.clip).train()
+    features, labels = frozen_features(encoder, data, "train", PARAMS)
+    assert encoder.training
+    videos = data.videos("train")
+    assert features.shape == (8, PARAMS.model.dim)
+    assert (str(features.dtype), str(labels.dtype)) == ("float32", "int64")
+    assert [data.labels[label] for label in labels] == [video.label for video in videos]
+    with torch.no_grad():
+        for row, video in zip(features, videos, strict=True):
+            view = torch.from_numpy(prepare(data.path_of(video), PARAMS.clip, 1, 1).frames)
+            expected = encoder(model_input(view, PARAMS.clip)).mean(dim=1)[0]
+            np.testing.assert_allclose(row, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_split_without_labels_is_an_error(data: Manifest) -> None:
+    with pytest.raises(ValueError, match="no labelled videos in split 'pretrain'"):
+        frozen_features(VideoEncoder(PARAMS.model, PARAMS.clip), data, "pretrain", PARAMS)
+
+
+def test_the_probe_is_linear_and_blind_to_the_scale_of_a_feature() -> None:
+    assert linear_probe(clouds(30, 0), clouds(50, 1)) > 0.9
+    assert linear_probe(clouds(30, 0), clouds(50, 1)) == linear_probe(clouds(30, 0), clouds(50, 1))
+
+
+def test_the_probe_finds_nothing_where_there_is_nothing() -> None:
+    rng = np.random.default_rng(0)
+    draws = [(rng.normal(size=(300, 8)).astype(np.float32), rng.integers(0, 3, 300)) for _ in range(2)]
+    assert abs(linear_probe(*draws) - 1 / 3) < 0.1
+
+
+def test_a_label_with_one_video_is_probed_along() -> None:
+    features, labels = clouds(10, 0)
+    assert linear_probe((features[:21], labels[:21]), clouds(50, 1)) > 0.5
+    with pytest.raises(ValueError, match=r"two labels.*\[30\]"):
+        linear_probe((features, np.zeros_like(labels)), clouds(50, 1))
+    with pytest.raises(ValueError, match=r"\[1, 1, 1\]"):
+        linear_probe((features[::10], labels[::10]), clouds(50, 1))
+
+
+def test_neighbours_vote_by_angle_not_by_distance() -> None:
+    features = np.array([[1, 0.1], [2, 0], [0, 1], [0.1, 3], [0, 2]], dtype=np.float32)
+    labels = np.array([0, 0, 1, 1, 1])
+    far = (np.array([[1000, 1], [1, 1000]], dtype=np.float32), np.array([0, 1]))
+    assert knn((features, labels), far, k=1) == 1.0
+    assert knn((features, labels), far, k=20) == 0.5  # all five vote: three of them for label 1
+
+
+def test_the_encoder_of_a_pretrained_model(tmp_path: Path) -> None:
+    model = MotionModel(PARAMS.model, PARAMS.clip, PARAMS.pretrain)
+    save_weights(tmp_path / "model.safetensors", model)
+    encoder = pretrained_encoder(tmp_path / "model.safetensors", PARAMS)
+    for name, value in model.encoder.state_dict().items():
+        torch.testing.assert_close(encoder.state_dict()[name], value, rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"model\.safetensors.*blocks\.2"):
+        pretrained_encoder(tmp_path / "model.safetensors", small_params(model={"depth": 3}))
+    with pytest.raises(ValueError, match=r"none\.safetensors"):
+        pretrained_encoder(tmp_path / "none.safetensors", PARAMS)

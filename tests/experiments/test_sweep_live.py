@@ -1,0 +1,253 @@
+"""Sweeps as a user runs them: processes that are killed, that share the work, that meet in a database."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import optuna
+import psutil  # type: ignore[import-untyped]
+import pytest
+import yaml
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+from optuna.storages import RDBStorage
+
+from mme.config import Params, load_params
+from mme.experiments.sweep.study import RUN_ID, open_storage
+from mme.experiments.sweep.trial import METRIC
+from tests import servers
+from tests.small_data import make_small_data, small_params
+
+ROOT = Path(__file__).parents[2]
+NUM_TRIALS = 5
+STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED"}
+PATIENCE_S = 600.0
+STARTED: list[subprocess.Popen[str]] = []
+OPENED: list[RDBStorage] = []
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+
+
+def params(**sweep: Any) -> Params:
+    return small_params(
+        sweep={
+            "trials": NUM_TRIALS, "startup_trials": 2, "num_clips": 8, "probe_epochs": 1, "prune_after_trials": 1,
+            "prune_after_epochs": 1, "fixed": {"pretrain.epochs": 4, "pretrain.warmup_epochs": 1},
+            "first": ({"pretrain.mask_ratio": 0.7, "pretrain.length": 3},),
+            "space": {
+                "pretrain.mask_ratio": {"low": 0.3, "high": 0.9, "step": 0.1},
+                "pretrain.length": {"low": 1, "high": 4, "step": 1},
+            },
+            **sweep,
+        }
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which `mme sweep` can run. The tests of the first sweep run in order."""
+    folder = tmp_path_factory.mktemp("project")
+    make_small_data(folder / "data", params())
+    write(folder, params())
+    return folder
+
+
+def write(folder: Path, params: Params) -> None:
+    text = yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False)
+    (folder / "params.yaml").write_text(f"# a comment\n{text}", encoding="utf-8")
+
+
+def start(folder: Path, *words: str, **environment: str) -> subprocess.Popen[str]:
+    """The command ``mme``."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mme.commands.app", *words],
+        cwd=folder,
+        env={**clean, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    STARTED.append(process)
+    return process
+
+
+@pytest.fixture(autouse=True)
+def _leave_nothing() -> Iterator[None]:
+    """A test that fails may leave a process behind."""
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        process.kill()
+        process.communicate()
+    while OPENED:
+        storage = OPENED.pop()
+        storage.remove_session()
+        storage.engine.dispose()  # or its connections would be closed by the garbage collector, with a warning
+
+
+def finish(process: subprocess.Popen[str], folder: Path) -> str:
+    output, _ = process.communicate(timeout=PATIENCE_S)
+    logs = "".join(path.read_text(encoding="utf-8")[-3000:] for path in folder.glob(".work/sweep/*/*.log"))
+    assert process.returncode == 0, output + logs
+    return output
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "the condition did not come true"
+        time.sleep(0.1)
+
+
+def study(folder: Path) -> optuna.Study:
+    """The sweep's only study that is none of repetitions."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        storage = open_storage(load_params(folder / "params.yaml").sweep)
+        if isinstance(storage, RDBStorage):
+            OPENED.append(storage)
+        (name,) = [name for name in optuna.get_all_study_names(storage) if not name.endswith("-repeats")]
+        return optuna.load_study(study_name=name, storage=storage)
+
+
+def runs(store: str) -> dict[str, list[Run]]:
+    """Recorded runs by stage."""
+    client = MlflowClient(store)
+    found: dict[str, list[Run]] = {}
+    for experiment in client.search_experiments():
+        for run in client.search_runs([experiment.experiment_id]):
+            found.setdefault(run.data.tags["stage"], []).append(run)
+    return found
+
+
+def check_runs(found: dict[str, list[Run]], done: optuna.Study) -> None:
+    """One parent, and a child with the right status for each trial that counts."""
+    (parent,) = found["sweep"]
+    assert parent.info.status == "FINISHED"
+    ended = [trial for trial in done.get_trials() if trial.state.name in STATUS]
+    assert len(ended) == NUM_TRIALS
+    children = {child.info.run_id: child for child in found["sweep-trial"]}
+    assert {trial.user_attrs[RUN_ID] for trial in ended} == set(children)
+    for trial in ended:
+        child = children[trial.user_attrs[RUN_ID]]
+        assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert child.info.status == STATUS[trial.state.name]
+        assert child.data.metrics[METRIC] == trial.value
+        assert float(child.data.params["pretrain.mask_ratio"]) == pytest.approx(trial.params["pretrain.mask_ratio"])
+        assert child.data.params["pretrain.length"] == str(trial.params["pretrain.length"])
+        assert child.data.params["pretrain.epochs"] == "4"
+
+
+def test_a_sweep_killed_without_warning_goes_on_where_it_was(project: Path) -> None:
+    process = start(project, "sweep", "--workers", "2")
+    journal = project / "optuna.journal"
+
+    def has_probed() -> bool:
+        return journal.exists() and any(trial.intermediate_values for trial in study(project).get_trials())
+
+    wait_until(has_probed, process)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    gone, alive = psutil.wait_procs(workers, timeout=PATIENCE_S)
+    assert not alive  # they notice by themselves
+    assert len(gone) >= 2
+    unfinished = [trial for trial in study(project).get_trials() if trial.state.name in ("RUNNING", "FAIL")]
+    assert unfinished
+    finish(start(project, "sweep", "--workers", "2"), project)
+    done = study(project)
+    check_runs(runs(f"sqlite:///{project}/mlflow.db"), done)
+    retried = {
+        trial.system_attrs["failed_trial"] for trial in done.get_trials() if "failed_trial" in trial.system_attrs
+    }
+    assert retried == {trial.number for trial in unfinished}
+    assert [path.name for path in project.glob(".work/sweep/*/*") if path.is_dir()] == []
+
+
+def test_a_finished_sweep_has_nothing_to_do_and_takes_more_trials_on_request(project: Path) -> None:
+    before = len(study(project).get_trials())
+    finish(start(project, "sweep", "--workers", "1"), project)
+    assert len(study(project).get_trials()) == before
+
+
+def test_a_trial_is_repeated_with_other_seeds(project: Path) -> None:
+    output = finish(start(project, "sweep", "repeat", "--seeds", "1", "--workers", "1"), project)
+    assert "seed 1" in output
+    (repeated,) = runs(f"sqlite:///{project}/mlflow.db")["sweep-repeat"]
+    assert repeated.data.params["run.seed"] == "1"
+    best = study(project).best_trial
+    assert repeated.data.params["pretrain.length"] == str(best.params["pretrain.length"])
+    assert repeated.info.run_name == f"trial {best.number:02d}, seed 1"
+
+
+def test_the_report_is_written_and_recorded(project: Path) -> None:
+    finish(start(project, "sweep", "report"), project)
+    folder = project / "reports/sweep"
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    best = study(project).best_trial
+    assert f"Best: trial {best.number}" in text
+    assert "Over 2 seeds of trial" in text
+    for picture in ("history.png", "contour.png"):
+        assert (folder / picture).read_bytes().startswith(b"\x89PNG")
+        assert f"({picture})" in text
+    with (folder / "trials.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert sum(row["state"] in ("complete", "pruned") for row in rows) == NUM_TRIALS
+    (parent,) = runs(f"sqlite:///{project}/mlflow.db")["sweep"]
+    listed = MlflowClient(f"sqlite:///{project}/mlflow.db").list_artifacts(parent.info.run_id, "report")
+    assert {"report/report.md", "report/history.png"} <= {entry.path for entry in listed}
+
+
+def test_the_best_values_are_applied_and_the_study_is_still_found(project: Path) -> None:
+    before = (project / "params.yaml").read_text(encoding="utf-8")
+    best = study(project).best_trial.params
+    finish(start(project, "sweep", "apply", "--dry-run"), project)
+    assert (project / "params.yaml").read_text(encoding="utf-8") == before
+    finish(start(project, "sweep", "apply"), project)
+    pretrain = load_params(project / "params.yaml").pretrain
+    assert pretrain.mask_ratio == pytest.approx(best["pretrain.mask_ratio"])
+    assert pretrain.length == best["pretrain.length"]
+    assert (project / "params.yaml").read_text(encoding="utf-8").startswith("# a comment\n")
+    assert "already" in finish(start(project, "sweep", "apply"), project)
+
+
+@servers.needs_postgres
+def test_hosts_meet_in_postgresql_and_record_to_a_server_with_s3(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two calls of the command that know nothing of each other but the addresses of the stores."""
+    with (
+        servers.postgres(["optuna", "mlflow"]) as database,
+        servers.s3(tmp_path / "s3.log", ["runs"]) as bucket,
+        servers.mlflow(
+            tmp_path / "mlflow.log", f"{database.address}/mlflow", "s3://runs/artifacts",
+            {**servers.S3_CREDENTIALS, "MLFLOW_S3_ENDPOINT_URL": bucket.address},
+        ) as recorder,
+    ):  # fmt: skip
+        place = urlsplit(database.address)
+        address = f"postgresql://{place.username}@{place.hostname}:{place.port}/optuna"
+        monkeypatch.setenv("PGPASSWORD", str(place.password))  # parameters hold no password
+        folders = [tmp_path / name for name in ("one", "two")]
+        for folder in folders:
+            folder.mkdir()
+            (folder / "data").symlink_to(project / "data")
+            write(folder, params(storage=address))
+        hosts = [start(folder, "sweep", "--workers", "1", MLFLOW_TRACKING_URI=recorder.address) for folder in folders]
+        outputs = [finish(host, folder) for host, folder in zip(hosts, folders, strict=True)]
+        assert all("best is trial" in output for output in outputs)
+        done = study(folders[0])
+        found = runs(recorder.address)
+        check_runs(found, done)
+        client = MlflowClient(recorder.address)
+        names = {entry.path for entry in client.list_artifacts(found["sweep-trial"][0].info.run_id)}
+        assert "params.yaml" in names

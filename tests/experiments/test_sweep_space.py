@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from typing import Any
+
+import optuna
+import pytest
+from pydantic import ValidationError
+
+from mme.config import Params
+from mme.config.edit import with_values
+from mme.experiments.sweep.space import check_space, suggest
+from tests.small_data import DEFAULTS, small_params
+
+
+def params_with(**sweep: Any) -> Params:
+    return small_params(sweep={"fixed": {}, "first": (), "space": {"pretrain.lr": {"choices": (0.1, 0.2)}}, **sweep})
+
+
+def test_the_committed_space_is_sound_and_begins_with_the_papers_point() -> None:
+    check_space(DEFAULTS)
+    assert DEFAULTS.sweep.first[0] == {"pretrain.mask_ratio": 0.7, "pretrain.length": 6}
+    assert set(DEFAULTS.sweep.space) >= {"pretrain.mask_ratio", "pretrain.length"}
+
+
+def test_values_take_the_types_and_steps_of_their_ranges() -> None:
+    space = params_with(
+        space={
+            "pretrain.mask_ratio": {"low": 0.3, "high": 0.9, "step": 0.1},
+            "pretrain.length": {"low": 1, "high": 4, "step": 1},
+            "pretrain.lr": {"low": 1e-4, "high": 1e-2, "log": True},
+            "pretrain.shape": {"choices": ("along", "start")},
+        }
+    ).sweep.space
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for values in (suggest(study.ask(), space) for _ in range(30)):
+        assert round(10 * float(values["pretrain.mask_ratio"])) / 10 == values["pretrain.mask_ratio"]
+        assert isinstance(values["pretrain.length"], int)
+        assert 1e-4 <= float(values["pretrain.lr"]) <= 1e-2
+        assert values["pretrain.shape"] in ("along", "start")
+
+
+def test_values_replace_parameters_and_are_checked() -> None:
+    changed = with_values(DEFAULTS, {"pretrain.mask_ratio": 0.8, "run.seed": 3})
+    assert (changed.pretrain.mask_ratio, changed.run.seed) == (0.8, 3)
+    assert DEFAULTS.pretrain.mask_ratio != 0.8
+    with pytest.raises(ValueError, match=r"'pretrain.length': 99.*max_length"):
+        with_values(DEFAULTS, {"pretrain.length": 99})
+
+
+@pytest.mark.parametrize(
+    ("sweep", "message"),
+    [
+        ({"space": {"pretrain.length": {"low": 1, "high": 5, "step": 1}}}, "max_length"),
+        ({"space": {"pretrain.mask_ratio": {"low": 0.5, "high": 1.5, "step": 0.1}}}, "mask_ratio"),
+        ({"space": {"pretrain.shape": {"choices": ("along", "sideways")}}}, "sideways"),
+        ({"fixed": {"pretrain.epochs": 1, "pretrain.warmup_epochs": 1}}, "warmup_epochs"),
+        (
+            {"space": {"pretrain.length": {"low": 1, "high": 2, "step": 1}}, "first": ({"pretrain.length": 3},)},
+            "outside",
+        ),
+    ],
+)
+def test_a_space_that_leads_out_of_the_parameters_is_refused(sweep: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_space(params_with(**sweep))
+
+
+@pytest.mark.parametrize(
+    ("sweep", "message"),
+    [
+        ({"space": {"trajectories.flow": {"choices": ("fast", "medium")}}}, "trajectories.flow"),
+        ({"space": {"pretrain.mask_ration": {"choices": (0.1, 0.2)}}}, "mask_ration"),
+        ({"fixed": {"finetune.epochs": 3}}, "finetune.epochs"),
+        ({"space": {"pretrain.length": {"low": 3, "high": 3, "step": 1}}}, "must ascend"),
+        ({"space": {"pretrain.length": {"low": 1, "high": 3}}}, "step"),
+        ({"first": ({"pretrain.length": 3},)}, "not in space"),
+        ({"storage": "postgresql://me:secret@host/db"}, "password"),
+    ],
+)
+def test_a_section_that_makes_no_sense_is_refused(sweep: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        params_with(**sweep)

@@ -1,0 +1,125 @@
+"""Trials on small data, in this process: what they record, and the report of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+
+from mme.config import Params
+from mme.experiments.sweep import run as running
+from mme.experiments.sweep import trial as trials
+from mme.experiments.sweep.report import report
+from mme.experiments.sweep.study import INTERRUPTED, RUN_ID, SURPLUS, open_storage, plan
+from mme.experiments.sweep.trial import METRIC, Objective, Setting
+from mme.manifest import Manifest
+from mme.motion.store import TrackStore
+from mme.tracking import start_run
+from tests.small_data import make_small_data, small_params
+
+CHANGED: dict[str, Any] = {
+    "trials": 4, "num_clips": 6, "probe_epochs": 1, "fixed": {"pretrain.epochs": 2, "pretrain.warmup_epochs": 1},
+    "first": [{"pretrain.length": length, "pretrain.mask_ratio": 0.7} for length in (3, 2, 1, 4)],
+    "space": {
+        "pretrain.length": {"low": 1, "high": 4, "step": 1},
+        "pretrain.mask_ratio": {"low": 0.3, "high": 0.9, "step": 0.1},
+    },
+}  # fmt: skip
+PARAMS = small_params(sweep=CHANGED)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("project")
+    make_small_data(folder / "data", PARAMS)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _in_project(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def setting(parent_id: str = "", params: Params = PARAMS) -> Setting:
+    manifest = Path("data/manifest.parquet")
+    return Setting(params, manifest, Manifest.load(manifest), TrackStore("data/trajectories"), "sweep-x", parent_id)
+
+
+def recorded(run_id: str) -> Run:
+    return MlflowClient().get_run(run_id)
+
+
+class Impatient(optuna.pruners.BasePruner):
+    """Stops every trial but the first."""
+
+    def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
+        return trial.number > 0
+
+
+def test_a_trial_trains_on_some_clips_and_is_probed_on_all_labelled_ones() -> None:
+    few = setting().pretraining_videos()
+    assert len(few.videos(PARAMS.pretrain.splits)) == 6
+    assert len(few.videos("val")) == len(setting().manifest.videos("val"))
+    assert few.digest == setting().pretraining_videos().digest
+    other = small_params(sweep=CHANGED, run={"seed": 1})
+    assert few.digest != setting(params=other).pretraining_videos().digest
+
+
+def test_what_becomes_of_trials_is_recorded_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    study = optuna.create_study(
+        study_name=running.name_of_study(PARAMS), storage=open_storage(PARAMS.sweep), direction="maximize",
+        pruner=Impatient(),
+    )  # fmt: skip
+    plan(study, PARAMS.sweep)
+    with start_run("sweep", PARAMS) as parent:
+        pass
+    study.set_user_attr(RUN_ID, parent.id)
+    taken: list[int] = []
+    objective = Objective(setting(parent.id), lambda: taken.append(1))
+    study.optimize(objective, n_trials=2)
+
+    def fail(*_: Any) -> None:
+        raise ValueError("broken data")
+
+    def stop(*_: Any) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise OSError("database is locked")  # what recording the interruption may end in
+
+    for broken in (fail, stop):
+        monkeypatch.setattr(trials, "run_pretraining", broken)
+        try:
+            study.optimize(objective, n_trials=1, catch=(Exception,))
+        except KeyboardInterrupt:
+            assert broken is stop
+    done = study.get_trials()
+    assert [trial.state.name for trial in done] == ["COMPLETE", "PRUNED", "FAIL", "FAIL"]
+    assert [INTERRUPTED in trial.user_attrs for trial in done] == [False, False, False, True]
+    assert len(taken) == 4
+    runs = [recorded(trial.user_attrs[RUN_ID]) for trial in done]
+    assert [run.info.status for run in runs] == ["FINISHED", "KILLED", "FAILED", "KILLED"]
+    assert [run.info.run_name for run in runs] == [f"trial 0{number}" for number in range(4)]
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs} == {parent.id}
+    assert [run.data.params["pretrain.length"] for run in runs] == ["3", "2", "1", "4"]
+    assert "broken data" in runs[2].data.tags["error"]
+    assert list(done[0].intermediate_values) == [1, 2]
+    assert runs[0].data.metrics[METRIC] == done[0].value == done[0].intermediate_values[2]
+    steps = [entry.step for entry in MlflowClient().get_metric_history(runs[0].info.run_id, METRIC)]
+    assert steps == [0, 1]
+    assert list(done[1].intermediate_values) == [1]
+    study.optimize(objective, n_trials=1, catch=(Exception,))  # the queue is empty: another host was faster
+    assert SURPLUS in study.get_trials()[4].user_attrs
+    assert RUN_ID not in study.get_trials()[4].user_attrs
+    plan(study, PARAMS.sweep)
+    assert len(study.get_trials()) == 5
+    text = report(PARAMS).read_text(encoding="utf-8")
+    assert "1 trials finished, 1 were stopped early, 2 failed" in text
+    assert "Best: trial 0" in text
+    assert Path("reports/sweep/contour.png").is_file() is False  # one point spans no plane
+    assert {entry.path for entry in MlflowClient().list_artifacts(parent.id)} == {"params.yaml", "report"}

@@ -1,0 +1,321 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mme.config import IngestParams, load_params
+from mme.ingest.run import Ingest, Ingested, video_id_of
+from mme.manifest import Manifest
+from mme.system.files import sha256_file
+from mme.video.codec import read_frames
+from tests import media
+from tests.media import Spec
+
+CODECS = {"libx264": ".mp4", "libvpx-vp9": ".webm", "mpeg4": ".avi"}
+SIZES = [(96, 64), (64, 96), (80, 80), (176, 100)]
+RATES = [Fraction(16), Fraction(25), Fraction(30000, 1001)]
+
+
+def params(root: Path, **changes: Any) -> IngestParams:
+    values = load_params().ingest.model_dump()
+    values |= {"source": "folder", "root": root, "short_side": 32, "deadline_s": 30.0, "max_bad_ratio": 0.5}
+    return IngestParams.model_validate(values | changes)
+
+
+def ingest(wanted: IngestParams, folder: Path, num_workers: int = 2) -> Ingested:
+    stage = Ingest(wanted, 0, folder / "work")
+    result = stage.run(num_workers, lambda: None)
+    stage.check(result)
+    stage.finish(result, folder / "data")
+    return result
+
+
+def content(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): sha256_file(path) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def own_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes, four subjects, 36 clips of three codecs, four odd but good ones, and nine that cannot be used."""
+    root = tmp_path_factory.mktemp("own")
+    for number in range(36):
+        label = ("wave", "jump")[number % 2]
+        codec = list(CODECS)[number % 3]
+        spec = Spec(codec=codec, size=SIZES[number % 4], fps=RATES[number % 3], num_frames=24 + number % 5, seed=number)
+        media.write(root / label / f"subject{number % 4}_{number:02d}{CODECS[codec]}", spec)
+    media.write(root / "wave/subject0_rotated.mp4", rotation=90)
+    media.write(root / "wave/subject1_variable.mp4", variable_rate=True)
+    media.write(root / "jump/subject2_wide.mkv", pixel_aspect=Fraction(4, 3), bframes=2, audio=True)
+    media.write(root / "jump/subject3_ünïcode [x] 100%.mov", audio=True)
+    for label, name in (("wave", "cut.mp4"), ("jump", "cut.webm")):
+        codec = "libvpx-vp9" if name.endswith("webm") else "libx264"
+        media.truncated(root / label / f"subject0_{name}", spec=Spec(codec=codec, num_frames=48))
+    media.text(root / "wave/subject1_text.mp4")
+    media.audio_only(root / "wave/subject2_sound.mp4")
+    media.no_frames(root / "jump/subject3_no-frames.mp4")
+    media.empty(root / "jump/subject0_empty.mp4")
+    media.damaged(root / "jump/subject1_damaged.mp4")
+    media.write(root / "wave/subject2_short.mp4", num_frames=5)
+    (root / "jump/subject3_gone.mp4").symlink_to("nowhere.mp4")
+    (root / "README.md").write_text("Mine.\n", encoding="utf-8")
+    return root
+
+
+BAD = {
+    "wave/subject0_cut.mp4": "truncated",
+    "jump/subject0_cut.webm": "truncated",
+    "wave/subject1_text.mp4": "not-a-video",
+    "wave/subject2_sound.mp4": "no-video-stream",
+    "jump/subject3_no-frames.mp4": "zero-frames",
+    "jump/subject0_empty.mp4": "empty",
+    "jump/subject1_damaged.mp4": "truncated",
+    "wave/subject2_short.mp4": "too-short",
+    "jump/subject3_gone.mp4": "undecodable",
+}
+
+
+@pytest.fixture(scope="module")
+def ingested(own_videos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ingested]:
+    folder = tmp_path_factory.mktemp("ingested")
+    return folder, ingest(params(own_videos, group_pattern=r"^(subject\d)_"), folder)
+
+
+def test_own_videos_all_good_ones_and_every_bad_one_with_its_reason(
+    own_videos: Path, ingested: tuple[Path, Ingested]
+) -> None:
+    folder, result = ingested
+    manifest = Manifest.load(folder / "data/manifest.parquet")
+    assert len(manifest) == 49
+    assert {row.source_path: row.reason for row in manifest.quarantined} == BAD
+    with open(folder / "data/quarantine.csv", newline="", encoding="utf-8") as file:
+        listed = list(csv.DictReader(file))
+    assert {row["path"]: row["reason"] for row in listed} == BAD
+    assert all(row["detail"] for row in listed)
+    good = manifest.videos(["train", "val", "test"])
+    assert len(good) == 40
+    for video in good:
+        assert min(video.width, video.height) == 32
+        assert video.sha256 == sha256_file(own_videos / video.source_path)
+        frames = read_frames(manifest.path_of(video))
+        assert frames.shape == (video.num_frames, video.height, video.width, 3)
+        assert media.frame_numbers(frames) == list(range(video.num_frames))
+    assert {path.name for path in (folder / "data/videos").iterdir()} == {video.path for video in good}
+    assert all(re.fullmatch(r"[\w-]+\.mp4", video.path, re.ASCII) for video in good)
+    rotated = next(video for video in good if "rotated" in video.id)
+    assert (rotated.width, rotated.height) == (32, 48)
+    assert result.listing.ignored == ["README.md"]
+
+
+def test_subjects_do_not_cross_splits(ingested: tuple[Path, Ingested]) -> None:
+    manifest = Manifest.load(ingested[0] / "data/manifest.parquet")
+    splits = {(row.group, row.split) for row in manifest.rows}
+    assert len(splits) == 4
+    assert {split for _, split in splits} == {"train", "val", "test"}
+    assert manifest.labels == ["jump", "wave"]
+
+
+def test_the_report_counts(ingested: tuple[Path, Ingested]) -> None:
+    report = ingested[1].report()
+    assert report["videos"] == 40
+    assert report["quarantined"]["videos"] == 9
+    assert report["quarantined"]["reasons"]["truncated"] == 3
+    assert sum(split["videos"] for split in report["splits"].values()) == 40
+    assert sum(sum(split["classes"].values()) for split in report["splits"].values()) == 40
+    assert report["duplicates"]["files"] == 0
+    assert report["ignored"] == {"files": 1, "first": ["README.md"]}
+    assert json.loads(json.dumps(report)) == report
+
+
+def test_the_work_folder_is_gone_afterwards(ingested: tuple[Path, Ingested]) -> None:
+    assert sorted(path.name for path in ingested[0].iterdir()) == ["data"]
+
+
+@pytest.fixture
+def few(tmp_path: Path) -> Path:
+    root = tmp_path / "few"
+    for number in range(6):
+        media.write(root / ("up", "down")[number % 2] / f"{number}.mp4", num_frames=24, size=(48, 32), seed=number)
+    return root
+
+
+def test_the_number_of_workers_does_not_matter(few: Path, tmp_path: Path) -> None:
+    for num_workers in (1, 3):
+        ingest(params(few), tmp_path / str(num_workers), num_workers)
+    assert content(tmp_path / "1") == content(tmp_path / "3")
+
+
+def test_without_ray_the_engine_says_what_to_install(
+    few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ValueError, match=r"pip install 'mme\[ray\]'"):
+        ingest(params(few, engine="ray"), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # Ray starts eight processes of its own
+def test_ray_writes_the_bytes_of_local(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a Ray of this machine with two workers, with bad files, and paths relative to the caller's folder."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    wanted = {engine: params(Path("few"), engine=engine, deadline_s=5.0) for engine in ("local", "ray")}
+    monkeypatch.chdir(tmp_path)
+    media.truncated(few / "up/cut.mp4", spec=Spec(num_frames=48))
+    media.text(few / "down/text.mp4")
+    os.mkfifo(few / "up/pipe.mp4")  # hangs until the deadline
+    for engine, chosen in wanted.items():
+        result = ingest(chosen, Path(engine))
+        reasons = {row.source_path: row.reason for row in result.manifest.quarantined}
+        assert reasons == {"up/cut.mp4": "truncated", "down/text.mp4": "not-a-video", "up/pipe.mp4": "timed-out"}
+    assert content(Path("ray/data")) == content(Path("local/data"))
+
+
+def test_a_run_may_end_on_another_engine(few: Path, tmp_path: Path) -> None:
+    Ingest(params(few, engine="local"), 0, tmp_path / "work").run(1, lambda: None)
+    stage = Ingest(params(few, engine="ray"), 0, tmp_path / "work")
+    assert stage.num_done == 6
+    assert stage.run(1, lambda: None).report()["videos"] == 6, "and nothing to do needs no cluster"
+
+
+def test_too_many_bad_files_fail_the_stage_and_stay_listed(few: Path, tmp_path: Path) -> None:
+    media.text(few / "up/text.mp4")
+    media.empty(few / "up/empty.mp4")
+    with pytest.raises(ValueError, match="2 of 8 files cannot be used") as caught:
+        ingest(params(few, max_bad_ratio=0.2), tmp_path)
+    assert "up/text.mp4: not-a-video" in str(caught.value)
+    assert "up/empty.mp4: empty" in str(caught.value)
+    rows = (tmp_path / "work/quarantine.csv").read_text("utf-8").splitlines()
+    assert [row.split(",")[0] for row in rows] == ["path", "up/empty.mp4", "up/text.mp4"]
+    assert not (tmp_path / "data").exists()
+    stage = Ingest(params(few, max_bad_ratio=0.25), 0, tmp_path / "work")
+    assert stage.num_done == 8, "a larger ratio needs nothing decoded again"
+    assert len(ingest(params(few, max_bad_ratio=0.25), tmp_path).manifest.quarantined) == 2
+
+
+def test_a_decoder_that_hangs_is_killed(few: Path, tmp_path: Path) -> None:
+    os.mkfifo(few / "up/pipe.mp4")  # opening it blocks for ever: nobody writes to it
+    begin = time.monotonic()
+    result = ingest(params(few, deadline_s=1.0), tmp_path)
+    assert time.monotonic() - begin < 60
+    assert [(row.source_path, row.reason) for row in result.manifest.quarantined] == [("up/pipe.mp4", "timed-out")]
+    assert result.report()["videos"] == 6
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from mme.config import IngestParams
+from mme.ingest.run import Ingest
+if __name__ == "__main__":
+    stage = Ingest(IngestParams.model_validate_json(sys.argv[1]), 0, Path(sys.argv[2]) / "work")
+    stage.run(1, lambda: print("one", flush=True))
+"""
+
+
+def test_a_killed_run_goes_on_where_it_stopped(few: Path, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM, encoding="utf-8")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, str(program), params(few).model_dump_json(), str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
+        assert process.stdout is not None
+        for _ in range(3):
+            assert process.stdout.readline() == b"one\n"
+        process.send_signal(signal.SIGKILL)
+    journal = next((tmp_path / "work").glob("*/journal.jsonl"))
+    with journal.open("a", encoding="utf-8") as file:
+        file.write('{"path": "torn')  # as a kill in the middle of a line leaves it
+    stage = Ingest(params(few), 0, tmp_path / "work")
+    assert 3 <= stage.num_done < 6
+    num_done = stage.num_done
+    advanced: list[int] = []
+    result = stage.run(1, lambda: advanced.append(1))
+    assert len(advanced) == 6 - num_done
+    stage.finish(result, tmp_path / "data")
+    ingest(params(few), tmp_path / "whole")
+    assert content(tmp_path / "data") == content(tmp_path / "whole/data")
+
+
+def test_only_what_is_missing_or_has_changed_is_done_again(few: Path, tmp_path: Path) -> None:
+    Ingest(params(few), 0, tmp_path / "work").run(1, lambda: None)
+    assert Ingest(params(few), 0, tmp_path / "work").num_done == 6
+    assert Ingest(params(few, crf=20), 0, tmp_path / "work").num_done == 0
+    next((tmp_path / "work").glob("*/*.mp4")).unlink()
+    media.write(few / "up/0.mp4", num_frames=26, size=(48, 32), seed=9)
+    media.write(few / "up/new.mp4", num_frames=26, size=(48, 32), seed=8)
+    stage = Ingest(params(few), 0, tmp_path / "work")
+    assert stage.num_done in {4, 5}  # 5 if the removed video was that of the changed file
+    result = stage.run(1, lambda: None)
+    assert Counter(row.num_frames for row in result.manifest.rows) == {24: 5, 26: 2}
+
+
+def test_clips_of_a_long_video_go_on_where_a_killed_run_stopped(tmp_path: Path) -> None:
+    media.write(tmp_path / "raw/long.mp4", num_frames=160)
+    lines = [f"long.mp4,{label},{second},{second + 1.5}" for second, label in enumerate(["up", "down"] * 4)]
+    (tmp_path / "raw/list.csv").write_text("\n".join(["path,label,start,end", *lines]), encoding="utf-8")
+    wanted = params(tmp_path / "raw", source="csv", list_file="list.csv")
+    with pytest.raises(KeyboardInterrupt):
+        Ingest(wanted, 0, tmp_path / "work").run(1, Interrupt(after=3))
+    assert Ingest(wanted, 0, tmp_path / "work").num_done == 3
+    result = ingest(wanted, tmp_path)
+    rows = sorted(result.manifest.rows, key=lambda row: row.source_path)
+    assert [row.source_path for row in rows] == [f"long.mp4#t={second},{second + 1.5}" for second in range(8)]
+    assert len({row.sha256 for row in rows}) == 8
+    assert len({row.split for row in rows}) == 1, "clips of one video stay on one side"
+    assert re.fullmatch(r"long-2-3-5-[0-9a-f]{8}", rows[2].id)
+    manifest = Manifest.load(tmp_path / "data/manifest.parquet")
+    frames = read_frames(manifest.path_of(manifest[rows[2].id]))
+    assert media.frame_numbers(frames) == list(range(32, 56))
+
+
+class Interrupt:
+    """Stops a run after some files, as Ctrl-C does."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def __call__(self) -> None:
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+
+
+def test_equal_files_in_training_and_test_are_reported(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    for split in ("train", "test"):
+        media.write(root / split / "up/1.mp4", num_frames=24, size=(48, 32))
+    shutil.copy(root / "train/up/1.mp4", root / "train/up/2.mp4")
+    duplicates = ingest(params(root), tmp_path).report()["duplicates"]
+    assert duplicates == {
+        "files": 2,
+        "across_splits": 1,
+        "first_across_splits": [["test/up/1.mp4", "train/up/1.mp4", "train/up/2.mp4"]],
+    }
+
+
+def test_a_split_that_lacks_a_class_is_warned_about(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    for name in ("train/up/1.mp4", "train/down/2.mp4", "test/up/3.mp4"):
+        media.write(root / name, num_frames=24, size=(48, 32))
+    assert ingest(params(root), tmp_path).report()["warnings"] == ["val has no video", "test has no video of down"]
+
+
+def test_ids_are_readable_unique_and_follow_content() -> None:
+    assert re.fullmatch(r"up-subject1_10-[0-9a-f]{8}", video_id_of("up/subject1_10.mp4", "abc"))
+    paths = ["a/b.mp4", "a-b.mp4", "a b.mp4", "a/b.avi", "日本.mp4", "日木.mp4", "x" * 300 + ".mp4", ".mp4"]
+    ids = {video_id_of(path, sha) for path in paths for sha in ("1", "2")}
+    assert len(ids) == 2 * len(paths)
+    assert all(re.fullmatch(r"\w[\w-]{8,80}", name, re.ASCII) for name in ids)

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mme.manifest import Manifest, Video, write_quarantine
+from tests.factories import row
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
+VIDEOS = st.builds(
+    Video,
+    id=TEXT,
+    path=TEXT,
+    sha256=TEXT,
+    label=st.none() | TEXT,
+    split=st.sampled_from(["pretrain", "train", "val", "test"]),
+    group=st.none() | TEXT,
+    num_frames=st.integers(0, 10**6),
+    fps=st.floats(0, 1000),
+    width=st.integers(0, 10**5),
+    height=st.integers(0, 10**5),
+    status=st.sampled_from(["ok", "quarantined"]),
+    reason=st.sampled_from([None, "truncated", "timed-out"]),
+    source_path=TEXT,
+)
+
+
+@settings(max_examples=20, deadline=None)
+@given(rows=st.lists(VIDEOS, unique_by=lambda video: video.id, max_size=6))
+def test_what_is_saved_is_loaded(rows: list[Video], tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("manifest") / "manifest.parquet"
+    manifest = Manifest(rows, path.parent)
+    manifest.save(path)
+    loaded = Manifest.load(path)
+    assert loaded.rows == sorted(rows, key=lambda video: video.id)
+    assert loaded.digest == manifest.digest
+    assert loaded.folder == path.parent
+
+
+def _manifest() -> Manifest:
+    rows = [
+        row("d", "train", label="up"),
+        row("a", "train", label="down"),
+        row("b", "test", label="up"),
+        row("c", "pretrain", label=None),
+        row("e", "pretrain", label="never trained"),
+        row("f", "val", label="quarantined only", status="quarantined", reason="truncated", path=""),
+    ]
+    return Manifest(rows, "data")
+
+
+def test_usable_videos_by_split() -> None:
+    manifest = _manifest()
+    assert [video.id for video in manifest.videos("train")] == ["a", "d"]
+    assert [video.id for video in manifest.videos(["test", "pretrain"])] == ["b", "c", "e"]
+    assert manifest.videos("val") == []
+    assert [video.id for video in manifest.quarantined] == ["f"]
+    assert len(manifest) == 6
+    assert manifest["b"].label == "up"
+    with pytest.raises(ValueError, match="'nothing'"):
+        manifest["nothing"]
+
+
+def test_classes_are_those_of_usable_labelled_splits() -> None:
+    assert _manifest().labels == ["down", "up"]
+
+
+def test_files_lie_beside_the_manifest() -> None:
+    manifest = _manifest()
+    assert manifest.path_of(manifest["a"]) == Path("data/videos/a.mp4")
+    with pytest.raises(ValueError, match=r"f\.mp4: is quarantined \(truncated\)"):
+        manifest.path_of(manifest["f"])
+
+
+def test_the_digest_tells_data_apart() -> None:
+    base = Manifest([row("a", "train"), row("b", "test")], "here")
+    assert base.digest == Manifest([row("b", "test"), row("a", "train")], "there").digest
+    assert base.digest == Manifest([row("a", "train"), row("b", "test", path="x", fps=1.0)], "here").digest
+    changes: list[dict[str, Any]] = [{"sha256": "0"}, {"label": "right"}, {"split": "val"}, {"group": "g"}]
+    changed = {Manifest([row("a", "train"), replace(row("b", "test"), **change)], "here").digest for change in changes}
+    quarantined = row("b", "test", status="quarantined", reason="truncated")
+    changed |= {Manifest([row("a", "train"), quarantined], "here").digest}
+    assert len(changed | {base.digest}) == 6
+
+
+def test_two_videos_with_one_id() -> None:
+    with pytest.raises(ValueError, match="two videos have the id 'a'"):
+        Manifest([row("a", "train"), row("a", "test")], "data")
+
+
+def test_what_is_no_manifest(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.parquet"
+    with pytest.raises(ValueError, match=r"manifest\.parquet: cannot be read"):
+        Manifest.load(path)
+    path.write_text("id,path\n", "utf-8")
+    with pytest.raises(ValueError, match=r"manifest\.parquet: cannot be read"):
+        Manifest.load(path)
+    pq.write_table(pa.table({"id": ["a"]}), path)
+    with pytest.raises(ValueError, match="lacks the columns"):
+        Manifest.load(path)
+
+
+def test_the_quarantine_list_is_sorted_csv(tmp_path: Path) -> None:
+    write_quarantine(tmp_path / "q.csv", [("b.mp4", "empty", "0 bytes"), ("a, b.mp4", "truncated", 'says "9"')])
+    assert (tmp_path / "q.csv").read_text("utf-8") == (
+        'path,reason,detail\n"a, b.mp4",truncated,"says ""9"""\nb.mp4,empty,0 bytes\n'
+    )

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mme.video.codec import probe, read_frames
+from mme.video.containers import VideoError, check_signature
+from tests import media
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return media.write(tmp_path_factory.mktemp("good") / "a.mp4", num_frames=8, size=(32, 32)).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "text", [b"GET / HTTP/1.1\r\n", b"ffconcat version 1.0\n", b"#EXTM3U\n", b"v=0\n", b"<html>" * 99]
+)
+def test_text_never_reaches_a_library(text: bytes) -> None:
+    with pytest.raises(VideoError, match="not-a-video"):
+        check_signature(text)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".avi"])
+def test_videos_pass(tmp_path: Path, suffix: str) -> None:
+    check_signature(media.write(tmp_path / f"a{suffix}", codec="mpeg4", num_frames=4))
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_corrupted_file_is_read_or_refused(good: bytes, data: st.DataObject) -> None:
+    corrupted = bytearray(good)
+    for _ in range(data.draw(st.integers(1, 20), "bytes to change")):
+        corrupted[data.draw(st.integers(0, len(good) - 1), "position")] = data.draw(st.integers(0, 255), "value")
+    length = data.draw(st.integers(0, len(good)), "length")
+    for read in (probe, read_frames):
+        with contextlib.suppress(VideoError):
+            read(bytes(corrupted[:length]))

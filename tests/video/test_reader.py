@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from mme.video import backlog, metadata, reader
+from mme.video.codec import VideoError, probe, read_frames
+from mme.video.reader import open_video
+from tests import media
+from tests.media import Spec
+
+KINDS = {
+    "h264.mp4": Spec(size=(64, 64)),
+    "h264-bframes.mp4": Spec(size=(128, 64), bframes=2),
+    "h264-sound.mkv": Spec(size=(120, 64), bframes=2, audio=True),
+    "vp9.webm": Spec(codec="libvpx-vp9", size=(120, 90), fps=Fraction(25)),
+    "mpeg4-bframes.avi": Spec(codec="mpeg4", size=(100, 64), bframes=2),
+    "mpeg4-bframes.mp4": Spec(codec="mpeg4", size=(100, 64), bframes=2),
+    "variable-rate.mkv": Spec(size=(176, 144), variable_rate=True),
+    "rotated-90.mp4": Spec(size=(120, 64), rotation=90),
+}
+DENSE, SPARSE = [3, 0, 3, 31, 17, 12, 11, 30, 9], [31, 2]
+"""Frames for which PyAV, and for which decord is the faster."""
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("kinds")
+    return {name: media.write(folder / name, spec) for name, spec in KINDS.items()}
+
+
+@pytest.fixture
+def openings(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What has been opened by PyAV."""
+    seen: list[object] = []
+    opened = av.open
+
+    def spy(file: Any, *arguments: Any) -> object:
+        seen.append(file)
+        return opened(file, *arguments)
+
+    monkeypatch.setattr(av, "open", spy)
+    return seen
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("as_bytes", [False, True])
+def test_it_finds_what_probing_and_reading_find(files: dict[str, Path], name: str, as_bytes: bool) -> None:
+    source = files[name].read_bytes() if as_bytes else files[name]
+    with open_video(source) as video:
+        assert video.info == probe(files[name])
+        for indices in (DENSE, DENSE, SPARSE, [0]):  # from what is open, then anew
+            np.testing.assert_array_equal(video.read(indices), read_frames(files[name], indices))
+
+
+@pytest.mark.parametrize("name", [name for name in KINDS if not name.endswith("avi")])
+def test_one_opening_is_enough(files: dict[str, Path], name: str, openings: list[object]) -> None:
+    with open_video(files[name]) as video:
+        assert len(openings) == 1
+        video.read(DENSE)
+        assert len(openings) == 1
+        video.read(DENSE)
+        assert len(openings) == 2
+
+
+def test_what_would_take_much_memory_is_read_anew(
+    files: dict[str, Path], openings: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backlog, "MAX_BYTES", 10_000)
+    with open_video(files["h264.mp4"]) as video:
+        np.testing.assert_array_equal(video.read(DENSE), read_frames(files["h264.mp4"], DENSE))
+    assert len(openings) == 3
+
+
+def test_the_claimed_size_is_asked_about_before_anything_is_decoded(
+    files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(width: int, height: int) -> None:
+        raise VideoError("too-large", "it", f"{width} x {height}")
+
+    monkeypatch.setattr(metadata, "decode_packet", lambda *arguments: pytest.fail("decoded"))
+    with pytest.raises(VideoError, match="64 x 64"), open_video(files["h264.mp4"], too_large):
+        pytest.fail("opened")
+
+
+def test_no_more_than_one_frame_is_decoded_before_it_is_read(
+    files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[int] = []
+    decode = metadata.decode_packet
+
+    def spy(source: Any, packet: Any, num_before: int) -> list[av.VideoFrame]:
+        frames = decode(source, packet, num_before)
+        decoded.append(len(frames))
+        return frames
+
+    monkeypatch.setattr(metadata, "decode_packet", spy)
+    with open_video(files["h264.mp4"]) as video:
+        assert sum(decoded) == 1
+        video.read([0, 1, 2, 3])
+        assert sum(decoded) == 4
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (media.empty, "empty"),
+        (media.text, "not-a-video"),
+        (media.audio_only, "no-video-stream"),
+        (media.no_frames, "zero-frames"),
+    ],
+)
+def test_a_file_without_frames_is_not_opened(tmp_path: Path, make: Any, reason: str) -> None:
+    with pytest.raises(VideoError) as caught, open_video(make(tmp_path / "clip.mp4")):
+        pytest.fail("opened")
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("make", [media.truncated, media.damaged])
+def test_damage_further_on_shows_when_it_is_read(tmp_path: Path, make: Any) -> None:
+    with open_video(make(tmp_path / "clip.mp4")) as video:
+        for _ in range(2):
+            with pytest.raises(VideoError) as caught:
+                video.read([0, *range(20, 32)])
+            assert caught.value.reason == "truncated"
+
+
+def test_fewer_frames_than_promised_are_told_without_the_files_name(files: dict[str, Path]) -> None:
+    with open_video(files["h264.mp4"]) as video, pytest.raises(VideoError) as caught:
+        video.read([*range(8), 32])
+    assert (caught.value.reason, caught.value.detail) == (
+        "undecodable",
+        "frame 32 is out of range, the video has 32 frames",
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "detail"),
+    [
+        (av.error.InvalidDataError(1, "invalid data", "/tmp/upload"), "invalid data"),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), "'utf-8' codec can't decode byte 0xff"),
+    ],
+)
+def test_errors_of_libraries_become_video_errors(
+    files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, error: Exception, detail: str
+) -> None:
+    def fail(*arguments: object) -> Iterator[None]:
+        raise error
+
+    monkeypatch.setattr(reader, "examine", fail)
+    opening: AbstractContextManager[object] = open_video(files["h264.mp4"])
+    with pytest.raises(VideoError) as caught, opening:
+        pytest.fail("opened")
+    assert caught.value.reason == "undecodable"
+    assert caught.value.detail.startswith(detail)
+    assert "/tmp" not in caught.value.detail
+
+
+def test_the_file_is_closed(files: dict[str, Path]) -> None:
+    if not Path("/proc/self/fd").exists():
+        pytest.skip("counts open files under /proc")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(3):
+        with open_video(files["h264.mp4"]) as video:
+            video.read([1])
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
