@@ -22,7 +22,7 @@ from sklearn.preprocessing import StandardScaler
 from mme.config import ClipParams, Params
 from mme.evaluation.classifier import choose_device
 from mme.manifest import Manifest, Video
-from mme.models.encoder import VideoEncoder
+from mme.models.encoder import VideoEncoder, model_input
 from mme.video.sampling import prepare
 
 Features: TypeAlias = tuple[Float32[np.ndarray, "N D"], Int64[np.ndarray, " N"]]
@@ -76,11 +76,10 @@ def encode(encoder: VideoEncoder, batches: Iterable[Batch], clip: ClipParams) ->
     """Mean-pooled tokens of views, float32 whatever the encoder computes in."""
     was_training, device = encoder.training, encoder.positions.device
     encoder.eval()
-    mean, std = (torch.tensor(values, device=device) * 255 for values in (clip.mean, clip.std))
     features, labels = [], []
     for frames, targets in batches:
-        pixels = (torch.from_numpy(frames).to(device) - mean) / std  # (B, T, S, S, 3)
-        tokens = encoder(pixels.permute(0, 4, 1, 2, 3))  # (B, N, D)
+        pixels = model_input(torch.from_numpy(frames).to(device), clip)  # (B, 3, T, S, S)
+        tokens = encoder(pixels)  # (B, N, D)
         features.append(tokens.mean(dim=1).float().cpu().numpy())
         labels.append(targets)
     encoder.train(was_training)

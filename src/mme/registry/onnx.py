@@ -14,8 +14,10 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from mme.config import ClipParams
 from mme.evaluation.classifier import Classifier
 from mme.models.checkpoints import load_folder
+from mme.models.encoder import model_input
 from mme.system.files import atomic_path
 
 INPUT, OUTPUT = "frames", "logits"
@@ -30,20 +32,14 @@ _PARITY_VIEWS = (1, 3)
 class PixelsToLogits(nn.Module):
     """The classifier with its normalisation: what a client needs beside it is resizing and cropping."""
 
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(self, model: nn.Module, clip: ClipParams) -> None:
         super().__init__()
         self._model = model
-        shape = (1, 3, 1, 1, 1)
-        self.register_buffer("mean", torch.tensor(mean).view(shape) * 255)
-        self.register_buffer("std", torch.tensor(std).view(shape) * 255)
+        self._clip = clip
 
     def forward(self, frames: UInt8[Tensor, "V T S S 3"]) -> Float[Tensor, "V K"]:
-        """Logits of each view."""
-        pixels = frames.permute(0, 4, 1, 2, 3).float()  # (V, 3, T, S, S)
-        logits: Tensor = self._model((pixels - self.mean) / self.std)
+        """Return the logits of each view."""
+        logits: Tensor = self._model(model_input(frames, self._clip))
         return logits
 
 
@@ -58,7 +54,7 @@ def export_onnx(folder: Path, path: Path) -> float:
     """
     classifier = Classifier.load(folder)
     model, config = load_folder(folder)
-    pixels = PixelsToLogits(model, config.clip.mean, config.clip.std).eval()
+    pixels = PixelsToLogits(model, config.clip).eval()
     shape = (config.clip.num_frames, config.clip.size, config.clip.size, 3)
     with atomic_path(path) as temporary:
         _write(pixels, torch.zeros((2, *shape), dtype=torch.uint8), temporary)
