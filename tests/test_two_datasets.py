@@ -1,9 +1,9 @@
-"""Pretraining on one data set and finetuning on another, both under DVC, without touching the pipeline."""
+"""Pretrain on one data set and finetune on another, both under DVC, without editing the pipeline."""
 
 from __future__ import annotations
 
 import re
-import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,14 +11,9 @@ import yaml
 
 from mme.system.files import read_json
 from tests import media
-from tests.test_pipeline import Project
+from tests.project import Project
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
-
-
-def repro(project: Project) -> set[str]:
-    """The stages that ran."""
-    return set(re.findall(r"^Running stage '([^']+)'", project.dvc("repro", "register"), re.MULTILINE))
 
 
 def dependencies(project: Project, stage: str) -> dict[str, str]:
@@ -29,8 +24,8 @@ def dependencies(project: Project, stage: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The default data set for pretraining, and twelve own videos, added to DVC, for finetuning."""
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Pretrain on the default data set and finetune on twelve own videos that are added to DVC."""
     project = Project(tmp_path_factory.mktemp("project"))
     for number in range(12):
         label = ("wave", "jump")[number % 2]
@@ -40,20 +35,30 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     own = ingest | {"source": "folder", "root": "videos/own", "val_ratio": 0.25}
     project.set(datasets={"own": own}, finetune={"data": "data/own"})
     project.commit("own videos")
+    first = {"synthesize", "ingest", "trajectories", "pretrain"}
+    assert set(project.train()) == first | {"ingest-more@own", "finetune", "evaluate", "register"}
     return project
 
 
-def test_both_data_sets_are_ingested_and_used(project: Project) -> None:
-    first = {"synthesize", "ingest", "trajectories", "pretrain"}
-    assert repro(project) == first | {"ingest-more@own", "finetune", "evaluate", "register"}
-    assert read_json(project.folder / "models/export/config.json")["labels"] == ["jump", "wave"]
-    assert project.report("ingest-own.json")["videos"] == 12
-    pretrained = dependencies(project, "pretrain")
+@pytest.fixture
+def project(trained: Project) -> Iterator[Project]:
+    """The trained project for a test that changes it; afterwards it is as before."""
+    yield trained
+    trained.restore()
+
+
+def test_both_data_sets_are_ingested_and_used(trained: Project) -> None:
+    assert read_json(trained.folder / "models/export/config.json")["labels"] == ["jump", "wave"]
+    assert trained.report("ingest-own.json")["videos"] == 12
+    pretrained = dependencies(trained, "pretrain")
     assert {"data/manifest.parquet", "data/videos", "data/trajectories"} <= pretrained.keys()
     assert not any(path.startswith("data/own") for path in pretrained)
     for stage in ("finetune", "evaluate", "register"):
-        assert {"data/own/manifest.parquet", "data/own/videos"} <= dependencies(project, stage).keys(), stage
-    lines = project.dvc("dag", "--mermaid").replace("\t", "").splitlines()
+        assert {"data/own/manifest.parquet", "data/own/videos"} <= dependencies(trained, stage).keys(), stage
+
+
+def test_graph_leads_from_own_videos_to_finetuning_only(trained: Project) -> None:
+    lines = trained.dvc("dag", "--mermaid").replace("\t", "").splitlines()
     matches = [re.fullmatch(r'(node\d+)\["(.+)"\]', line) for line in lines]
     names = {match[1]: match[2] for match in matches if match}
     arrows = {(names[a], names[b]) for line in lines if "-->" in line for a, b in [line.split("-->")]}
@@ -67,25 +72,20 @@ def test_both_data_sets_are_ingested_and_used(project: Project) -> None:
     assert ("ingest-more@own", "pretrain") not in arrows
 
 
-def test_new_own_videos_pretrain_nothing(project: Project) -> None:
-    project.commit("first result")
+def test_new_own_videos_do_not_rerun_pretraining(project: Project) -> None:
     media.write(project.folder / "videos/own/wave/12.mp4", num_frames=30, size=(80, 64), seed=12)
     project.dvc("add", "videos/own")
-    assert repro(project) == {"ingest-more@own", "finetune", "evaluate", "register"}
+    assert set(project.repro("register")) == {"ingest-more@own", "finetune", "evaluate", "register"}
     project.git("checkout", "--quiet", "--", ".")
     project.dvc("checkout")
-    assert repro(project) == {"register"}, "all is back but the receipt of the registry, which is in no cache"
+    assert project.repro("register") == ["register"], "DVC's cache holds everything but the registration's report"
 
 
-def test_what_is_pushed_comes_back_on_another_machine(project: Project, tmp_path: Path) -> None:
+def test_pushed_data_are_pulled_by_a_clone(project: Project, tmp_path: Path) -> None:
     project.dvc("remote", "add", "--default", "store", str(tmp_path / "store"))
     project.commit("a remote")
     project.dvc("push", "videos/own.dvc", "ingest-more@own")
-    clone = tmp_path / "clone"
-    project.git("clone", "--quiet", str(project.folder), str(clone))
-    there = object.__new__(Project)
-    there.folder = clone
-    there.dvc("pull", "videos/own.dvc", "ingest-more@own")
-    assert len(list((clone / "videos/own").rglob("*.mp4"))) == 12
-    assert len(list((clone / "data/own/videos").iterdir())) == 12
-    shutil.rmtree(clone)
+    clone = project.clone(tmp_path / "clone")
+    clone.dvc("pull", "videos/own.dvc", "ingest-more@own")
+    assert len(list((clone.folder / "videos/own").rglob("*.mp4"))) == 12
+    assert len(list((clone.folder / "data/own/videos").iterdir())) == 12

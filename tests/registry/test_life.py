@@ -23,8 +23,8 @@ from mme.config.edit import write_values
 from mme.evaluation.classifier import Classifier
 from mme.system.files import read_json
 from tests import servers
+from tests.project import ROOT, STAGES, Project
 from tests.serving.service import server, wait_until
-from tests.test_pipeline import ROOT, STAGES, Project
 
 NAME = "mme-motion-primitives"
 CHAMPION = f"models:/{NAME}@champion"
