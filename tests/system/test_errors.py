@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 
 import mme.stages
 from mme.commands.app import app
+from mme.system.errors import TRACEBACK_VARIABLE, one_line_errors
+from mme.video.containers import VideoError
 
 ROOT = Path(__file__).parents[2]
 SOURCE = Path("data/raw/motion-primitives")
@@ -39,7 +41,6 @@ def run_stage(folder: Path, **environment: str) -> subprocess.CompletedProcess[s
     return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.xfail(strict=True, reason="the message stands below a traceback")
 def test_a_wrong_list_ends_a_stage_with_its_message_alone(project: Path) -> None:
     answer = run_stage(project)
     assert answer.returncode == 1
@@ -55,7 +56,6 @@ def test_the_environment_brings_the_traceback_of_a_stage_back(project: Path) -> 
     assert "list.csv, line 2: no file 'gone.mp4'" in answer.stderr.splitlines()[-1]
 
 
-@pytest.mark.xfail(strict=True, reason="the message stands below a traceback")
 @pytest.mark.parametrize("stage", STAGES, ids=lambda path: path.stem)
 def test_every_stage_ends_with_one_line(
     stage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -76,7 +76,6 @@ def test_a_wrong_list_ends_data_check_with_its_message_alone(project: Path) -> N
     assert "list.csv, line 2: no file 'gone.mp4'" in line
 
 
-@pytest.mark.xfail(strict=True, reason="the message stands below a traceback")
 def test_an_unwritable_picture_ends_data_check_with_its_message_alone(project: Path) -> None:
     source = project / SOURCE
     (source / "gone.mp4").write_bytes(b"no video")
@@ -87,3 +86,23 @@ def test_an_unwritable_picture_ends_data_check_with_its_message_alone(project: P
     assert isinstance(result.exception, SystemExit)
     assert "Traceback" not in result.stderr
     assert str(project / "file") in result.stderr.splitlines()[-1]
+
+
+def test_the_option_brings_the_traceback_of_a_command_back(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TRACEBACK_VARIABLE, "0")  # the option sets it
+    command = ["--traceback", "data", "check", "motion-primitives", str(project / SOURCE)]
+    result = RUNNER.invoke(app, command)
+    assert result.exit_code == 1
+    assert isinstance(result.exception, ValueError)
+
+
+@pytest.mark.parametrize("source", ["int('many')", "[].pop()", "__import__('numpy').zeros(2) + [1, 2, 3]"])
+def test_a_bug_keeps_its_traceback(source: str) -> None:
+    with pytest.raises((ValueError, IndexError)), one_line_errors():
+        eval(source)
+
+
+def test_an_error_of_the_project_is_expected_wherever_it_is_raised(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit), one_line_errors():
+        raise VideoError("empty", Path("a.mp4"), "0 bytes")
+    assert capsys.readouterr().err == "a.mp4: empty: 0 bytes\n"

@@ -19,6 +19,7 @@ from mme.commands import data, models, preset, sweep
 from mme.commands.ablate import ablate
 from mme.commands.convert import convert
 from mme.commands.doctor import doctor
+from mme.commands.errors import Commands, Traceback
 from mme.commands.export import export
 from mme.commands.inspect import inspect
 from mme.commands.reproduce import reproduce
@@ -34,7 +35,7 @@ NOT_RUN = "not run yet"
 
 Answer = dict[str, Any]
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(data.app, name="data")
 app.add_typer(models.app, name="models")
 app.add_typer(preset.app, name="preset")
@@ -45,7 +46,7 @@ app.command()(reproduce)
 
 
 @app.callback()
-def main() -> None:
+def main(traceback: Traceback = False) -> None:
     """Classify videos, show what a pipeline run came to, check the parameters."""
 
 
@@ -224,11 +225,7 @@ def params(
     file: Annotated[Path, typer.Argument(help="The parameters.")] = Path("params.yaml"),
 ) -> None:
     """Check the parameters and show them; status 1 names every key that is wrong."""
-    try:
-        checked = load_params(file)
-    except ValueError as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(1) from error
+    checked = load_params(file)
     table = Table("section", "parameter", "value", box=None, pad_edge=False)
     for section, values in checked.model_dump(mode="json").items():
         for number, (name, value) in enumerate(values.items()):

@@ -30,8 +30,4 @@ def convert(  # noqa: PLR0913, PLR0917 - options of the command line
     names = None if labels is None else tuple(labels.read_text(encoding="utf-8").split("\n"))
     names = None if names is None else tuple(name.strip() for name in names if name.strip())
     given = Given(stride, segments, crops, frames, size, heads, names)
-    try:
-        typer.echo(f"wrote a {run(source, target, given)}")
-    except ValueError as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(1) from error
+    typer.echo(f"wrote a {run(source, target, given)}")

@@ -46,13 +46,9 @@ def check(
     """
     from mme.ingest.sources import list_source
 
-    try:
-        params = load_params()
-        ingest = _with(params, {"source": source, "root": root, **_pairs(values or [])})
-        listing = list_source(ingest)
-    except ValueError as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(1) from error
+    params = load_params()
+    ingest = _with(params, {"source": source, "root": root, **_pairs(values or [])})
+    listing = list_source(ingest)
     from mme.ingest.validate import check_source
 
     columns = (TextColumn("check"), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())

@@ -28,11 +28,6 @@ def export(
     try:
         from mme.registry.onnx import export_onnx
     except ModuleNotFoundError as error:
-        typer.echo(f"{error.name} is missing: pip install 'mme[export]'", err=True)
-        raise typer.Exit(1) from error
-    try:
-        gap = export_onnx(model, target)
-    except ValueError as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(1) from error
+        raise ValueError(f"{error.name} is missing: pip install 'mme[export]'") from error
+    gap = export_onnx(model, target)
     typer.echo(f"wrote {target}; its logits are within {gap:.1e} of PyTorch's")

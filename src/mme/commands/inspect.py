@@ -32,22 +32,18 @@ def inspect(
 
     The video is brought to the normal form and tracked as params.yaml says.
     """
-    from mme.video.codec import VideoError, write_video
+    from mme.video.codec import write_video
     from mme.viz.inspection import Inspection, Pretrained, animation, needed_frames, picture
     from mme.viz.tracks import encode_png
 
-    try:
-        params = load_params()
-        pretrained = None if model is None else Pretrained.load(model)
-        inspection = Inspection.of(video, params, first, frames)
-        chosen = start - first if start is not None else inspection.liveliest(needed_frames(params, pretrained))
-        if not 0 <= chosen <= len(inspection.frames) - needed_frames(params, pretrained):
-            raise ValueError(f"{video}: no clip and its tracks can start at frame {start} of those that were read")
-        sheet = picture(inspection, params, chosen, pretrained)
-        moving = animation(inspection, params.pretrain.length)
-    except (ValueError, VideoError) as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(1) from error
+    params = load_params()
+    pretrained = None if model is None else Pretrained.load(model)
+    inspection = Inspection.of(video, params, first, frames)
+    chosen = start - first if start is not None else inspection.liveliest(needed_frames(params, pretrained))
+    if not 0 <= chosen <= len(inspection.frames) - needed_frames(params, pretrained):
+        raise ValueError(f"{video}: no clip and its tracks can start at frame {start} of those that were read")
+    sheet = picture(inspection, params, chosen, pretrained)
+    moving = animation(inspection, params.pretrain.length)
     still, film = output / f"{video.stem}.png", output / f"{video.stem}.mp4"
     with atomic_path(still) as temporary:
         temporary.write_bytes(encode_png(sheet))

@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mme.commands.errors import as_one_line
 from mme.config import load_params
 from mme.registry.gate import ALIASES
 
@@ -36,8 +35,7 @@ def list_models(name: Name = None, url: Urls = [SERVICE]) -> None:  # noqa: B006
     """Show every version: aliases, figure, data, digest, and which services answer with it."""
     from mme.tracking import list_versions
 
-    with as_one_line():
-        versions = list_versions(_named(name))
+    versions = list_versions(_named(name))
     serving = {address: _served_digest(address) for address in url}
     table = Table(box=None, pad_edge=False)
     for title in ("version", "alias", "figure", "data", "digest", "created", "served by"):
@@ -70,17 +68,16 @@ def show(number: Number, name: Name = None, as_json: Annotated[bool, typer.Optio
     from mme.registry.aliases import history
     from mme.tracking import registered_metrics
 
-    with as_one_line():
-        version = _version(_named(name), number)
-        facts: dict[str, Any] = {
-            "address": version.address,
-            "aliases": list(version.aliases),
-            "created": version.created.isoformat(timespec="seconds"),
-            "run_id": version.run_id,
-            "metrics": registered_metrics(version),
-            "tags": dict(version.tags),
-            "history": history(version.name, number),
-        }
+    version = _version(_named(name), number)
+    facts: dict[str, Any] = {
+        "address": version.address,
+        "aliases": list(version.aliases),
+        "created": version.created.isoformat(timespec="seconds"),
+        "run_id": version.run_id,
+        "metrics": registered_metrics(version),
+        "tags": dict(version.tags),
+        "history": history(version.name, number),
+    }
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
         return
@@ -106,15 +103,14 @@ def promote(
     """Let an alias point to a version. A service that follows the alias changes over within its polling time."""
     from mme.registry.aliases import promote as promote_version
 
-    with as_one_line():
-        chosen = next((known for known in ALIASES if known == alias), None)
-        if chosen is None:
-            raise ValueError(f"--alias {alias}: must be one of {', '.join(ALIASES)}")
-        version = _version(_named(name), number)
-        if not force:
-            _check_minimum(version)
-        version = promote_version(version, chosen, reason)
-        typer.echo(f"{version.address}: {', '.join(version.aliases)}")
+    chosen = next((known for known in ALIASES if known == alias), None)
+    if chosen is None:
+        raise ValueError(f"--alias {alias}: must be one of {', '.join(ALIASES)}")
+    version = _version(_named(name), number)
+    if not force:
+        _check_minimum(version)
+    version = promote_version(version, chosen, reason)
+    typer.echo(f"{version.address}: {', '.join(version.aliases)}")
 
 
 @app.command()
@@ -123,11 +119,10 @@ def rollback(reason: Reason = "by hand", name: Name = None) -> None:
     from mme.registry.aliases import rollback as roll_back
     from mme.tracking import require_store
 
-    with as_one_line():
-        model = _named(name)
-        require_store(model)
-        version = roll_back(model, reason)
-        typer.echo(f"{version.address}: {', '.join(version.aliases)}")
+    model = _named(name)
+    require_store(model)
+    version = roll_back(model, reason)
+    typer.echo(f"{version.address}: {', '.join(version.aliases)}")
 
 
 def _named(name: str | None) -> str:

@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mme.commands.errors import as_one_line
 from mme.config import presets
 
 app = typer.Typer(no_args_is_help=True, help="Named sets of parameters: the default recipe and the paper's.")
@@ -31,9 +30,8 @@ def list_presets() -> None:
 @app.command()
 def show(name: Name) -> None:
     """Show what a preset sets."""
-    with as_one_line():
-        for key, value in presets.values(name).items():
-            typer.echo(f"{key}: {value if isinstance(value, str) else json.dumps(value)}")
+    for key, value in presets.values(name).items():
+        typer.echo(f"{key}: {value if isinstance(value, str) else json.dumps(value)}")
 
 
 @app.command()
@@ -43,6 +41,5 @@ def apply(
     dry_run: Annotated[bool, typer.Option(help="Show the difference, write nothing.")] = False,
 ) -> None:
     """Write a preset's values into params.yaml and show the difference; comments and other values stay."""
-    with as_one_line():
-        difference = presets.apply(name, file, write=not dry_run)
-        typer.echo(difference or f"{file} has these values already", nl=not difference)
+    difference = presets.apply(name, file, write=not dry_run)
+    typer.echo(difference or f"{file} has these values already", nl=not difference)

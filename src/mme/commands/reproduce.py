@@ -10,8 +10,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mme.commands.errors import as_one_line
-
 
 def reproduce(
     run_id: Annotated[str, typer.Argument(help="MLflow's id of a run of the pipeline.")],
@@ -20,19 +18,16 @@ def reproduce(
     """Print the commands that rebuild a run: its commit, its parameters, its data. Status 1 if metrics differ."""
     from mme.experiments.reproduce import recipe, repeat, script
 
-    with as_one_line():
-        found = recipe(run_id, Path.cwd())
-        if not run:
-            typer.echo(script(found, Path(f"../reproduced-{run_id[:8]}")))
-            return
-        compared = repeat(found, lambda line: typer.echo(line, err=True))
-        table = Table("metric", "recorded", "again", "", box=None, pad_edge=False)
-        for row in compared:
-            table.add_row(
-                *map(Text, (row.name, repr(row.recorded), repr(row.repeated), "" if row.is_equal else "differs"))
-            )
-        Console().print(table)
-        differing = [row.name for row in compared if not row.is_equal]
-        if differing or not compared:
-            raise ValueError(f"run {run_id}: not reproduced, {', '.join(differing) or 'it has no metrics'}")
-        typer.echo(f"all {len(compared)} metrics are equal to the last digit")
+    found = recipe(run_id, Path.cwd())
+    if not run:
+        typer.echo(script(found, Path(f"../reproduced-{run_id[:8]}")))
+        return
+    compared = repeat(found, lambda line: typer.echo(line, err=True))
+    table = Table("metric", "recorded", "again", "", box=None, pad_edge=False)
+    for row in compared:
+        table.add_row(*map(Text, (row.name, repr(row.recorded), repr(row.repeated), "" if row.is_equal else "differs")))
+    Console().print(table)
+    differing = [row.name for row in compared if not row.is_equal]
+    if differing or not compared:
+        raise ValueError(f"run {run_id}: not reproduced, {', '.join(differing) or 'it has no metrics'}")
+    typer.echo(f"all {len(compared)} metrics are equal to the last digit")

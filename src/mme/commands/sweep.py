@@ -9,7 +9,6 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from mme.commands.errors import as_one_line
 from mme.config import load_params
 
 if TYPE_CHECKING:
@@ -33,12 +32,11 @@ def run(context: typer.Context, workers: Workers = None) -> None:
         return
     from mme.experiments.sweep.run import sweep, values_text
 
-    with as_one_line():
-        params = load_params(PARAMS)
-        study = sweep(params, workers or params.run.num_workers, _show)
-        best = study.best_trial
-        _say(f"best is trial {best.number}, {best.value:.1%}: {values_text(best.params)}")
-        _say("now `mme sweep repeat`, `mme sweep report`, `mme sweep apply`")
+    params = load_params(PARAMS)
+    study = sweep(params, workers or params.run.num_workers, _show)
+    best = study.best_trial
+    _say(f"best is trial {best.number}, {best.value:.1%}: {values_text(best.params)}")
+    _say("now `mme sweep repeat`, `mme sweep report`, `mme sweep apply`")
 
 
 @app.command()
@@ -50,10 +48,9 @@ def repeat(
     """Run a trial again with other seeds: differences between trials that are no larger are chance."""
     from mme.experiments.sweep.run import repeat as repeat_trial
 
-    with as_one_line():
-        params = load_params(PARAMS)
-        further = range(params.run.seed + 1, params.run.seed + 1 + seeds)
-        repeat_trial(params, trial, further, workers or params.run.num_workers, _show)
+    params = load_params(PARAMS)
+    further = range(params.run.seed + 1, params.run.seed + 1 + seeds)
+    repeat_trial(params, trial, further, workers or params.run.num_workers, _show)
 
 
 @app.command()
@@ -61,8 +58,7 @@ def report() -> None:
     """Write tables and pictures to reports/sweep, and record them with the sweep's run in MLflow."""
     from mme.experiments.sweep.report import report as write_report
 
-    with as_one_line():
-        _say(f"written: {write_report(load_params(PARAMS))}")
+    _say(f"written: {write_report(load_params(PARAMS))}")
 
 
 @app.command()
@@ -74,12 +70,11 @@ def apply(
     from mme.config.edit import write_values
     from mme.experiments.sweep.run import best_values
 
-    with as_one_line():
-        params = load_params(PARAMS)
-        difference = write_values(PARAMS, best_values(params, trial), write=not dry_run)
-        typer.echo(difference or f"{PARAMS} has these values already", nl=not difference)
-        if difference and not dry_run:
-            _say("now `dvc repro register` trains with them")
+    params = load_params(PARAMS)
+    difference = write_values(PARAMS, best_values(params, trial), write=not dry_run)
+    typer.echo(difference or f"{PARAMS} has these values already", nl=not difference)
+    if difference and not dry_run:
+        _say("now `dvc repro register` trains with them")
 
 
 def _show(trial: FrozenTrial) -> None:

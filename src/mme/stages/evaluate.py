@@ -11,6 +11,7 @@ from mme.evaluation.classifier import Classifier
 from mme.evaluation.multiview import Evaluation, calibration, confusion_pairs, evaluate, metrics, per_class, predictions
 from mme.evaluation.probe import frozen_metrics
 from mme.manifest import MANIFEST_FILE, Manifest
+from mme.system.errors import one_line_errors
 from mme.system.files import atomic_path, write_json
 from mme.tracking import start_run
 from mme.viz.plots import calibration_figure, confusion_figure, save_figure
@@ -64,4 +65,5 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

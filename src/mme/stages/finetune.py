@@ -8,6 +8,7 @@ from mme.config import Params, load_params
 from mme.manifest import MANIFEST_FILE, Manifest
 from mme.models.checkpoints import FORMAT, FolderConfig, ViewsConfig, save_folder
 from mme.stages.workspace import resumable_run, work_folder
+from mme.system.errors import one_line_errors
 from mme.system.files import sha256_file, write_json
 from mme.training.finetune import run_finetuning
 from mme.training.loop.trainer import is_main_process, nested
@@ -58,4 +59,5 @@ def folder_config(params: Params, manifest: Manifest, metrics: dict[str, float],
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

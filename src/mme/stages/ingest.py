@@ -14,6 +14,7 @@ from rich.text import Text
 from mme.config import load_params
 from mme.ingest.run import Ingest, Ingested
 from mme.manifest import MANIFEST_FILE, Manifest
+from mme.system.errors import one_line_errors
 from mme.system.files import write_json
 
 OUTPUT = Path("data")
@@ -95,4 +96,5 @@ def show(result: Ingested, console: Console) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    with one_line_errors():
+        main(*sys.argv[1:])

@@ -10,6 +10,7 @@ from mme.manifest import MANIFEST_FILE, Manifest
 from mme.models.checkpoints import save_weights
 from mme.motion.store import TrackStore
 from mme.stages.workspace import resumable_run, work_folder
+from mme.system.errors import one_line_errors
 from mme.system.files import write_json
 from mme.training.loop.trainer import is_main_process, nested
 from mme.training.pretrain import held_out_dataset, run_pretraining
@@ -55,4 +56,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

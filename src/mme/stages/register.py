@@ -16,6 +16,7 @@ from mme.registry.aliases import follow_verdict
 from mme.registry.aliases import record as audit
 from mme.registry.gate import ALIASES, Verdict, judge
 from mme.registry.publish import CARD_FILE, Candidate, champion_to_beat, export, flat, publish
+from mme.system.errors import one_line_errors
 from mme.system.files import read_json, write_json
 from mme.tracking import Run, Version, start_run, store_kind
 
@@ -76,4 +77,5 @@ def receipt(version: Version, verdict: Verdict, metrics: Mapping[str, float]) ->
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

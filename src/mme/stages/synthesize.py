@@ -15,6 +15,7 @@ from rich.progress import track
 
 from mme.config import Params, SynthesizeParams, load_params
 from mme.ingest.motion_primitives import sample_scene
+from mme.system.errors import one_line_errors
 from mme.system.files import atomic_path
 from mme.video.codec import write_video
 
@@ -83,4 +84,5 @@ def write_lists(folder: Path, todo: list[Job]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -14,6 +14,7 @@ from mme.config import Params, load_params
 from mme.manifest import MANIFEST_FILE, Manifest
 from mme.motion.extract import Extraction, Extractor
 from mme.motion.store import TrackStore
+from mme.system.errors import one_line_errors
 from mme.system.files import atomic_path, write_json
 from mme.tracking import start_run
 from mme.video.codec import read_frames
@@ -89,4 +90,5 @@ def preview(manifest: Manifest, store: TrackStore, video_ids: Sequence[str]) -> 
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()
