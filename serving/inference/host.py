@@ -154,13 +154,8 @@ class ModelHost:
 def _find_registered(address: str) -> _Found:
     from mme import tracking  # MLflow is needed for registered models only
 
-    name, at, alias = address.removeprefix(REGISTRY_PREFIX).partition("@")
-    tracking.resolve(address)  # says what is wrong with an address or a store
-    found = tracking.find_alias(name, alias) if at else tracking.get_version(*_split_version(name))
-    if found is None:
-        raise ValueError(f"{address}: the alias has just been removed")
-    folder = tracking.resolve(found.address)
-    return _Found(folder, found.address, str(found.number), found.tags["digest"])
+    found = tracking.resolve_version(address)
+    return _Found(tracking.resolve(found.address), found.address, str(found.number), found.tags["digest"])
 
 
 def _load_registered(found: _Found) -> Classifier:
@@ -168,11 +163,6 @@ def _load_registered(found: _Found) -> Classifier:
     if classifier.digest != found.digest:
         raise ValueError(f"{found.folder}: its digest is {classifier.digest}, registered is {found.digest}")
     return classifier
-
-
-def _split_version(text: str) -> tuple[str, int]:
-    name, _, number = text.rpartition("/")
-    return name, int(number)
 
 
 def _recorded_version(classifier: Classifier) -> str | None:

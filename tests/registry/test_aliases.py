@@ -1,4 +1,4 @@
-"""Aliases given and taken back, and what is recorded of it, through the functions and the commands."""
+"""Aliases: promotion, rollback and their audit trail, by the functions and by the commands."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from mme.commands.app import app
 from mme.registry import aliases
 from mme.registry.gate import Verdict
-from mme.tracking import Version, find_alias, get_version
+from mme.tracking import RegisteredModel, Version
 from mme.tracking.store import open_store
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +27,7 @@ RUNNER = CliRunner()
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A registry with four versions, the last below the gate's minimum; making one takes seconds."""
+    """A registry with four versions, the last below the gate's minimum. Creating one takes seconds."""
     folder = tmp_path_factory.mktemp("store")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -50,16 +50,16 @@ def _project(tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def version(number: int) -> Version:
-    return get_version(NAME, number)
+    return RegisteredModel(NAME).version(number)
 
 
 def champion() -> int | None:
-    found = find_alias(NAME, "champion")
+    found = RegisteredModel(NAME).find_alias("champion")
     return None if found is None else found.number
 
 
 def lines() -> list[tuple[str, int, int | None]]:
-    return [(line["action"], line["version"], line["former"]) for line in aliases.history(NAME)]
+    return [(line["action"], line["version"], line["former"]) for line in aliases.audit_history(NAME)]
 
 
 def mme(*words: str) -> str:
@@ -76,7 +76,7 @@ def refused(*words: str) -> str:
 
 @contextmanager
 def service(digest: str) -> Iterator[str]:
-    """Something that says which model it serves."""
+    """An HTTP server whose ``/model`` returns this digest."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -99,60 +99,60 @@ def service(digest: str) -> Iterator[str]:
             thread.join()
 
 
-def test_changes_are_recorded_with_the_version_and_in_the_audit_file() -> None:
-    first, _ = aliases.follow_verdict(version(1), Verdict("champion", "it is the first"))
+def test_changes_are_recorded_in_tags_and_in_the_audit_file() -> None:
+    first, _ = aliases.apply_verdict(version(1), Verdict("champion", "it is the first"))
     assert first.aliases == ("champion",)
     assert first.tags["champion_reason"] == "it is the first"
     assert "@" in first.tags["champion_by"]
     aliases.promote(version(2), "champion", "looks better")
     assert version(1).tags["champion_until"] >= version(1).tags["champion_since"]
     assert lines() == [("gate", 1, None), ("promote", 2, 1)]
-    assert aliases.champions(NAME) == [1, 2]
-    (line,) = aliases.history(NAME, 1)[1:]
+    assert aliases.past_champions(NAME) == [1, 2]
+    (line,) = aliases.audit_history(NAME, 1)[1:]
     assert (line["digest"], line["reason"], line["alias"]) == ("digest-2", "looks better", "champion")
 
 
-def test_an_alias_that_a_version_has_is_given_once() -> None:
+def test_repeated_promotion_changes_and_records_nothing() -> None:
     for _ in range(2):
         aliases.promote(version(1), "champion", "again")
     assert lines() == [("promote", 1, None)]
 
 
-def test_rollback_goes_back_step_by_step_and_says_when_there_is_nothing_left() -> None:
+def test_rollback_restores_champions_step_by_step_and_fails_at_the_first() -> None:
     for number in (1, 2, 3):
         aliases.promote(version(number), "champion", "better")
     assert [aliases.rollback(NAME, "worse in practice").number, champion()] == [2, 2]
     assert aliases.rollback(NAME, "worse still").number == 1
-    assert (aliases.champions(NAME), lines()[-1]) == ([1], ("rollback", 1, 2))
+    assert (aliases.past_champions(NAME), lines()[-1]) == ([1], ("rollback", 1, 2))
     with pytest.raises(ValueError, match="version 1 is the first champion"):
         aliases.rollback(NAME, "no")
 
 
-def test_the_gate_does_not_let_in_again_what_a_person_took_back() -> None:
+def test_gate_gives_no_alias_to_a_version_that_was_rolled_back() -> None:
     for number in (1, 2):
         aliases.promote(version(number), "champion", "better")
     aliases.rollback(NAME, "confuses left and right")
-    _, verdict = aliases.follow_verdict(version(2), Verdict("champion", "best figure"))
+    _, verdict = aliases.apply_verdict(version(2), Verdict("champion", "best figure"))
     assert (verdict.alias, champion()) == (None, 1)
     assert "confuses left and right" in verdict.reason
     aliases.promote(version(2), "champion", "mended")
     assert champion() == 2
-    assert aliases.follow_verdict(version(2), Verdict("champion", "best figure"))[1].passed
+    assert aliases.apply_verdict(version(2), Verdict("champion", "best figure"))[1].passed
 
 
-def test_below_the_minimum_nothing_changes() -> None:
+def test_verdict_below_the_minimum_changes_nothing() -> None:
     aliases.promote(version(1), "champion", "better")
-    kept, _ = aliases.follow_verdict(version(1), Verdict(None, "below the minimum"))
+    kept, _ = aliases.apply_verdict(version(1), Verdict(None, "below the minimum"))
     assert (kept.aliases, len(lines())) == (("champion",), 1)
 
 
-def test_a_champion_made_by_other_means_is_remembered() -> None:
+def test_rollback_restores_a_champion_that_was_set_outside_of_mme() -> None:
     MlflowClient().set_registered_model_alias(NAME, "champion", "1")
     aliases.promote(version(2), "champion", "better")
     assert aliases.rollback(NAME, "worse").number == 1
 
 
-def test_list_shows_every_version_and_who_serves_it() -> None:
+def test_list_shows_every_version_and_the_services_that_run_it() -> None:
     mme("promote", "2", "--reason", "a trial")
     with service("digest-2") as address, service("other") as stranger:
         output = mme("list", "--url", address, "--url", stranger, "--url", "http://127.0.0.1:9")
@@ -164,7 +164,7 @@ def test_list_shows_every_version_and_who_serves_it() -> None:
     assert "http://127.0.0.1:9 does not answer" in output
 
 
-def test_show_tells_all_and_the_history() -> None:
+def test_show_prints_record_and_history() -> None:
     mme("promote", "1", "--alias", "challenger")
     mme("promote", "1", "--reason", "chosen")
     facts = json.loads(mme("show", "1", "--json"))
@@ -173,7 +173,7 @@ def test_show_tells_all_and_the_history() -> None:
     assert "promote as champion" in mme("show", "1")
 
 
-def test_promote_and_rollback_as_commands() -> None:
+def test_promote_and_rollback_commands() -> None:
     mme("promote", "1")
     mme("promote", "3")
     assert f"models:/{NAME}/1: champion" in mme("rollback", "--reason", "slower")
@@ -192,16 +192,16 @@ def test_promote_and_rollback_as_commands() -> None:
         (["list", "--name", "nobody"], "nobody: no such model"),
     ],
 )
-def test_what_cannot_be_is_said_in_a_line(words: list[str], message: str) -> None:
+def test_invalid_request_prints_one_line_and_changes_nothing(words: list[str], message: str) -> None:
     assert message in refused(*words)
     assert champion() is None
 
 
-def test_a_version_below_the_minimum_is_let_in_by_force_alone() -> None:
+def test_force_promotes_a_version_below_the_minimum() -> None:
     assert "champion" in mme("promote", "4", "--force")
 
 
-def test_no_store_is_made_where_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rollback_creates_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert "no mlflow.db" in refused("rollback", "--name", NAME)

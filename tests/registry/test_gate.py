@@ -31,13 +31,13 @@ def test_alias_and_reason(value: float, champion: Champion | None, alias: str | 
     assert f"test/top1 {value:.4g}" in verdict.reason
 
 
-def test_tolerance_is_the_room_below_the_champion() -> None:
+def test_tolerance_allows_values_below_the_champion() -> None:
     assert judge(params(tolerance=0.02), 0.88, Champion(1, 0.9)).alias == "champion"
     assert judge(params(tolerance=0.02), 0.87, Champion(1, 0.9)).alias == "challenger"
 
 
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
-def test_a_better_figure_never_earns_less(worse: float, better: float, minimum: float, rival: float) -> None:
+def test_alias_is_monotonic_in_the_metric(worse: float, better: float, minimum: float, rival: float) -> None:
     worse, better = sorted((worse, better))
     order = {None: 0, "challenger": 1, "champion": 2}
     ranks = [order[judge(params(minimum), value, Champion(1, rival)).alias] for value in (worse, better)]

@@ -14,7 +14,7 @@ from mme.manifest import Manifest
 from mme.models.checkpoints import content_digest, load_config
 from mme.stages.register import main
 from mme.system.files import read_json, write_json
-from mme.tracking import find_alias, resolve
+from mme.tracking import RegisteredModel, resolve
 from tests import media
 from tests.factories import row
 from tests.tiny import LABELS, save_tiny_folder
@@ -90,7 +90,7 @@ def numbers() -> list[int]:
 
 
 def alias_number(alias: str) -> int | None:
-    found = find_alias(NAME, alias)
+    found = RegisteredModel(NAME).find_alias(alias)
     return None if found is None else found.number
 
 

@@ -16,18 +16,18 @@ import pytest
 from matplotlib.figure import Figure
 from mlflow.tracking import MlflowClient
 
-from mme import tracking
 from mme.config import Params, load_params
 from mme.manifest import Manifest
 from mme.models.checkpoints import content_digest
-from mme.tracking import Package, Version, find_alias, find_version, flatten, git_commit, resolve, start_run
-from mme.tracking.runs import MAX_PARAM_LENGTH
+from mme.tracking import ModelPackage, RegisteredModel, Version, git_commit, resolve, start_noted_run, start_run
+from mme.tracking.runs import MAX_PARAM_LENGTH, flatten_params
 from mme.tracking.versions import MODEL_LIBRARIES
 from tests import media
 from tests.factories import row
 from tests.tiny import save_tiny_folder
 
 ROOT = Path(__file__).parents[2]
+TINY, UNKNOWN = RegisteredModel("tiny"), RegisteredModel("unknown")
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def params() -> Params:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tracking store: making one takes seconds, so the tests of this module share it."""
+    """A folder with a tracking store, shared by the tests of this module because creating one takes seconds."""
     return tmp_path_factory.mktemp("project")
 
 
@@ -51,7 +51,7 @@ def recorded(run_id: str) -> mlflow.entities.Run:
     return MlflowClient().get_run(run_id)
 
 
-def test_run_is_where_a_bare_mlflow_ui_looks(params: Params, store: Path) -> None:
+def test_run_is_stored_where_a_bare_mlflow_ui_looks(params: Params, store: Path) -> None:
     with start_run("pretrain", params) as run:
         run.log_metrics({"train/loss": 1.0, "val/top1": 0.25}, step=0)
         run.log_metrics({"train/loss": 0.5, "val/top1": 0.5}, step=1)
@@ -69,11 +69,11 @@ def test_run_is_where_a_bare_mlflow_ui_looks(params: Params, store: Path) -> Non
     assert [(entry.step, entry.value) for entry in history] == [(0, 1.0), (1, 0.5)]
 
 
-def test_every_run_carries_all_parameters_and_their_digest(params: Params) -> None:
+def test_run_records_all_parameters_and_their_digest(params: Params) -> None:
     with start_run("finetune", params, tags={"note": "x"}) as run:
         pass
     found = recorded(run.id)
-    assert found.data.params == flatten(params)
+    assert found.data.params == flatten_params(params)
     assert found.data.params["pretrain.mask_ratio"] == str(params.pretrain.mask_ratio)
     assert found.data.params["ingest.source"] == "motion-primitives"
     assert json.loads(found.data.params["pretrain.betas"]) == list(params.pretrain.betas)
@@ -81,7 +81,7 @@ def test_every_run_carries_all_parameters_and_their_digest(params: Params) -> No
     assert expected.items() <= found.data.tags.items()
 
 
-def test_a_long_parameter_is_cut_where_mlflow_would_refuse_it(params: Params) -> None:
+def test_long_parameter_is_truncated_at_mlflows_limit(params: Params) -> None:
     pairs = [[f"left {i}", f"right {i}"] for i in range(400)]
     long = Params.model_validate(
         params.model_dump() | {"finetune": params.finetune.model_dump() | {"flip_pairs": pairs}}
@@ -91,7 +91,7 @@ def test_a_long_parameter_is_cut_where_mlflow_would_refuse_it(params: Params) ->
     assert len(recorded(run.id).data.params["finetune.flip_pairs"]) == MAX_PARAM_LENGTH
 
 
-def test_artifacts_figures_and_data(params: Params, store: Path, tmp_path: Path) -> None:
+def test_run_records_artifacts_figures_and_data(params: Params, store: Path, tmp_path: Path) -> None:
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "metrics.json").write_text("{}")
     figure = Figure()
@@ -117,7 +117,7 @@ def test_artifacts_figures_and_data(params: Params, store: Path, tmp_path: Path)
     assert [(tag.key, tag.value) for tag in entry.tags] == [("mlflow.data.context", "evaluation")]
 
 
-def test_an_error_fails_the_run_and_is_named(params: Params) -> None:
+def test_exception_fails_the_run_and_is_recorded(params: Params) -> None:
     with pytest.raises(ValueError, match="split val"), start_run("evaluate", params) as run:
         raise ValueError("split val: is empty")
     found = recorded(run.id)
@@ -126,13 +126,13 @@ def test_an_error_fails_the_run_and_is_named(params: Params) -> None:
     assert mlflow.active_run() is None
 
 
-def test_ctrl_c_kills_the_run(params: Params) -> None:
+def test_keyboard_interrupt_kills_the_run(params: Params) -> None:
     with pytest.raises(KeyboardInterrupt), start_run("pretrain", params) as run:
         raise KeyboardInterrupt
     assert recorded(run.id).info.status == "KILLED"
 
 
-def test_ctrl_c_that_lightning_turned_into_an_exit_kills_the_run(params: Params) -> None:
+def test_keyboard_interrupt_that_lightning_turned_into_an_exit_kills_the_run(params: Params) -> None:
     def leave() -> None:
         try:
             raise KeyboardInterrupt
@@ -144,7 +144,7 @@ def test_ctrl_c_that_lightning_turned_into_an_exit_kills_the_run(params: Params)
     assert recorded(run.id).info.status == "KILLED"
 
 
-def test_sigterm_kills_the_run_and_its_handler_is_put_back(params: Params) -> None:
+def test_sigterm_kills_the_run_and_its_handler_is_restored(params: Params) -> None:
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt), start_run("pretrain", params) as run:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -153,7 +153,7 @@ def test_sigterm_kills_the_run_and_its_handler_is_put_back(params: Params) -> No
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_run_is_resumed_by_its_id(params: Params) -> None:
+def test_run_is_resumed_by_its_id(params: Params) -> None:
     with pytest.raises(KeyboardInterrupt), start_run("pretrain", params) as first:
         first.log_metrics({"train/loss": 1.0}, step=0)
         raise KeyboardInterrupt
@@ -164,7 +164,7 @@ def test_a_run_is_resumed_by_its_id(params: Params) -> None:
     assert [entry.step for entry in MlflowClient().get_metric_history(first.id, "train/loss")] == [0, 1]
 
 
-def test_a_resumed_run_keeps_the_parameters_it_began_with(params: Params) -> None:
+def test_resumed_run_keeps_its_parameters(params: Params) -> None:
     with pytest.raises(OSError, match="disk"), start_run("pretrain", params) as first:
         raise OSError("disk full")
     later = params.model_copy(update={"finetune": params.finetune.model_copy(update={"epochs": 77})})
@@ -173,13 +173,25 @@ def test_a_resumed_run_keeps_the_parameters_it_began_with(params: Params) -> Non
     found = recorded(first.id)
     assert found.info.status == "FINISHED"
     assert "error" not in found.data.tags
-    assert found.data.params == flatten(params)
+    assert found.data.params == flatten_params(params)
     assert found.data.tags["params_digest"] == params.digest()
     assert found.data.tags["note"] == "resumed"
     assert found.data.tags.get("resumed_git_commit") == git_commit()
 
 
-def test_an_unknown_run_id_begins_a_new_run(params: Params) -> None:
+def test_run_noted_in_a_file_is_resumed(params: Params, tmp_path: Path) -> None:
+    note = tmp_path / "run_id"
+    with pytest.raises(KeyboardInterrupt), start_noted_run("pretrain", params, note, parent_id="p" * 32) as first:
+        raise KeyboardInterrupt
+    assert note.read_text(encoding="utf-8") == first.id
+    assert recorded(first.id).data.tags["mlflow.parentRunId"] == "p" * 32
+    with start_noted_run("pretrain", params, note) as second:
+        pass
+    assert second.id == first.id
+    assert recorded(first.id).info.status == "FINISHED"
+
+
+def test_unknown_run_id_starts_a_new_run(params: Params) -> None:
     with start_run("pretrain", params, resume_run_id="0" * 32) as run:
         pass
     assert run.id != "0" * 32
@@ -191,7 +203,7 @@ def test_runs_do_not_nest(params: Params) -> None:
         pass
 
 
-def test_the_machine_is_watched(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_system_metrics_are_recorded(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
     with start_run("pretrain", params) as run:
         threading.Event().wait(1.5)
@@ -200,13 +212,13 @@ def test_the_machine_is_watched(params: Params, monkeypatch: pytest.MonkeyPatch)
     ).data.metrics.keys()
 
 
-def test_metrics_from_several_threads_all_arrive(params: Params) -> None:
+def test_metrics_from_several_threads_are_all_recorded(params: Params) -> None:
     with start_run("pretrain", params) as run, ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda step: run.log_metrics({"train/loss": float(step)}, step), range(40)))
     assert {entry.step for entry in MlflowClient().get_metric_history(run.id, "train/loss")} == set(range(40))
 
 
-def test_the_environment_names_another_store(
+def test_environment_variable_selects_another_store(
     params: Params, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with start_run("pretrain", params):
@@ -230,8 +242,8 @@ with start_run(sys.argv[2], load_params(sys.argv[1])) as run:
 """
 
 
-def test_processes_that_start_at_once_share_a_new_store_and_are_quiet(tmp_path: Path) -> None:
-    """The first use of a database makes its tables and the experiment: both must happen once, without a word."""
+def test_processes_started_together_share_a_new_store_and_print_nothing(tmp_path: Path) -> None:
+    """The first use of a database creates its tables and the experiment, each once."""
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
     commands = [[sys.executable, "-c", RECORD, str(ROOT / "params.yaml"), stage] for stage in ("pretrain", "finetune")]
     processes = [
@@ -245,7 +257,7 @@ def test_processes_that_start_at_once_share_a_new_store_and_are_quiet(tmp_path: 
     assert {run.data.tags["stage"] for run in runs} == {"pretrain", "finetune"}
 
 
-def test_git_commit_tells_a_dirty_tree_but_not_a_moved_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_git_commit_marks_a_dirty_tree_but_ignores_dvc_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert git_commit() is None
@@ -267,23 +279,23 @@ def test_git_commit_tells_a_dirty_tree_but_not_a_moved_lock(tmp_path: Path, monk
 
 
 @pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Package:
+def package(tmp_path_factory: pytest.TempPathFactory) -> ModelPackage:
     folder = save_tiny_folder(tmp_path_factory.mktemp("models") / "export")
     (folder / "README.md").write_text("# card\n")
     video = media.write(tmp_path_factory.mktemp("videos") / "example.mp4", num_frames=12)
-    return Package(folder, video, "A model.", {"digest": content_digest(folder), "test/top1": "0.5"})
+    return ModelPackage(folder, video, "A model.", {"digest": content_digest(folder), "test/top1": "0.5"})
 
 
 @pytest.fixture(scope="module")
-def registered(package: Package, store: Path, params: Params) -> Version:
+def registered(package: ModelPackage, store: Path, params: Params) -> Version:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(store)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         with start_run("register", params):
-            return tracking.register("tiny", package)
+            return TINY.register(package)
 
 
-def test_register_and_resolve(package: Package, registered: Version) -> None:
+def test_register_and_resolve(package: ModelPackage, registered: Version) -> None:
     assert (registered.number, registered.aliases, registered.address) == (1, (), "models:/tiny/1")
     assert package.tags.items() <= registered.tags.items()
     folder = resolve("models:/tiny/1")
@@ -292,29 +304,29 @@ def test_register_and_resolve(package: Package, registered: Version) -> None:
     assert MlflowClient().get_model_version("tiny", "1").description == "A model."
 
 
-def test_versions_are_found_by_digest_and_alias(package: Package, registered: Version) -> None:
-    assert find_version("tiny", package.tags["digest"]) == registered
-    assert find_version("tiny", "other") is None
-    assert find_version("unknown", package.tags["digest"]) is None
-    assert find_alias("unknown", "champion") is None
-    assert find_alias("tiny", "champion") is None
-    tracking.set_alias(registered, "challenger", {"champion", "challenger"})
-    challenger = find_alias("tiny", "challenger")
+def test_version_is_found_by_digest_and_alias(package: ModelPackage, registered: Version) -> None:
+    assert TINY.find_digest(package.tags["digest"]) == registered
+    assert TINY.find_digest("other") is None
+    assert UNKNOWN.find_digest(package.tags["digest"]) is None
+    assert UNKNOWN.find_alias("champion") is None
+    assert TINY.find_alias("champion") is None
+    registered.set_alias("challenger", {"champion", "challenger"})
+    challenger = TINY.find_alias("challenger")
     assert challenger is not None
     assert challenger.number == 1
-    tracking.set_alias(challenger, "champion", {"champion", "challenger"})
-    assert find_alias("tiny", "challenger") is None
-    assert tracking.get_version("tiny", 1).aliases == ("champion",)
+    challenger.set_alias("champion", {"champion", "challenger"})
+    assert TINY.find_alias("challenger") is None
+    assert TINY.version(1).aliases == ("champion",)
     assert resolve("models:/tiny@champion") == resolve("models:/tiny/1")
 
 
-def test_tags_of_a_version_are_replaced(registered: Version) -> None:
-    tracking.tag_version(registered, {"test/top1": "0.75"})
-    assert tracking.get_version("tiny", 1).tags["test/top1"] == "0.75"
+def test_version_tags_are_replaced(registered: Version) -> None:
+    registered.set_tags({"test/top1": "0.75"})
+    assert TINY.version(1).tags["test/top1"] == "0.75"
 
 
-def test_mlflow_model_answers_by_itself(package: Package, registered: Version) -> None:
-    """Loaded as any MLflow client would: schema, example, parameters and the code that came with it."""
+def test_mlflow_model_predicts_as_the_classifier(package: ModelPackage, registered: Version) -> None:
+    """Loaded as an MLflow client does: schema, example, parameters and the packaged code."""
     from mme.evaluation.classifier import Classifier
 
     model = mlflow.pyfunc.load_model("models:/tiny/1")
@@ -332,7 +344,7 @@ def test_mlflow_model_answers_by_itself(package: Package, registered: Version) -
 
 def test_mlflow_model_is_self_contained(registered: Version) -> None:
     folder = Path(mlflow.artifacts.download_artifacts("models:/tiny/1"))
-    assert (folder / "code" / "mme" / "inference.py").is_file()
+    assert (folder / "code" / "mme" / "evaluation" / "classifier.py").is_file()
     assert not list(folder.rglob("__pycache__"))
     pins = (folder / "requirements.txt").read_text().splitlines()
     names = {pin.partition("==")[0] for pin in pins}
@@ -351,26 +363,28 @@ def test_mlflow_model_is_self_contained(registered: Version) -> None:
         ("models:/unknown@champion", "unknown"),
     ],
 )
-def test_resolve_names_the_address_at_fault(registered: Version, address: str, message: str) -> None:
+def test_resolve_error_contains_the_address(registered: Version, address: str, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         resolve(address)
     assert address in str(caught.value)
 
 
-def test_resolve_makes_no_store_where_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resolve_creates_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="MLFLOW_TRACKING_URI is not set"):
         resolve("models:/tiny@champion")
     assert not list(tmp_path.iterdir())
 
 
-def test_resolve_says_what_a_database_needs(registered: Version, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mme.tracking.versions.find_spec", lambda name: None)
+def test_resolve_error_names_the_package_that_a_database_needs(
+    registered: Version, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mme.tracking.store.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"tiny@champion: the store is a database \(sqlite\), .*pip install mlflow"):
         resolve("models:/tiny@champion")
 
 
-def test_resolve_refuses_a_version_of_another_project(registered: Version) -> None:
-    created = MlflowClient().create_model_version("tiny", source=tracking.get_version("tiny", 1).address)
+def test_resolve_rejects_a_version_of_another_project(registered: Version) -> None:
+    created = MlflowClient().create_model_version("tiny", source=TINY.version(1).address)
     with pytest.raises(ValueError, match=f"version {created.version} was not registered"):
         resolve(f"models:/tiny/{created.version}")

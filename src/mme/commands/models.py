@@ -33,9 +33,9 @@ app = typer.Typer(no_args_is_help=True, help="List, show, promote and roll back 
 @app.command("list")
 def list_models(name: Name = None, url: Urls = [SERVICE]) -> None:  # noqa: B006 - typer's way
     """Show every version: aliases, figure, data, digest, and which services answer with it."""
-    from mme.tracking import list_versions
+    from mme.tracking import RegisteredModel
 
-    versions = list_versions(_named(name))
+    versions = RegisteredModel(_named(name)).versions()
     serving = {address: _served_digest(address) for address in url}
     table = Table(box=None, pad_edge=False)
     for title in ("version", "alias", "figure", "data", "digest", "created", "served by"):
@@ -65,8 +65,7 @@ def list_models(name: Name = None, url: Urls = [SERVICE]) -> None:  # noqa: B006
 @app.command()
 def show(number: Number, name: Name = None, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
     """Show all that is recorded of a version, and what happened to it."""
-    from mme.registry.aliases import history
-    from mme.tracking import registered_metrics
+    from mme.registry.aliases import audit_history
 
     version = _version(_named(name), number)
     facts: dict[str, Any] = {
@@ -74,9 +73,9 @@ def show(number: Number, name: Name = None, as_json: Annotated[bool, typer.Optio
         "aliases": list(version.aliases),
         "created": version.created.isoformat(timespec="seconds"),
         "run_id": version.run_id,
-        "metrics": registered_metrics(version),
+        "metrics": version.run_metrics(),
         "tags": dict(version.tags),
-        "history": history(version.name, number),
+        "history": audit_history(version.name, number),
     }
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
@@ -130,9 +129,9 @@ def _named(name: str | None) -> str:
 
 
 def _version(name: str, number: int) -> Version:
-    from mme.tracking import list_versions
+    from mme.tracking import RegisteredModel
 
-    versions = {version.number: version for version in list_versions(name)}
+    versions = {version.number: version for version in RegisteredModel(name).versions()}
     if number not in versions:
         raise ValueError(f"{name}: has no version {number}, but {sorted(versions)}")
     return versions[number]

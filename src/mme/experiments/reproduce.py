@@ -14,7 +14,8 @@ from pathlib import Path
 import yaml
 
 from mme.system.files import write_text
-from mme.tracking import PARAMS_FILE, Recorded, read_run, recorded_text
+from mme.tracking import RecordedRun, read_run
+from mme.tracking.runs import PARAMS_FILE
 
 TIMED = ("seconds", "duration")
 """Ends of names of metrics that measure the machine and not the model."""
@@ -44,7 +45,7 @@ class Recipe:
         origin: the repository it was made in.
     """
 
-    run: Recorded
+    run: RecordedRun
     params: str
     origin: Path
 
@@ -82,7 +83,7 @@ def recipe(run_id: str, origin: Path) -> Recipe:
         raise ValueError(
             f"run {run_id}: its code is {run.git_commit or 'not known'}; only what was committed can be rebuilt"
         )
-    return Recipe(run, recorded_text(run_id, PARAMS_FILE), origin)
+    return Recipe(run, run.read_params(), origin)
 
 
 def script(recipe: Recipe, folder: Path) -> str:

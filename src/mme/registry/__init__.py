@@ -1,4 +1,4 @@
-"""The model registry: gate, publication, aliases, model card, MLflow and ONNX forms of a model.
+"""Model registry: gate, publication, aliases, model card, and the MLflow and ONNX forms of a model.
 
-Talks to MLflow through `mme.tracking` only.
+Calls MLflow through `mme.tracking` only.
 """

@@ -1,7 +1,8 @@
-"""The life of registered versions: which of them answers, since when, who decided so, and the way back.
+"""Aliases of registered versions: promotion, rollback, history.
 
-Every change of an alias goes through here. It is recorded twice: in the registry's own tags, which all who share the
-registry see, and as a line of ``registry-audit.jsonl`` in the working folder, which nobody's later change overwrites.
+Every change of an alias goes through this module. It is recorded twice: in the registry's tags, which are visible to
+everyone who uses the registry, and as a line of ``registry-audit.jsonl`` in the working folder, which later changes do
+not overwrite.
 """
 
 from __future__ import annotations
@@ -15,129 +16,90 @@ from pathlib import Path
 from typing import Any
 
 from mme.registry.gate import ALIASES, Alias, Verdict
-from mme.tracking import (
-    Version,
-    find_alias,
-    get_version,
-    model_tags,
-    set_alias,
-    tag_model,
-    tag_version,
-    untag_version,
-)
+from mme.tracking import RegisteredModel, Version
 
-AUDIT = Path("registry-audit.jsonl")
+AUDIT_FILE = Path("registry-audit.jsonl")
 
-CHAMPIONS = "champions"
-"""The registered model's tag that lists the numbers of its champions, the present one last."""
+CHAMPIONS_TAG = "champions"
+"""Tag of the registered model: numbers of its champions, the current one last."""
 
-ROLLED_BACK = "rolled_back"
-"""The tag of a version that a person took back: the gate alone does not let it in again."""
+ROLLED_BACK_TAG = "rolled_back"
+"""Tag of a version that a person rolled back: the gate does not give it an alias again."""
 
-MAX_REMEMBERED = 200
-"""Champions that the tag lists, within the length that MLflow keeps of a tag."""
+MAX_CHAMPIONS = 200
+"""Champions kept in the tag, so that it stays below MLflow's length limit."""
 
 
-def follow_verdict(version: Version, verdict: Verdict) -> tuple[Version, Verdict]:
-    """Give a version the alias that the gate says it earned.
+def apply_verdict(version: Version, verdict: Verdict) -> tuple[Version, Verdict]:
+    """Give a version the alias that the gate decided on.
 
-    A version below the minimum earns no alias, and loses none that it has. One that was rolled back stays out.
+    A version below the minimum gets no alias and keeps those that it has. A version that was rolled back gets none.
+
+    Returns:
+        The version after the change, and the verdict, which differs from the argument for a rolled-back version.
     """
     if verdict.alias is None:
         return version, verdict
-    if ROLLED_BACK in version.tags:
-        reason = (
-            f"was rolled back ({version.tags[ROLLED_BACK]}): `mme models promote {version.number}` lets it in again"
+    if ROLLED_BACK_TAG in version.tags:
+        reason = version.tags[ROLLED_BACK_TAG]
+        return version, Verdict(
+            None, f"was rolled back ({reason}): `mme models promote {version.number}` makes it champion again"
         )
-        return version, Verdict(None, reason)
-    return give(version, verdict.alias, "gate", verdict.reason), verdict
+    return _assign(version, verdict.alias, "gate", verdict.reason), verdict
 
 
 def promote(version: Version, alias: Alias, reason: str) -> Version:
-    """Give a version an alias because a person says so."""
-    untag_version(version, ROLLED_BACK)
-    return give(version, alias, "promote", reason)
+    """Give a version an alias by a person's decision."""
+    version.remove_tag(ROLLED_BACK_TAG)
+    return _assign(version, alias, "promote", reason)
 
 
 def rollback(name: str, reason: str) -> Version:
-    """Make the former champion champion again.
+    """Make the previous champion champion again.
 
     Raises:
-        ValueError: there is no champion, or none before it.
+        ValueError: there is no champion, or no previous one.
     """
-    present = find_alias(name, "champion")
-    if present is None:
+    model = RegisteredModel(name)
+    current = model.find_alias("champion")
+    if current is None:
         raise ValueError(f"{name}: has no champion")
-    former = [number for number in champions(name) if number != present.number]
-    if not former:
-        raise ValueError(f"{name}: version {present.number} is the first champion, there is none to go back to")
-    tag_version(present, {ROLLED_BACK: reason})
-    restored = give(get_version(name, former[-1]), "champion", "rollback", reason)
-    tag_model(name, {CHAMPIONS: json.dumps(former)})
+    previous = [number for number in past_champions(name) if number != current.number]
+    if not previous:
+        raise ValueError(f"{name}: version {current.number} is the first champion, there is none to go back to")
+
+    current.set_tags({ROLLED_BACK_TAG: reason})
+    restored = _assign(model.version(previous[-1]), "champion", "rollback", reason)
+    model.set_tags({CHAMPIONS_TAG: json.dumps(previous)})
     return restored
 
 
-def champions(name: str) -> list[int]:
-    """Numbers of all champions in their order, the present one last."""
-    numbers: list[int] = json.loads(model_tags(name).get(CHAMPIONS, "[]"))
+def past_champions(name: str) -> list[int]:
+    """Return the numbers of all champions in order, the current one last."""
+    numbers: list[int] = json.loads(RegisteredModel(name).tags().get(CHAMPIONS_TAG, "[]"))
     return numbers
 
 
-def give(version: Version, alias: Alias, action: str, reason: str) -> Version:
-    """Let an alias point to a version, and record it; nothing is recorded where it does so already.
-
-    Args:
-        version: which.
-        alias: it loses the other of ``ALIASES``.
-        action: ``gate``, ``promote`` or ``rollback``.
-        reason: in words.
-
-    Returns:
-        The version as it is now.
-    """
-    holder = find_alias(version.name, alias)
-    if holder is not None and holder.number == version.number:
-        return holder
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    set_alias(version, alias, ALIASES)
-    tag_version(version, {f"{alias}_since": now, f"{alias}_by": _who(), f"{alias}_reason": reason})
-    if holder is not None:
-        tag_version(holder, {f"{alias}_until": now})
-    if alias == "champion":
-        _remember(version, holder)
-    record(version, action, alias=alias, former=None if holder is None else holder.number, reason=reason)
-    return get_version(version.name, version.number)
-
-
-def _remember(version: Version, former: Version | None) -> None:
-    """Add a champion to the list, after the one before it if someone made that by other means."""
-    numbers = champions(version.name)
-    for number in ([] if former is None else [former.number]) + [version.number]:
-        if numbers[-1:] != [number]:
-            numbers.append(number)
-    tag_model(version.name, {CHAMPIONS: json.dumps(numbers[-MAX_REMEMBERED:])})
-
-
-def record(version: Version, action: str, **facts: Any) -> None:
-    """Add a line to the audit file."""
+def audit(version: Version, action: str, **details: Any) -> None:
+    """Append a line to the audit file."""
     line = {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "by": _who(),
+        "time": _now(),
+        "by": _user_and_host(),
         "action": action,
         "model": version.name,
         "version": version.number,
         "digest": version.tags.get("digest"),
-        **facts,
+        **details,
     }
-    with AUDIT.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")  # one write, so that lines of several processes do not mix
+    with AUDIT_FILE.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")  # one write call: lines of several processes do not mix
 
 
-def history(name: str, number: int | None = None) -> list[dict[str, Any]]:
-    """Lines of the audit file about a model, or about one version of it, oldest first."""
-    if not AUDIT.is_file():
+def audit_history(name: str, number: int | None = None) -> list[dict[str, Any]]:
+    """Return the audit file's lines about a model, or about one version of it, oldest first."""
+    if not AUDIT_FILE.is_file():
         return []
-    lines = [json.loads(line) for line in AUDIT.read_text(encoding="utf-8").splitlines()]
+    lines = [json.loads(line) for line in AUDIT_FILE.read_text(encoding="utf-8").splitlines()]
     return [
         line
         for line in lines
@@ -145,7 +107,46 @@ def history(name: str, number: int | None = None) -> list[dict[str, Any]]:
     ]
 
 
-def _who() -> str:
+def _assign(version: Version, alias: Alias, action: str, reason: str) -> Version:
+    """Point an alias to a version and record the change; do nothing if it points there already.
+
+    Args:
+        version: gets the alias and loses the other of ``ALIASES``.
+        alias: ``champion`` or ``challenger``.
+        action: ``gate``, ``promote`` or ``rollback``.
+        reason: in words.
+
+    Returns:
+        The version after the change.
+    """
+    model = RegisteredModel(version.name)
+    holder = model.find_alias(alias)
+    if holder is not None and holder.number == version.number:
+        return holder
+
+    now = _now()
+    version.set_alias(alias, ALIASES)
+    version.set_tags({f"{alias}_since": now, f"{alias}_by": _user_and_host(), f"{alias}_reason": reason})
+    if holder is not None:
+        holder.set_tags({f"{alias}_until": now})
+
+    if alias == "champion":
+        numbers = past_champions(version.name)
+        # The holder is not in the list if its alias was set by other means.
+        for number in ([] if holder is None else [holder.number]) + [version.number]:
+            if numbers[-1:] != [number]:
+                numbers.append(number)
+        model.set_tags({CHAMPIONS_TAG: json.dumps(numbers[-MAX_CHAMPIONS:])})
+
+    audit(version, action, alias=alias, former=None if holder is None else holder.number, reason=reason)
+    return model.version(version.number)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _user_and_host() -> str:
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container's user may have no name

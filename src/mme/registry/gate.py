@@ -1,4 +1,4 @@
-"""The gate in front of the registry: which alias a model's figure earns."""
+"""Registry gate: decide the alias of a model from its metric."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ ALIASES: tuple[Alias, ...] = ("champion", "challenger")
 
 @dataclass(frozen=True)
 class Champion:
-    """The current champion's figure on the data that the candidate was measured on.
+    """The current champion.
 
-    ``value`` is None if it was measured on other data, or by another metric.
+    Attributes:
+        version: its number.
+        value: its metric on the candidate's evaluation data; None if it was measured on other data, or by another
+            metric.
     """
 
     version: int
@@ -24,11 +27,11 @@ class Champion:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gate says of a model.
+    """Decision of the gate.
 
     Attributes:
         alias: ``champion``, ``challenger``, or None below the minimum.
-        reason: why, in one sentence.
+        reason: one sentence.
     """
 
     alias: Alias | None
@@ -36,7 +39,7 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """Whether the model may answer requests."""
+        """True if the model becomes the one that is served."""
         return self.alias == "champion"
 
 
@@ -45,8 +48,8 @@ def judge(params: RegistryParams, value: float, champion: Champion | None) -> Ve
 
     Args:
         params: metric, minimum and tolerance.
-        value: the model's figure.
-        champion: the present champion; None if there is none, or if the model is itself the champion.
+        value: the model's metric.
+        champion: the current champion; None if there is none, or if the model is itself the champion.
     """
     shown = f"{params.metric} {value:.4g}"
     if value < params.minimum:

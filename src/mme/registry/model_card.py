@@ -1,4 +1,4 @@
-"""The model card: what a registered model is for, what it learned from, how well it does and where it fails."""
+"""Model card: use, data, results, limits, parameters and provenance of a registered model."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from string import Template
 
 import yaml
 
 from mme.config import Params
 from mme.manifest import Manifest
 from mme.models.checkpoints import FolderConfig
+from mme.system.markdown import markdown_table
 
-SPLITS = ("pretrain", "train", "val", "test")
-SYNTHETIC = "motion-primitives"
+_SPLITS = ("pretrain", "train", "val", "test")
+_SYNTHETIC = "motion-primitives"
 
 OBJECTIVES = {
     "mme": "masked motion encoding: displacements of tracked points and the histograms of gradients along their way",
@@ -23,16 +25,69 @@ OBJECTIVES = {
     "pixel": "masked prediction of normalised pixels",
 }
 
+_CARD = Template("""\
+---
+$header---
+
+# $name
+
+Names the action in a short video: one of $num_labels labels. A video transformer with $millions million parameters,
+$training.
+
+## Use
+
+For telling apart the actions it was trained on, in videos that show one of them.
+
+It reads $num_frames frames, every ${stride_frames}. one, at $size x $size pixels, and averages
+$segments clips along the video x $crops crops. Longer or larger videos are sampled and resized.
+
+```python
+from mme.evaluation.classifier import Classifier
+
+classifier = Classifier.load("models:/$name@champion")
+print(classifier.classify("video.mp4").predictions)
+```
+
+Labels: $labels.
+
+## Data
+
+`$data`, digest `$digest`. Files left out as unusable: $quarantined.
+
+$videos
+
+## Results
+
+On the split `$split`. Chance is $chance where all labels are equally frequent.
+
+$metrics
+
+$classes
+
+## Limits
+
+$limits
+
+## Parameters
+
+```yaml
+$parameters```
+
+## Provenance
+
+$provenance
+""")
+
 
 @dataclass(frozen=True)
-class Facts:
-    """What a card is written from.
+class CardContent:
+    """Input of a card.
 
     Attributes:
-        config: the exported model folder's ``config.json``.
-        params: of the pipeline.
-        manifest: of the data.
-        num_parameters: of the classifier.
+        config: ``config.json`` of the exported model folder.
+        params: parameters of the pipeline.
+        manifest: manifest of the data.
+        num_parameters: parameters of the classifier.
         per_class: rows of the evaluation's table, with ``label``, ``num_videos`` and ``top1``.
     """
 
@@ -43,52 +98,72 @@ class Facts:
     per_class: Sequence[Mapping[str, str]]
 
 
-def write_card(facts: Facts) -> str:
-    """The card as Markdown with a YAML header."""
-    config, params = facts.config, facts.params
-    summary = (
-        f"Names the action in a short video: one of {len(config.labels)} labels. A video transformer with"
-        f" {facts.num_parameters / 1e6:.2f} million parameters, {_training(params)}."
+def model_card(content: CardContent) -> str:
+    """Return the card as Markdown with a YAML header."""
+    config, params, manifest = content.config, content.params, content.manifest
+    split = params.evaluate.split
+
+    # Usable videos and their frames per split, and quarantined files per reason.
+    counts = Counter(row.split for row in manifest.rows if row.status == "ok")
+    frames: Counter[str] = Counter()
+    for row in manifest.videos(_SPLITS):
+        frames[row.split] += row.num_frames
+    reasons = Counter(str(row.reason) for row in manifest.quarantined)
+
+    metrics = {name: value for name, value in config.metrics.items() if name.startswith(f"{split}/")}
+    classes = [
+        (row["label"], row["num_videos"], "-" if not row["top1"] else f"{float(row['top1']):.1%}")
+        for row in content.per_class
+    ]
+    sections = params.model_dump(mode="json", include={"trajectories", "clip", "model", "pretrain", "finetune"})
+    parameters = {"run": {"seed": params.run.seed}, **sections}
+
+    return _CARD.substitute(
+        config.clip.model_dump(include={"num_frames", "stride_frames", "size"}),
+        header=yaml.safe_dump(_header(content), sort_keys=False),
+        name=config.name,
+        num_labels=len(config.labels),
+        millions=f"{content.num_parameters / 1e6:.2f}",
+        training=_training(params),
+        segments=config.views.segments,
+        crops=config.views.crops,
+        labels=", ".join(f"`{label}`" for label in config.labels),
+        data=_data_name(params),
+        digest=manifest.digest,
+        quarantined=", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items())) or "none",
+        videos=markdown_table(
+            ("split", "videos", "frames"), [(name, counts[name], frames[name]) for name in _SPLITS if counts[name]]
+        ),
+        split=split,
+        chance=f"{1 / len(config.labels):.1%}",
+        metrics=markdown_table(("metric", "value"), [(name, f"{metrics[name]:.4g}") for name in sorted(metrics)]),
+        classes=markdown_table(("label", "videos", "top-1"), classes),
+        limits="\n".join(f"- {limit}" for limit in _limits(content)),
+        parameters=yaml.safe_dump(parameters, sort_keys=False, default_flow_style=None, width=120),
+        provenance=markdown_table(("name", "value"), config.provenance.items()),
     )
-    sections = [
-        f"---\n{yaml.safe_dump(_header(facts), sort_keys=False)}---",
-        f"# {config.name}",
-        summary,
-        "## Use\n\n" + _use(facts),
-        "## Data\n\n" + _data(facts.manifest, params),
-        "## Results\n\n" + _results(facts),
-        "## Limits\n\n" + "\n".join(f"- {limit}" for limit in _limits(facts)),
-        "## Parameters\n\n" + _parameters(params),
-        "## Provenance\n\n" + _table(("what", "value"), config.provenance.items()),
-    ]
-    return "\n\n".join(sections) + "\n"
 
 
-def _header(facts: Facts) -> dict[str, object]:
-    split = facts.params.evaluate.split
+def _header(content: CardContent) -> dict[str, object]:
+    config, split = content.config, content.params.evaluate.split
+    data = _data_name(content.params)
     results = [
-        {"type": name, "value": facts.config.metrics[f"{split}/{name}"]}
+        {"type": name, "value": config.metrics[f"{split}/{name}"]}
         for name in ("top1", "top5")
-        if f"{split}/{name}" in facts.config.metrics
+        if f"{split}/{name}" in config.metrics
     ]
+    entry = {
+        "task": {"type": "video-classification"},
+        "dataset": {"name": data, "type": "video", "split": split},
+        "metrics": results,
+    }
     return {
         "license": "apache-2.0",
         "library_name": "mme",
         "pipeline_tag": "video-classification",
         "tags": ["video", "action-recognition", "masked-motion-encoding"],
-        "datasets": [_data_name(facts.params)],
-        "model-index": [
-            {
-                "name": facts.config.name,
-                "results": [
-                    {
-                        "task": {"type": "video-classification"},
-                        "dataset": {"name": _data_name(facts.params), "type": "video", "split": split},
-                        "metrics": results,
-                    }
-                ],
-            }
-        ],
+        "datasets": [data],
+        "model-index": [{"name": config.name, "results": [entry]}],
     }
 
 
@@ -99,85 +174,29 @@ def _training(params: Params) -> str:
         return f"{labelled}, without pretraining"
     return (
         f"pretrained for {pretrain.epochs} epochs without labels ({OBJECTIVES[pretrain.objective]};"
-        f" {pretrain.mask_ratio:.0%} of the tokens hidden), then {labelled}"
+        f" {pretrain.mask_ratio:.0%} of the tokens masked), then {labelled}"
     )
 
 
-def _use(facts: Facts) -> str:
-    config = facts.config
-    clip, views = config.clip, config.views
-    return f"""For telling apart the actions it was trained on, in videos that show one of them.
-
-It reads {clip.num_frames} frames, every {clip.stride_frames}. one, at {clip.size} x {clip.size} pixels, and averages
-{views.segments} clips along the video x {views.crops} crops. Longer or larger videos are sampled and resized.
-
-```python
-from mme.evaluation.classifier import Classifier
-
-classifier = Classifier.load("models:/{config.name}@champion")
-print(classifier.classify("video.mp4").predictions)
-```
-
-Labels: {", ".join(f"`{label}`" for label in config.labels)}."""
-
-
-def _data(manifest: Manifest, params: Params) -> str:
-    counts = Counter(row.split for row in manifest.rows if row.status == "ok")
-    frames: Counter[str] = Counter()
-    for row in manifest.videos(SPLITS):
-        frames[row.split] += row.num_frames
-    table = _table(
-        ("split", "videos", "frames"), [(split, counts[split], frames[split]) for split in SPLITS if counts[split]]
-    )
-    reasons = Counter(str(row.reason) for row in manifest.quarantined)
-    bad = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items())) or "none"
-    return f"`{_data_name(params)}`, digest `{manifest.digest}`. Files left out as unusable: {bad}.\n\n{table}"
-
-
-def _results(facts: Facts) -> str:
-    split, labels = facts.params.evaluate.split, facts.config.labels
-    figures = {name: value for name, value in facts.config.metrics.items() if name.startswith(f"{split}/")}
-    chance = f"Chance is {1 / len(labels):.1%} where all labels are equally frequent."
-    table = _table(("metric", "value"), [(name, f"{value:.4g}") for name, value in sorted(figures.items())])
-    classes = [
-        (row["label"], row["num_videos"], "-" if not row["top1"] else f"{float(row['top1']):.1%}")
-        for row in facts.per_class
-    ]
-    return f"On the split `{split}`. {chance}\n\n{table}\n\n{_table(('label', 'videos', 'top-1'), classes)}"
-
-
-def _parameters(params: Params) -> str:
-    """What decided the result, as it stood in ``params.yaml``."""
-    sections = params.model_dump(mode="json", include={"trajectories", "clip", "model", "pretrain", "finetune"})
-    values = {"run": {"seed": params.run.seed}, **sections}
-    return f"```yaml\n{yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=120)}```"
-
-
-def _limits(facts: Facts) -> Iterable[str]:
-    params, clip = facts.params, facts.config.clip
-    if params.ingest.source == SYNTHETIC:
-        yield "Learned from synthetic videos of drawn shapes alone: it says nothing sensible about filmed ones."
-    num_videos = len(facts.manifest.videos("train"))
-    num_tested = sum(int(row["num_videos"]) for row in facts.per_class)
+def _limits(content: CardContent) -> Iterable[str]:
+    params, metrics = content.params, content.config.metrics
+    if params.ingest.source == _SYNTHETIC:
+        yield "Trained on synthetic videos of drawn shapes only: its answers for filmed videos have no meaning."
     yield (
-        f"A small model on little data: {num_videos} labelled videos. It is a baseline of this pipeline, comparable"
-        " neither in size nor in accuracy with the models of the method's authors."
+        f"A small model trained on little data: {len(content.manifest.videos('train'))} labelled videos. It is a"
+        " baseline of this pipeline, not comparable in size or accuracy with the models of the method's authors."
     )
-    top1 = facts.config.metrics.get(f"{params.evaluate.split}/top1")
+    top1 = metrics.get(f"{params.evaluate.split}/top1")
+    num_tested = sum(int(row["num_videos"]) for row in content.per_class)
     if top1 is not None and num_tested:
         margin = 1.96 * math.sqrt(top1 * (1 - top1) / num_tested)
         yield f"Top-1 was measured on {num_tested} videos: its 95 % confidence interval is +-{100 * margin:.1f} points."
-    yield "It always names one of its labels, also for a video that shows none of them; it was not taught to refuse."
-    yield f"What happens between the sampled clips ({clip.span_frames} frames each) goes unseen."
-    weak = [row["label"] for row in facts.per_class if row["top1"] and float(row["top1"]) < 0.5]
+    yield "It always returns one of its labels, also for a video that shows none of them; it has no reject class."
+    yield f"Motion between the sampled clips ({content.config.clip.span_frames} frames each) is not seen."
+    weak = [row["label"] for row in content.per_class if row["top1"] and float(row["top1"]) < 0.5]
     if weak:
         yield f"Wrong more often than right on: {', '.join(weak)}."
 
 
 def _data_name(params: Params) -> str:
-    return SYNTHETIC if params.ingest.source == SYNTHETIC else params.ingest.root.name
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+    return _SYNTHETIC if params.ingest.source == _SYNTHETIC else params.ingest.root.name

@@ -1,4 +1,4 @@
-"""A model folder as one ONNX file that other runtimes can answer with."""
+"""Export a model folder as one ONNX file for other runtimes."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from mme.models.encoder import model_input
 from mme.system.files import atomic_path
 
 INPUT, OUTPUT = "frames", "logits"
-"""As the service's Open Inference Protocol names them."""
+"""Tensor names, the same as in the service's Open Inference Protocol."""
 
 TOLERANCE = 1e-3
-"""Largest difference of logits from PyTorch's that an exported model may have."""
+"""Largest allowed difference between the logits of ONNX Runtime and PyTorch."""
 
 _PARITY_VIEWS = (1, 3)
 
 
 class PixelsToLogits(nn.Module):
-    """The classifier with its normalisation: what a client needs beside it is resizing and cropping."""
+    """Classifier with pixel normalisation; clients only resize and crop."""
 
     def __init__(self, model: nn.Module, clip: ClipParams) -> None:
         super().__init__()
@@ -44,20 +44,23 @@ class PixelsToLogits(nn.Module):
 
 
 def export_onnx(folder: Path, path: Path) -> float:
-    """Write a model folder as ONNX, check it against PyTorch, and say how far its logits are off at most.
+    """Write a model folder as ONNX and compare it with PyTorch.
 
-    The file takes ``frames``, uint8 RGB ``[V, T, S, S, 3]`` with any number of views, and gives ``logits``, float32
-    ``[V, K]``. Its metadata hold the labels, the content digest and the folder's whole configuration.
+    Input ``frames``: uint8 RGB ``[V, T, S, S, 3]``, any number of views V. Output ``logits``: float32 ``[V, K]``. The
+    file's metadata contain the labels, the content digest and the folder's configuration.
+
+    Returns:
+        Largest difference between the logits of the two.
 
     Raises:
-        ValueError: the folder is not a sound model folder, or the export differs from it by more than ``TOLERANCE``.
+        ValueError: the folder is not a valid model folder, or the difference is above ``TOLERANCE``.
     """
     classifier = Classifier.load(folder)
     model, config = load_folder(folder)
     pixels = PixelsToLogits(model, config.clip).eval()
     shape = (config.clip.num_frames, config.clip.size, config.clip.size, 3)
     with atomic_path(path) as temporary:
-        _write(pixels, torch.zeros((2, *shape), dtype=torch.uint8), temporary)
+        _export(pixels, torch.zeros((2, *shape), dtype=torch.uint8), temporary)
         document = onnx.load(temporary)
         onnx.helper.set_model_props(
             document,
@@ -71,15 +74,15 @@ def export_onnx(folder: Path, path: Path) -> float:
         onnx.save(document, temporary)
         error = largest_difference(pixels, temporary, shape)
         if not error <= TOLERANCE:
-            raise ValueError(f"{folder}: the exported logits are off by {error:g}, more than {TOLERANCE:g}")
+            raise ValueError(f"{folder}: exported logits differ by {error:g}, more than {TOLERANCE:g}")
     return error
 
 
-def _write(pixels: PixelsToLogits, example: UInt8[Tensor, "V T S S 3"], path: Path) -> None:
+def _export(pixels: PixelsToLogits, example: UInt8[Tensor, "V T S S 3"], path: Path) -> None:
     views = torch.export.Dim("views", min=1)
     logging.getLogger("onnxscript").setLevel(logging.WARNING)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's about itself
+        warnings.simplefilter("ignore")  # of the exporter, about its own internals
         torch.onnx.export(
             pixels, (example,), path, input_names=[INPUT], output_names=[OUTPUT], dynamo=True, verbose=False,
             dynamic_shapes={"frames": {0: views}}, external_data=False,
@@ -88,7 +91,7 @@ def _write(pixels: PixelsToLogits, example: UInt8[Tensor, "V T S S 3"], path: Pa
 
 @torch.inference_mode()
 def largest_difference(pixels: nn.Module, path: Path, shape: tuple[int, ...]) -> float:
-    """Of logits by ONNX Runtime from those by PyTorch, over random views in batches of several sizes."""
+    """Return the largest difference between the logits of ONNX Runtime and PyTorch, over random views."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     generator = np.random.default_rng(0)
     gaps = []

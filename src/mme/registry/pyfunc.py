@@ -1,7 +1,7 @@
-"""A registered classifier as MLflow sees it: the code that MLflow runs when it loads the model, in whatever process.
+"""MLflow pyfunc form of a registered classifier: code that MLflow runs when it loads the model.
 
-``mlflow.pyfunc.load_model("models:/NAME@champion").predict(DataFrame({"video": [...]}))`` answers for each video; an
-entry is the path of a file or the file itself as ``data:video/mp4;base64,...``.
+``mlflow.pyfunc.load_model("models:/NAME@champion").predict(DataFrame({"video": [...]}))`` returns one row per
+video; an entry is the path of a file or its content as ``data:video/mp4;base64,...``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mme.evaluation.classifier import Classifier
 
 
 class VideoClassifier(PythonModel):
-    """Answers with the most probable labels of each video."""
+    """Predict the most probable labels of each video."""
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the model folder that was logged with the model."""
@@ -27,12 +27,14 @@ class VideoClassifier(PythonModel):
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """One row a video: ``label`` and ``probability`` of the best, ``labels`` and ``probabilities`` of the best few.
+        """Return the best label and the top k labels of each video, one row per video.
+
+        Columns: ``label``, ``probability``, ``labels``, ``probabilities``.
 
         Args:
             context: not used.
             model_input: the column ``video``.
-            params: ``top_k``, how many labels to name.
+            params: ``top_k``, the number of labels returned.
 
         Raises:
             VideoError: a video cannot be decoded.

@@ -12,10 +12,9 @@ from rich.text import Text
 
 from mme.config import load_params
 from mme.manifest import MANIFEST_FILE, Manifest
-from mme.registry.aliases import follow_verdict
-from mme.registry.aliases import record as audit
+from mme.registry.aliases import apply_verdict, audit
 from mme.registry.gate import ALIASES, Verdict, judge
-from mme.registry.publish import CARD_FILE, Candidate, champion_to_beat, export, flat, publish
+from mme.registry.publish import CARD_FILE, Candidate, champion_to_beat, export_folder, flatten_metrics, publish
 from mme.system.errors import one_line_errors
 from mme.system.files import read_json, write_json
 from mme.tracking import Run, Version, start_run, store_kind
@@ -35,16 +34,16 @@ def main() -> None:
     params = load_params()
     manifest_file = Path(params.finetune.data, MANIFEST_FILE)
     manifest = Manifest.load(manifest_file)
-    candidate = Candidate(params, manifest, flat(read_json(EVALUATION / "metrics.json")), read_per_class())
+    candidate = Candidate(params, manifest, flatten_metrics(read_json(EVALUATION / "metrics.json")), read_per_class())
     value = candidate.gate_value
     with start_run("register", params) as run:
         run.log_dataset(manifest_file, manifest.digest, context=params.evaluate.split)
-        config = export(candidate, MODEL, OUTPUT, run.id)
+        config = export_folder(candidate, MODEL, OUTPUT, run.id)
         version, created = publish(candidate, config, OUTPUT)
         if created:
             audit(version, "register", reason=f"{params.registry.metric} {value:.4g}")
-        version, verdict = follow_verdict(version, judge(params.registry, value, champion_to_beat(version)))
-        record(run, version, verdict, {params.registry.metric: value})
+        version, verdict = apply_verdict(version, judge(params.registry, value, champion_to_beat(version)))
+        record_version(run, version, verdict, {params.registry.metric: value})
         write_json(RECEIPT, {**receipt(version, verdict, candidate.metrics), "created": created, "run_id": run.id})
     Console(stderr=True).print(Text(f"{version.address}, {verdict.alias or 'no alias'}: {verdict.reason}"))
 
@@ -55,15 +54,15 @@ def read_per_class() -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def record(run: Run, version: Version, verdict: Verdict, metrics: Mapping[str, float]) -> None:
-    """What the run of the stage shows."""
+def record_version(run: Run, version: Version, verdict: Verdict, metrics: Mapping[str, float]) -> None:
+    """Record version, verdict and card with the run of the stage."""
     run.log_metrics({**metrics, "gate/passed": float(verdict.passed)})
     run.set_tags({"model_version": str(version.number), "model_digest": version.tags["digest"]})
     run.log_artifact(OUTPUT / CARD_FILE)
 
 
 def receipt(version: Version, verdict: Verdict, metrics: Mapping[str, float]) -> dict[str, Any]:
-    """What the stage did, for people and for ``mme summary``."""
+    """Return the result of the stage, for people and for ``mme summary``."""
     return {
         "name": version.name,
         "version": version.number,

@@ -1,72 +1,44 @@
-"""Runs, the model registry and what both record: the only package that speaks to MLflow.
+"""MLflow: runs, and versions of registered models. No other package imports mlflow.
 
-Runs go to ``mlflow.db`` and ``mlartifacts/`` in the working folder, where a bare ``mlflow ui`` looks for them, unless
-``MLFLOW_TRACKING_URI`` names another place. One run a stage execution, all in one experiment; every run carries all
-parameters, so that any two can be compared by any of them.
+Runs are stored in ``mlflow.db`` and ``mlartifacts/`` in the working folder, where a bare ``mlflow ui`` finds them,
+unless ``MLFLOW_TRACKING_URI`` names another store. One run per stage execution, all in one experiment. Every run
+records all parameters, so that any two runs can be compared by any of them.
 """
 
 from __future__ import annotations
 
 import os
 
-# Read by MLflow when it is imported: nothing phones home, and its first use of a database is no news.
+# Must be set before MLflow is imported: disables telemetry and silences its migration log.
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["DO_NOT_TRACK"] = "true"
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 try:
-    import mlflow as _mlflow  # noqa: F401 - asks for it by the name of our own extra, before anything else does
+    import mlflow as _mlflow  # noqa: F401 - first, so that the error names the extra that installs it
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("runs and registered models need MLflow: pip install 'mme[registry]'") from error
 
-from mme.tracking.query import Recorded, read_run, recorded_text
-from mme.tracking.runs import PARAMS_FILE, PARENT_TAG, Run, attach, flatten, git_commit, is_interrupt, start_run
-from mme.tracking.store import store_kind
-from mme.tracking.versions import (
-    Package,
-    Version,
-    find_alias,
-    find_version,
-    get_version,
-    list_versions,
-    model_tags,
-    register,
-    registered_metrics,
-    require_store,
-    resolve,
-    set_alias,
-    tag_model,
-    tag_version,
-    untag_version,
-)
+from mme.tracking.query import RecordedRun, read_run
+from mme.tracking.runs import Run, git_commit, is_interrupt, open_run, start_noted_run, start_run
+from mme.tracking.store import require_store, store_kind
+from mme.tracking.versions import ModelPackage, RegisteredModel, Version, resolve, resolve_version
 
 __all__ = [
-    "PARAMS_FILE",
-    "PARENT_TAG",
-    "Package",
-    "Recorded",
+    "ModelPackage",
+    "RecordedRun",
+    "RegisteredModel",
     "Run",
     "Version",
-    "attach",
-    "find_alias",
-    "find_version",
-    "flatten",
-    "get_version",
     "git_commit",
     "is_interrupt",
-    "list_versions",
-    "model_tags",
+    "open_run",
     "read_run",
-    "recorded_text",
-    "register",
-    "registered_metrics",
     "require_store",
     "resolve",
-    "set_alias",
+    "resolve_version",
+    "start_noted_run",
     "start_run",
     "store_kind",
-    "tag_model",
-    "tag_version",
-    "untag_version",
 ]

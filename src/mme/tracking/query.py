@@ -1,4 +1,4 @@
-"""Runs that have been recorded, read back."""
+"""Read recorded runs."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from mme.tracking.versions import require_store
+from mme.tracking.runs import PARAMS_FILE
+from mme.tracking.store import require_store
 
 
 @dataclass(frozen=True)
-class Recorded:
+class RecordedRun:
     """A recorded run.
 
     Attributes:
-        id: MLflow's.
-        stage: what ran.
+        id: MLflow's run id.
+        stage: stage that ran.
         status: ``FINISHED``, ``FAILED``, ``KILLED`` or ``RUNNING``.
-        git_commit: of the code, if it is known; it ends in ``-dirty`` where files differed from it.
-        metrics: the last value of each.
+        git_commit: commit of the code, if known; ends in ``-dirty`` if tracked files differed from it.
+        metrics: last value of each metric.
     """
 
     id: str
@@ -30,41 +31,46 @@ class Recorded:
     git_commit: str | None
     metrics: Mapping[str, float]
 
+    def read_params(self) -> str:
+        """Return the text of the run's ``params.yaml``.
 
-def read_run(run_id: str | None = None, *, stage: str | None = None, store: str | None = None) -> Recorded:
-    """A run by its id, or the last one of a stage.
+        Raises:
+            ValueError: the run has no such artifact.
+        """
+        try:
+            return mlflow.artifacts.load_text(f"runs:/{self.id}/{PARAMS_FILE}")
+        except (MlflowException, OSError) as error:
+            raise ValueError(f"run {self.id}: has no {PARAMS_FILE}: {error}") from error
+
+
+def read_run(run_id: str | None = None, *, stage: str | None = None, store: str | None = None) -> RecordedRun:
+    """Read a run by its id, or the last run of a stage.
 
     Args:
-        run_id: MLflow's.
-        stage: looked for if no id is given.
-        store: address of another store than the one in use.
+        run_id: MLflow's run id.
+        stage: used if no id is given.
+        store: address of another tracking store than the current one.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such run.
     """
     if store is None:
         require_store(f"run {run_id}")
     client = MlflowClient(store)
+
     try:
         found = _last_run(client, str(stage)) if run_id is None else client.get_run(run_id)
     except MlflowException as error:
         raise ValueError(f"run {run_id}: {error.message}") from error
+
     tags = found.data.tags
-    return Recorded(
-        found.info.run_id, tags.get("stage", ""), found.info.status, tags.get("git_commit"), dict(found.data.metrics)
+    return RecordedRun(
+        id=found.info.run_id,
+        stage=tags.get("stage", ""),
+        status=found.info.status,
+        git_commit=tags.get("git_commit"),
+        metrics=dict(found.data.metrics),
     )
-
-
-def recorded_text(run_id: str, name: str) -> str:
-    """A text among a run's artifacts.
-
-    Raises:
-        ValueError: there is none of this name.
-    """
-    try:
-        return mlflow.artifacts.load_text(f"runs:/{run_id}/{name}")
-    except (MlflowException, OSError) as error:
-        raise ValueError(f"run {run_id}: has no {name}: {error}") from error
 
 
 def _last_run(client: MlflowClient, stage: str) -> mlflow.entities.Run:

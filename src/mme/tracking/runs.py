@@ -1,4 +1,4 @@
-"""Runs: what a stage did, with which parameters, on which data."""
+"""Record runs: parameters, metrics, artifacts, data and status of a stage."""
 
 from __future__ import annotations
 
@@ -22,26 +22,24 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from mme.config import Params
+from mme.system.files import write_text
 from mme.tracking.store import experiment_id, open_store
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_PARAM_LENGTH = 6000
-"""Characters that MLflow keeps of a parameter's value."""
+"""Longest parameter value that MLflow stores, in characters."""
 
 PARAMS_FILE = "params.yaml"
-"""The artifact of every run that holds its parameters as a file that a checkout of its commit takes."""
-
-PARENT_TAG = "mlflow.parentRunId"
-"""The tag by which MLflow shows a run under another one."""
+"""Artifact of every run: its parameters as a file that a checkout of its commit reads."""
 
 
 class Run:
     """A run that is being recorded. Safe to call from several threads.
 
     Attributes:
-        id: MLflow's id of the run, by which it can be resumed.
+        id: MLflow's run id, by which the run can be resumed.
     """
 
     def __init__(self, run_id: str, params: Params) -> None:
@@ -50,31 +48,31 @@ class Run:
         self._client = MlflowClient()
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Record figures under names such as ``val/top1``; ``step`` is what the names count in, usually epochs."""
+        """Record metrics under names such as ``val/top1``; ``step`` is usually the epoch."""
         now_ms = time.time_ns() // 1_000_000
         entries = [Metric(name, float(value), now_ms, step) for name, value in metrics.items()]
         self._client.log_batch(self.id, metrics=entries)
 
     def log_artifact(self, path: Path | str, folder: str | None = None) -> None:
-        """Record a file, or all files of a folder, under ``folder`` of the run's artifacts."""
+        """Record a file, or all files of a folder, in ``folder`` of the run's artifacts."""
         if Path(path).is_dir():
             self._client.log_artifacts(self.id, str(path), folder)
         else:
             self._client.log_artifact(self.id, str(path), folder)
 
     def log_figure(self, figure: Figure, name: str) -> None:
-        """Record a figure as the artifact ``name``, whose suffix tells the format."""
+        """Record a figure as the artifact ``name``; the suffix selects the format."""
         self._client.log_figure(self.id, figure, name)
 
     def log_dataset(self, manifest: Path, digest: str, context: str) -> None:
         """Record the data as the run's input.
 
         Args:
-            manifest: the manifest's file; counts of its usable videos by split become the input's profile.
-            digest: of the data, also the run's tag ``data_digest``.
-            context: what the run does with it: ``training``, ``evaluation`` or the name of a split.
+            manifest: manifest file; its counts of usable videos per split become the input's profile.
+            digest: digest of the data, also recorded as the run's tag ``data_digest``.
+            context: use of the data: ``training``, ``evaluation`` or the name of a split.
         """
-        from mme.manifest import Manifest  # answering a video from the registry needs no manifest
+        from mme.manifest import Manifest  # not at the top: a registered model is loaded without it
 
         rows = Manifest.load(manifest).rows
         splits = Counter(row.split for row in rows if row.status == "ok")
@@ -91,7 +89,7 @@ class Run:
         self.set_tags({"data_digest": digest})
 
     def rename(self, name: str) -> None:
-        """Give the run another name than its stage's."""
+        """Replace the run's name, which is its stage by default."""
         self._client.update_run(self.id, name=name)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
@@ -100,10 +98,21 @@ class Run:
             self._client.set_tag(self.id, name, value)
 
 
-def attach(run_id: str, params: Params) -> Run:
-    """A run that has ended, to add to it; its status stays."""
+def open_run(run_id: str, params: Params) -> Run:
+    """Open an ended run to add to it; its status does not change."""
     open_store()
     return Run(run_id, params)
+
+
+@contextmanager
+def start_noted_run(
+    stage: str, params: Params, note: Path, *, tags: Mapping[str, str] | None = None, parent_id: str | None = None
+) -> Iterator[Run]:
+    """Record the block as a run whose id is kept in the file ``note``; if that file exists, continue its run."""
+    former = note.read_text(encoding="utf-8") if note.exists() else None
+    with start_run(stage, params, tags=tags, parent_id=parent_id, resume_run_id=former) as run:
+        write_text(note, run.id)
+        yield run
 
 
 @contextmanager
@@ -112,25 +121,27 @@ def start_run(
     params: Params,
     *,
     tags: Mapping[str, str] | None = None,
+    parent_id: str | None = None,
     resume_run_id: str | None = None,
     killed_by: tuple[type[Exception], ...] = (),
 ) -> Iterator[Run]:
-    """Record what happens in the block as one run with system metrics.
+    """Record the block as one run with system metrics.
 
-    The run ends as ``FINISHED``, as ``KILLED`` on Ctrl-C or SIGTERM, which reaches the block as ``KeyboardInterrupt``,
-    and as ``FAILED`` with the tag ``error`` on anything else.
+    The run ends as ``FINISHED``; as ``KILLED`` on Ctrl-C or SIGTERM, which is raised in the block as
+    ``KeyboardInterrupt``; as ``FAILED`` with the tag ``error`` on any other exception.
 
     Args:
-        stage: name of the run and its tag ``stage``.
+        stage: name of the run and value of its tag ``stage``.
         params: recorded flattened, such as ``pretrain.mask_ratio``, and as the artifact ``params.yaml``; their digest
             is the tag ``params_digest``.
-        tags: further tags; ``PARENT_TAG`` names the run that this one is part of.
-        killed_by: exceptions that mean that the run was given up, not that it failed: it ends as ``KILLED``.
-        resume_run_id: continue this run; where the tracking store does not know it, a new run begins. Parameters stay
-            as they were recorded: those that changed since are of other stages, or the run would not go on.
+        tags: further tags.
+        parent_id: run under which MLflow shows this one.
+        resume_run_id: run to continue; if the tracking store does not know it, a new run is created. A continued run
+            keeps its recorded parameters: unfinished work is resumed only if those of its own stage are unchanged.
+        killed_by: exceptions that mean "stopped on purpose": the run ends as ``KILLED``, not as ``FAILED``.
 
     Raises:
-        RuntimeError: a run is being recorded in this thread already.
+        RuntimeError: another run is being recorded in this thread.
     """
     if mlflow.active_run() is not None:
         raise RuntimeError(f"cannot start the run {stage!r} inside another one")
@@ -140,14 +151,19 @@ def start_run(
         run_id=None if former is None else resume_run_id,
         experiment_id=experiment_id(params.tracking.experiment),
         run_name=stage,
-        tags={**_own_tags(stage, params, resumed=former is not None), **(tags or {})},
+        tags={
+            **_own_tags(stage, params, resumed=former is not None),
+            **({} if parent_id is None else {"mlflow.parentRunId": parent_id}),
+            **(tags or {}),
+        },
         log_system_metrics=True,
     )
     run = Run(active.info.run_id, params)
+
     try:
         with _sigterm_as_interrupt():
             known = former.data.params if former else {}
-            mlflow.log_params({name: value for name, value in flatten(params).items() if name not in known})
+            mlflow.log_params({name: value for name, value in flatten_params(params).items() if name not in known})
             if former is None:
                 mlflow.log_text(yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False), PARAMS_FILE)
             yield run
@@ -160,8 +176,8 @@ def start_run(
     mlflow.end_run()
 
 
-def flatten(params: Params) -> dict[str, str]:
-    """All parameters as ``section.name`` and text; lists as JSON."""
+def flatten_params(params: Params) -> dict[str, str]:
+    """Return all parameters as text by ``section.name``; lists as JSON."""
     sections = params.model_dump(mode="json")
     return {
         f"{section}.{name}": (value if isinstance(value, str) else json.dumps(value))[:MAX_PARAM_LENGTH]
@@ -171,9 +187,9 @@ def flatten(params: Params) -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The checked-out commit, with ``-dirty`` where tracked files differ from it; None outside a git checkout.
+    """Return the checked-out commit, with ``-dirty`` if tracked files differ from it; None outside a git checkout.
 
-    ``dvc.lock`` does not count: DVC rewrites it while the pipeline runs.
+    ``dvc.lock`` is ignored: DVC rewrites it while the pipeline runs.
     """
 
     def git(*arguments: str) -> str:
@@ -189,7 +205,7 @@ def git_commit() -> str | None:
 
 
 def _own_tags(stage: str, params: Params, resumed: bool) -> dict[str, str]:
-    """Tags of a new run; one that goes on keeps them, and says which code went on with it."""
+    """Return the tags of a new run; a resumed run keeps its tags and adds the commit that resumed it."""
     commit = git_commit()
     if resumed:
         return {"resumed_git_commit": commit} if commit else {}
@@ -197,7 +213,7 @@ def _own_tags(stage: str, params: Params, resumed: bool) -> dict[str, str]:
 
 
 def _former_run(run_id: str | None) -> mlflow.entities.Run | None:
-    """A run that can go on; None if there is none."""
+    """Return the run to continue, without its tag ``error``; None if it does not exist or was deleted."""
     if run_id is None:
         return None
     try:
@@ -214,9 +230,9 @@ def _former_run(run_id: str | None) -> mlflow.entities.Run | None:
 
 
 def is_interrupt(error: BaseException | None) -> bool:
-    """Whether Ctrl-C or SIGTERM is behind an exception.
+    """Return True if Ctrl-C or SIGTERM is the cause of an exception.
 
-    Lightning turns it into a ``SystemExit``; recording that a run was interrupted may fail with something else.
+    Lightning turns it into a ``SystemExit``, and recording an interrupted run may raise another exception.
     """
     while error is not None:
         if isinstance(error, KeyboardInterrupt):
@@ -227,7 +243,7 @@ def is_interrupt(error: BaseException | None) -> bool:
 
 @contextmanager
 def _sigterm_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM unwind the block as Ctrl-C does, in this process only: forked workers die of it as usual."""
+    """Raise ``KeyboardInterrupt`` on SIGTERM, in this process only: forked workers keep the default action."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -18,7 +18,7 @@ from mme.experiments.sweep.study import RUN_ID, SURPLUS, open_storage
 from mme.experiments.sweep.trial import METRIC, REPEAT_OF, SEED
 from mme.manifest import Manifest
 from mme.system.files import atomic_path, write_text
-from mme.tracking import attach
+from mme.tracking import open_run
 from mme.viz.plots import save_figure
 
 OUTPUT = Path("reports/sweep")
@@ -62,7 +62,7 @@ def report(params: Params, output: Path = OUTPUT) -> Path:
     _write_trials(study, output / "trials.csv")
     text = _markdown(study, points, repeats, chance, pictures)
     write_text(output / "report.md", text)
-    attach(study.user_attrs[RUN_ID], params).log_artifact(output, "report")
+    open_run(study.user_attrs[RUN_ID], params).log_artifact(output, "report")
     return output / "report.md"
 
 

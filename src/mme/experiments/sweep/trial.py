@@ -23,7 +23,7 @@ from mme.manifest import Manifest
 from mme.models.encoder import VideoEncoder
 from mme.motion.store import TrackStore
 from mme.system.files import digest
-from mme.tracking import PARENT_TAG, Run, is_interrupt, start_run
+from mme.tracking import Run, is_interrupt, start_run
 from mme.training.pretrain import PretrainModule, run_pretraining
 
 METRIC = "val/probe_top1"
@@ -126,7 +126,8 @@ class Objective:
             with start_run(
                 "sweep-repeat" if SEED in trial.user_attrs else "sweep-trial",
                 params,
-                tags={PARENT_TAG: self.setting.parent_id, "study": self.setting.study, "trial": str(trial.number)},
+                parent_id=self.setting.parent_id,
+                tags={"study": self.setting.study, "trial": str(trial.number)},
                 resume_run_id=trial.user_attrs.get(RUN_ID),
                 killed_by=(optuna.TrialPruned,),
             ) as run:
