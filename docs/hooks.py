@@ -1,4 +1,4 @@
-"""Pages of the site that are made from the code, so that they cannot drift from it. MkDocs calls ``on_*``."""
+"""MkDocs hooks: pages generated from the code and from files at the root, and formulas as MathML."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).parents[1]
+
 REPOSITORY_PAGES = {
     "README.md": "index.md",
     "CHANGELOG.md": "changelog.md",
@@ -21,47 +22,43 @@ REPOSITORY_PAGES = {
     "reports/ablation.md": "reports/ablation.md",
     "reports/pretraining_gain.md": "reports/pretraining_gain.md",
 }
-"""Files beside ``docs`` and the pages that they become."""
+"""Pages of the site that are files outside ``docs``."""
 
 PICTURES = ("reports/ablation.png",)
-"""Files beside ``docs`` that the pages show."""
+"""Pictures outside ``docs``."""
 
 FORMULA = re.compile(
     r'<(?P<tag>span|div) class="arithmatex">\s*(?:\\\((?P<inline>.*?)\\\)|\\\[(?P<block>.*?)\\\])\s*</(?P=tag)>',
     re.DOTALL,
 )
-"""What the extension ``arithmatex`` leaves of `$...$` and `$$...$$`."""
+"""HTML that the extension ``arithmatex`` writes for `$...$` and `$$...$$`."""
+
+YAML_LINE = re.compile(r"^(?P<indent> {0,2})(?P<name>[a-z]\w*):[^#\n]*(?:#(?P<comment>.*))?$", re.MULTILINE)
+"""A line of ``params.yaml`` that names a section or a value."""
+
+JSON_TYPES = {"null": "`null`", "integer": "integer", "string": "text", "boolean": "`true`, `false`"}
+JSON_BOUNDS = {
+    "minimum": "≥",
+    "exclusiveMinimum": ">",
+    "maximum": "≤",
+    "exclusiveMaximum": "<",
+    "multipleOf": "multiple of",
+}
 
 Schema = dict[str, Any]
 
 
-def on_config(config: Any) -> Any:
-    """Leave pages out of the menu that are not there, and put those at its end that it forgets."""
-    there = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
-    forgotten = sorted(there - set(re.findall(r"[\w/-]+\.md", str(config["nav"]))))
-    config["nav"] = list(_only(config["nav"], there | set(generated())))
-    config["nav"] += [{"More": forgotten}] if forgotten else []
-    return config
-
-
-def _only(entries: list[dict[str, Any]], there: set[str]) -> Iterator[dict[str, Any]]:
-    for entry in entries:
-        ((title, value),) = entry.items()
-        kept = list(_only(value, there)) if isinstance(value, list) else value in there and value
-        if kept:
-            yield {title: kept}
-
-
 @functools.cache
 def generated() -> dict[str, str]:
-    """Content of every generated page, by its name."""
-    sys.path[:0] = [str(ROOT)]  # `serving` is found from a checkout as well
+    """Return the content of every generated page by its name."""
+    sys.path[:0] = [str(ROOT)]  # so that `serving` is found
     pages = {page: repository_page(ROOT / name) for name, page in REPOSITORY_PAGES.items()}
+    document = openapi()
     return pages | {
-        "parameters.md": parameters_page(),
+        "parameters.md": "\n".join(parameters_page()) + "\n",
         "commands.md": commands_page(),
-        "api.md": api_page(),
-        "openapi.json": json.dumps(openapi(), indent=1),
+        "api.md": "\n".join(api_page(document)) + "\n",
+        "openapi.json": json.dumps(document, indent=1),
     }
 
 
@@ -77,7 +74,7 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Formulas as MathML, which browsers draw by themselves."""
+    """Replace formulas by MathML, which browsers draw without a script."""
     from latex2mathml.converter import convert
 
     def mathml(found: re.Match[str]) -> str:
@@ -87,7 +84,7 @@ def on_page_content(html: str, **_: Any) -> str:
 
 
 def repository_page(path: Path) -> str:
-    """A file of the repository with its links leading to pages of the site."""
+    """Return a file of the repository with links to pages of the site."""
 
     def moved(found: re.Match[str]) -> str:
         target = found[1].removeprefix("docs/")
@@ -96,56 +93,60 @@ def repository_page(path: Path) -> str:
     return re.sub(r"\]\(((?!\w+://)[^)#]+)\)", moved, path.read_text(encoding="utf-8"))
 
 
-def parameters_page() -> str:
-    """Every parameter with its default, its type and its comment in ``params.yaml``."""
+def table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
+    """Yield the lines of a Markdown table, a blank line first."""
+    yield ""
+    for row in (header, ("---",) * len(header), *rows):
+        yield "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |"
+
+
+def parameters_page() -> Iterator[str]:
+    """Yield the lines of a page with the value, type and comment of every parameter."""
     from mme.config import Params
 
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
     values, comments = yaml.safe_load(text), comments_of(text)
     schema = Params.model_json_schema()
-    lines = [
+    yield from (
         "# Parameters",
         "",
-        "Every value of every run stands in `params.yaml`; nothing is defaulted in the code, unknown and missing names",
-        "are refused. `mme params` checks a file; `dvc exp run register -S SECTION.NAME=VALUE` changes one for a run.",
-    ]
-    for section, entries in values.items():
-        described = _resolved(schema["properties"][section], schema)
+        "Every value of every run is in `params.yaml`; unknown and missing names are errors. `mme params` checks",
+        "a file; `dvc exp run register -S SECTION.NAME=VALUE` changes a value for one run.",
+    )
+    for section, unresolved in schema["properties"].items():
+        described = resolve(unresolved, schema)
         about = described.get("description") or comments.get((section, ""), "")
-        lines += ["", f"## {section}", "", " ".join(about.split())]
-        if "properties" not in described:  # a mapping by names of the user's choice
-            continue
-        lines += ["", "| parameter | default | what it may be | |", "|---|---|---|---|"]
-        for name, value in entries.items():
-            what = describe(described["properties"][name], schema)
-            cells = [f"`{name}`", f"`{json.dumps(value, ensure_ascii=False)}`", what, comments.get((section, name), "")]
-            lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
-    return "\n".join(lines) + "\n"
+        yield from ("", f"## {section}", "", " ".join(about.split()))
+        if "properties" in described:  # else a mapping whose names the user chooses
+            rows = []
+            for name, entry in described["properties"].items():
+                value = values.get(section, {}).get(name, entry.get("default"))
+                shown = f"`{json.dumps(value, ensure_ascii=False)}`"
+                comment = comments.get((section, name)) or entry.get("description", "")
+                rows.append((f"`{name}`", shown, describe(entry, schema), comment))
+            yield from table(("parameter", "value", "type", ""), rows)
 
 
 def comments_of(text: str) -> dict[tuple[str, str], str]:
-    """The comments of a two-level YAML file, by section and name; a section's own is by (section, "")."""
+    """Return the comments of a two-level YAML file by (section, name); a section's own is by (section, "")."""
     found: dict[tuple[str, str], str] = {}
     section = ""
-    for line in text.splitlines():
-        match = re.match(r"(?P<indent> {0,2})(?P<name>[a-z]\w*):(?P<rest>.*)$", line)
-        if match is None:
-            continue
+    for match in YAML_LINE.finditer(text):
         section = section if match["indent"] else match["name"]
-        _, mark, comment = match["rest"].partition("#")
-        if mark:
-            found[section, match["name"] if match["indent"] else ""] = comment.strip()
+        if match["comment"]:
+            found[section, match["name"] if match["indent"] else ""] = match["comment"].strip()
     return found
 
 
-def _resolved(schema: Schema, root: Schema) -> Schema:
+def resolve(schema: Schema, root: Schema) -> Schema:
+    """Replace a reference to a definition by the definition."""
     name = schema.get("$ref", "").rpartition("/")[2]
     return {**root["$defs"][name], **schema} if name else schema
 
 
 def describe(schema: Schema, root: Schema) -> str:
-    """A JSON schema in a few words."""
-    schema = _resolved(schema, root)
+    """Describe a JSON schema in a few words."""
+    schema = resolve(schema, root)
     options = schema.get("anyOf") or schema.get("oneOf")
     if options:
         return " or ".join(dict.fromkeys(describe(option, root) for option in options))
@@ -154,21 +155,15 @@ def describe(schema: Schema, root: Schema) -> str:
     kind = str(schema.get("type", "any"))
     if kind == "array":
         inner = schema.get("items") or next(iter(schema.get("prefixItems", [])), None)
-        what = f" of {describe(inner, root)}" if isinstance(inner, dict) and inner else ""
+        of = f" of {describe(inner, root)}" if isinstance(inner, dict) and inner else ""
         exact = schema.get("minItems") if schema.get("minItems") == schema.get("maxItems") else None
-        return f"list{what}" if exact is None else f"{exact} x {what.removeprefix(' of ')}"
-    words = {"null": "`null`", "integer": "whole number", "string": "text", "boolean": "`true`, `false`"}
-    return " ".join([words.get(kind, kind), *_bounds(schema)])
-
-
-def _bounds(schema: Schema) -> list[str]:
-    signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    bounds = [f"{sign} {schema[key]:g}" for key, sign in signs.items() if key in schema]
-    return bounds + ([f"multiple of {schema['multipleOf']:g}"] if "multipleOf" in schema else [])
+        return f"list{of}" if exact is None else f"{exact} x {of.removeprefix(' of ')}"
+    bounds = (f"{sign} {schema[key]:g}" for key, sign in JSON_BOUNDS.items() if key in schema)
+    return " ".join([JSON_TYPES.get(kind, kind), *bounds])
 
 
 def commands_page() -> str:
-    """The command line as it documents itself."""
+    """Return the help texts of the command line."""
     import typer
     from typer.cli import get_docs_for_click
 
@@ -176,13 +171,13 @@ def commands_page() -> str:
 
     command = typer.main.get_command(app)
     with command.make_context("mme", [], resilient_parsing=True) as context:
-        # Typer's own class and the one that it documents are one at run time.
+        # Typer's own class and the one in its annotations are the same at run time.
         text = get_docs_for_click(obj=command, ctx=context, name="mme", title="Commands")  # type: ignore[arg-type]
     return re.sub(r"^\*\*(Usage|Arguments|Options|Commands)\*\*:", r"**\1**", text, flags=re.MULTILINE)
 
 
 def openapi() -> Schema:
-    """The service's OpenAPI document."""
+    """Return the service's OpenAPI document."""
     from serving.app import create_app
     from serving.settings import Settings
 
@@ -190,45 +185,33 @@ def openapi() -> Schema:
     return document
 
 
-def api_page() -> str:
-    """Every address of the service, from its OpenAPI document."""
-    document = openapi()
-    lines = [
-        "# HTTP API",
-        "",
-        document["info"].get("description", "").strip(),
-        "",
-        "A running service shows its document at `/openapi.json`; [a copy](openapi.json) belongs to this page.",
-    ]
+def api_page(document: Schema) -> Iterator[str]:
+    """Yield the lines of a page with every endpoint of the service."""
+    yield from ("# HTTP API", "", document["info"].get("description", "").strip(), "")
+    yield "A running service has this document at `/openapi.json`; [a copy](openapi.json) belongs to this page."
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
-            lines += ["", f"## {method.upper()} {path}", "", *_operation(operation, document)]
-    return "\n".join(lines) + "\n"
+            yield from ("", f"## {method.upper()} {path}", "", f"**{operation.get('summary', '')}**")
+            yield from endpoint(operation, {"$defs": document["components"]["schemas"]})
 
 
-def _operation(operation: Schema, document: Schema) -> Iterator[str]:
-    yield f"**{operation.get('summary', '')}**"
-    if operation.get("description"):
-        yield ""
-        yield operation["description"]
-    content = operation.get("requestBody", {}).get("content", {})
-    if content:
-        yield ""
-        yield "Body: " + ", ".join(f"`{kind}`" for kind in content) + "."
+def endpoint(operation: Schema, definitions: Schema) -> Iterator[str]:
+    """Yield the lines of one endpoint: description, body, parameters, responses."""
+    if "description" in operation:
+        yield from ("", operation["description"])
+    if "requestBody" in operation:
+        yield from ("", "Body: " + ", ".join(f"`{kind}`" for kind in operation["requestBody"]["content"]) + ".")
     if operation.get("parameters"):
-        yield from ["", "| parameter | in | what it may be | |", "|---|---|---|---|"]
-        for parameter in operation["parameters"]:
-            what = describe(parameter.get("schema", {}), {"$defs": document["components"]["schemas"]})
-            yield f"| `{parameter['name']}` | {parameter['in']} | {what} | {parameter.get('description', '')} |"
-    yield from ["", "| status | |", "|---|---|"]
-    for status, response in operation["responses"].items():
-        meaning = " ".join(response.get("description", "").split())
-        yield f"| {status} | {meaning}{_schema_name(response)} |"
+        rows = [
+            (f"`{entry['name']}`", entry["in"], describe(entry["schema"], definitions), entry.get("description", ""))
+            for entry in operation["parameters"]
+        ]
+        yield from table(("parameter", "in", "type", ""), rows)
+    yield from table(("status", ""), [(code, meaning(answer)) for code, answer in operation["responses"].items()])
 
 
-def _schema_name(response: Schema) -> str:
-    for content in response.get("content", {}).values():
-        name = content.get("schema", {}).get("$ref", "").rpartition("/")[2]
-        if name:
-            return f" (`{name}`)"
-    return ""
+def meaning(response: Schema) -> str:
+    """Describe a response of the service, with the name of its schema if it has one."""
+    schemas = [content.get("schema", {}).get("$ref", "") for content in response.get("content", {}).values()]
+    names = [f" (`{reference.rpartition('/')[2]}`)" for reference in schemas if reference]
+    return " ".join(response.get("description", "").split()) + "".join(names[:1])
