@@ -37,7 +37,7 @@ VIT_B: dict[str, dict[str, Any]] = {
     "clip": {"num_frames": 16, "stride_frames": 4, "size": 224},
     "model": {"patch_size": 16, "tubelet_frames": 2, "dim": 768, "depth": 12, "num_heads": 12, "positions": "flat"},
     "pretrain": {
-        "mask_ratio": 0.9, "length": 6, "shape": "along", "hog_window": 16, "min_scale": 0.5, "batch_size": 2,
+        "mask_ratio": 0.9, "length": 6, "hog_steps": "all", "hog_window_px": 16, "min_scale": 0.5, "batch_size": 2,
         "decoder_dim": 384, "decoder_depth": 4, "decoder_heads": 6,
     },
 }  # fmt: skip
@@ -113,7 +113,7 @@ def measure(name: str, at_most: float | None, batch: Batch) -> Iterator[Row]:
     )
     yield Row(f"{name}: tracks read", read, "ms a step")
     yield Row(f"{name}: positions", positions - read, "ms a step")
-    yield Row(f"{name}: HOG", both - positions, "ms a step", of=f"shape: {batch.spec.shape}")
+    yield Row(f"{name}: HOG", both - positions, "ms a step", of=f"shape: {batch.spec.hog_steps}")
     yield Row(f"{name}: frames cropped for HOG", dense - sparse, "ms a step")
     targets = both + dense - sparse
     yield Row(f"{name}: targets", targets / (targets + step), "of the step", at_most=at_most)
@@ -129,7 +129,7 @@ def main() -> None:
     large = changed(params, VIT_B)
     cases = [
         ("default", 0.15, params, small),
-        ("default, shape: along", None, changed(params, {"pretrain": {"shape": "along"}}), small),
+        ("default, hog_steps: all", None, changed(params, {"pretrain": {"hog_steps": "all"}}), small),
         ("ViT-B/16, 16 x 224", 0.10, large, large_frames(params, large.clip.span_frames + large.pretrain.length)),
     ]
     for name, at_most, case, frames in cases:

@@ -142,7 +142,11 @@ def time_extraction(params: Params, manifest: Manifest, cores: int) -> Row:
 def time_loading(params: Params, manifest: Manifest, cores: int) -> Iterator[Row]:
     """Batches from files, by all cores but the one that trains."""
     tracks = TrackStore(manifest.folder / "trajectories")
-    cases = (("mme, shape: along", "mme", "along"), ("mme, shape: start", "mme", "start"), ("pixel", "pixel", "along"))
+    cases = (
+        ("mme, hog_steps: all", "mme", "all"),
+        ("mme, hog_steps: first", "mme", "first"),
+        ("pixel", "pixel", "all"),
+    )
     for name, objective, shape in cases:
         changes = {
             "objective": objective, "shape": shape, "num_loader_workers": cores - 1, "frame_cache_mb": 0,

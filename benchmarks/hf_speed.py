@@ -120,7 +120,7 @@ def compare(name: str, batch: Batch, repeats: int) -> Iterator[Row]:
     size = batch.params.pretrain.batch_size
     ours, loaded, theirs = turns_s(repeats, our_step(batch, 0), our_step(batch, 1), hf_step(batch.params))
     of = f"batch {size}, {batch.params.pretrain.mask_ratio:.0%} hidden"
-    yield Row(f"{name}: ours, mme", size / ours, "clips a second", of=f"{of}, shape: {batch.spec.shape}")
+    yield Row(f"{name}: ours, mme", size / ours, "clips a second", of=f"{of}, shape: {batch.spec.hog_steps}")
     yield Row(f"{name}: transformers, pixel", size / theirs, "clips a second", of=of)
     yield Row(f"{name}: clips a second", theirs / ours, "x transformers", at_least=1.0)
     yield Row(f"{name}: the same, with a loader process", theirs / loaded, "x transformers", at_least=1.0)

@@ -23,8 +23,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "pretrain": {
         "splits": ("pretrain",),
         "length": 3,
-        "shape": "along",
-        "hog_window": 8,
+        "hog_steps": "all",
+        "hog_window_px": 8,
         "decoder_dim": 16,
         "decoder_heads": 2,
         "epochs": 3,

@@ -21,14 +21,14 @@ def file(tmp_path: Path) -> Path:
 def test_only_the_values_change_and_the_difference_is_shown(file: Path) -> None:
     before = file.read_text(encoding="utf-8")
     difference = write_values(
-        file, {"pretrain.mask_ratio": 0.75, "pretrain.length": 4, "pretrain.shape": "along"}, write=True
+        file, {"pretrain.mask_ratio": 0.75, "pretrain.length": 4, "pretrain.hog_steps": "all"}, write=True
     )
     changed = [line for line in difference.splitlines() if line[:1] in "+-" and line[:3] not in ("+++", "---")]
     assert [line[0] for line in changed] == ["-", "-", "-", "+", "+", "+"]
     after = file.read_text(encoding="utf-8")
     assert after.count("#") == before.count("#")
     params = load_params(file)
-    assert (params.pretrain.mask_ratio, params.pretrain.length, params.pretrain.shape) == (0.75, 4, "along")
+    assert (params.pretrain.mask_ratio, params.pretrain.length, params.pretrain.hog_steps) == (0.75, 4, "all")
     former = load_params(ROOT / "params.yaml").pretrain.model_dump()
     write_values(file, {f"pretrain.{name}": former[name] for name in ("mask_ratio", "length", "shape")}, write=True)
     assert file.read_text(encoding="utf-8") == before

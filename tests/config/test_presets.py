@@ -97,7 +97,7 @@ def test_the_papers_settings(
     presets.apply(name, file, write=True)
     params = load_params(file)
     pretrain, finetune = params.pretrain, params.finetune
-    assert (pretrain.mask_ratio, pretrain.length, pretrain.shape, pretrain.warmup_epochs) == (0.7, 6, "along", 40)
+    assert (pretrain.mask_ratio, pretrain.length, pretrain.hog_steps, pretrain.warmup_epochs) == (0.7, 6, "all", 40)
     assert pretrain.scaled_lr == pytest.approx(1.5e-4 * pretrain.batch_size / 256)
     assert (pretrain.betas, pretrain.weight_decay) == ((0.9, 0.95), 0.05)
     assert (finetune.epochs, finetune.layer_decay, finetune.drop_path) == (epochs, 0.75, 0.1)

@@ -28,7 +28,7 @@ def test_values_take_the_types_and_steps_of_their_ranges() -> None:
             "pretrain.mask_ratio": {"low": 0.3, "high": 0.9, "step": 0.1},
             "pretrain.length": {"low": 1, "high": 4, "step": 1},
             "pretrain.lr": {"low": 1e-4, "high": 1e-2, "log": True},
-            "pretrain.shape": {"choices": ("along", "start")},
+            "pretrain.hog_steps": {"choices": ("all", "first")},
         }
     ).sweep.space
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
@@ -36,7 +36,7 @@ def test_values_take_the_types_and_steps_of_their_ranges() -> None:
         assert round(10 * float(values["pretrain.mask_ratio"])) / 10 == values["pretrain.mask_ratio"]
         assert isinstance(values["pretrain.length"], int)
         assert 1e-4 <= float(values["pretrain.lr"]) <= 1e-2
-        assert values["pretrain.shape"] in ("along", "start")
+        assert values["pretrain.hog_steps"] in ("all", "first")
 
 
 def test_values_replace_parameters_and_are_checked() -> None:
@@ -52,7 +52,7 @@ def test_values_replace_parameters_and_are_checked() -> None:
     [
         ({"space": {"pretrain.length": {"low": 1, "high": 5, "step": 1}}}, "max_length"),
         ({"space": {"pretrain.mask_ratio": {"low": 0.5, "high": 1.5, "step": 0.1}}}, "mask_ratio"),
-        ({"space": {"pretrain.shape": {"choices": ("along", "sideways")}}}, "sideways"),
+        ({"space": {"pretrain.hog_steps": {"choices": ("all", "sideways")}}}, "sideways"),
         ({"fixed": {"pretrain.epochs": 1, "pretrain.warmup_epochs": 1}}, "warmup_epochs"),
         (
             {"space": {"pretrain.length": {"low": 1, "high": 2, "step": 1}}, "first": ({"pretrain.length": 3},)},

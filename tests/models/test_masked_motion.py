@@ -22,7 +22,7 @@ DEFAULTS = load_params(Path(__file__).parents[2] / "params.yaml").pretrain
 
 def pretrain(**changes: object) -> PretrainParams:
     small: dict[str, object] = {
-        "shape": "along",
+        "hog_steps": "all",
         "decoder_dim": 16,
         "decoder_depth": 1,
         "decoder_heads": 2,
@@ -43,7 +43,7 @@ def clip_and_mask(batch: int = 2, seed: int = 0) -> tuple[Float[Tensor, "B 3 T H
     [
         ("mme", {"position": (4, 3, 2), "shape": (4, 3, 9)}),
         ("trajectory", {"position": (4, 3, 2)}),
-        ("hog", {"shape": (4, 1, 9)}),
+        ("hog", {"shape": (4, 3, 9)}),
         ("pixel", {"pixel": (3 * 2 * 8 * 8,)}),
     ],
 )

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from mme.motion.tracking import TrackSlice
 from mme.targets.grid import TargetSpec
-from mme.targets.hog import NORM_FLOOR_PER_PIXEL
 from mme.video.crop import Crop
 from tests.reference.hog import hog_at
 
@@ -32,10 +31,10 @@ def target_of(
     residual, shape = np.zeros((spec.length, 2)), []
     for step in range(spec.length):
         at_x, at_y = to_clip(x, y, crop, spec)
-        if spec.shape == "along" or step == 0:
+        if spec.hog_steps == "all" or step == 0:
             frame = frames[tubelet * spec.tubelet_stride + step]
             held_x, held_y = min(max(at_x, -0.5), spec.width - 0.5), min(max(at_y, -0.5), spec.height - 0.5)
-            shape.append(hog_at(frame, held_x, held_y, spec.hog_window, NORM_FLOOR_PER_PIXEL))
+            shape.append(hog_at(frame, held_x, held_y, spec.hog_window_px, spec.hog_norm_floor))
         moved = tracks.homographies[tubelet, step].astype(np.float64) @ [x, y, 1]
         camera = moved[:2] / moved[2] - [x, y]
         factors = [spec.width / crop.width * (-1 if crop.flip else 1), spec.height / crop.height]

@@ -43,10 +43,11 @@ def target_spec(**changes: Any) -> TargetSpec:
         "num_tubelets": 2,
         "tubelet_stride": 3,
         "length": 4,
-        "shape": "along",
+        "hog_steps": "all",
         "position_norm": "none",
-        "position_scale_px": 1.0,
-        "hog_window": 8,
+        "patch_std_floor_px": 1.0,
+        "hog_window_px": 8,
+        "hog_norm_floor": 8.0,
     }
     return TargetSpec(**(values | changes))
 

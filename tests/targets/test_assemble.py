@@ -62,7 +62,7 @@ def cell_grid(values: NDArray[Any], spec: TargetSpec) -> NDArray[Any]:
 
 @settings(max_examples=10)
 @given(
-    shape=st.sampled_from(["along", "start"]),
+    hog_steps=st.sampled_from(["all", "first"]),
     patch_size=st.sampled_from([8, 16]),
     num_tubelets=st.integers(1, 3),
     tubelet_stride=st.integers(1, 4),
@@ -74,7 +74,7 @@ def cell_grid(values: NDArray[Any], spec: TargetSpec) -> NDArray[Any]:
 )
 def test_agrees_with_cell_by_cell(
     *,
-    shape: Any,
+    hog_steps: Any,
     patch_size: int,
     num_tubelets: int,
     tubelet_stride: int,
@@ -85,7 +85,11 @@ def test_agrees_with_cell_by_cell(
     seed: int,
 ) -> None:
     spec = target_spec(
-        patch_size=patch_size, num_tubelets=num_tubelets, tubelet_stride=tubelet_stride, length=length, shape=shape
+        patch_size=patch_size,
+        num_tubelets=num_tubelets,
+        tubelet_stride=tubelet_stride,
+        length=length,
+        hog_steps=hog_steps,
     )
     rng = np.random.default_rng(seed)
     tracks, frames = random_tracks(rng, spec, 40, 72, cell), random_frames(rng, spec)
@@ -93,7 +97,7 @@ def test_agrees_with_cell_by_cell(
     crop = Crop(edges[0] * (40 - height), edges[1] * (72 - width), height, width, flip)
     target = assemble(tracks, crop, frames, spec)
     num_tokens = num_tubelets * (48 // patch_size) * (64 // patch_size)
-    num_shapes = length if shape == "along" else 1
+    num_shapes = length if hog_steps == "all" else 1
     assert target.position.shape == (num_tokens, 4, length, 2)
     assert target.shape.shape == (num_tokens, 4, num_shapes, NUM_BINS)
     assert [str(part.dtype) for part in (target.position, target.shape, target.valid)] == ["float32", "float32", "bool"]
@@ -267,22 +271,16 @@ def normalised(tracks: TrackSlice, **changes: Any) -> MotionTarget:
     return assemble(tracks, WHOLE, None, target_spec(**changes))
 
 
-def test_scale_divides() -> None:
-    tracks = exact_tracks(MovingScene(48, 64, Similarity((1.0, -2.0))), [0, 3], 4, 8)
-    target = normalised(tracks, position_norm="scale", position_scale_px=4.0)
-    assert np.abs(target.position[target.valid] - [0.25, -0.5]).max() < 1e-6
-
-
 def test_patch_std_leaves_the_deviation_from_the_patch_mean() -> None:
     tracks = exact_tracks(MovingScene(48, 64, Similarity((1.0, -2.0), scale=1.06)), [0, 3], 4, 8)
-    target = normalised(tracks, position_norm="patch_std", position_scale_px=1e-3)
+    target = normalised(tracks, position_norm="patch_std", patch_std_floor_px=1e-3)
     whole = target.valid.all(axis=1)
     assert whole.sum() >= 4
     np.testing.assert_allclose(target.position[whole].mean(axis=(1, 2)), 0, atol=1e-4)
     np.testing.assert_allclose(np.square(target.position[whole]).mean(axis=(1, 2, 3)), 1, atol=1e-3)
 
 
-@pytest.mark.parametrize("norm", ["none", "scale", "patch_std"])
+@pytest.mark.parametrize("norm", ["none", "patch_std"])
 def test_a_static_patch_gives_zeros(norm: Any) -> None:
     tracks = exact_tracks(MovingScene(48, 64), [0, 3], 4, 8)
     target = normalised(tracks, position_norm=norm)
@@ -293,9 +291,9 @@ def test_a_static_patch_gives_zeros(norm: Any) -> None:
 def test_patch_std_does_not_blow_noise_up_where_nothing_moves() -> None:
     frames = MovingScene(48, 64, noise_std=2.0).frames(8)
     tracks = extract(frames, trajectories_params(cell=8, max_length=4)).select([0, 3], 4)
-    floored = normalised(tracks, position_norm="patch_std", position_scale_px=1.0)
+    floored = normalised(tracks, position_norm="patch_std", patch_std_floor_px=1.0)
     assert np.square(floored.position[floored.valid]).mean() < 0.05
-    free = normalised(tracks, position_norm="patch_std", position_scale_px=1e-6)
+    free = normalised(tracks, position_norm="patch_std", patch_std_floor_px=1e-6)
     assert np.square(free.position[free.valid]).mean() > 0.5
 
 
@@ -313,7 +311,7 @@ def test_the_spec_of_params_yaml() -> None:
 
 def test_frames_that_are_needed() -> None:
     assert target_spec(num_tubelets=3, tubelet_stride=4, length=6).num_hog_frames == 14
-    assert target_spec(num_tubelets=3, tubelet_stride=4, length=6, shape="start").num_hog_frames == 9
+    assert target_spec(num_tubelets=3, tubelet_stride=4, length=6, hog_steps="first").num_hog_frames == 9
 
 
 def test_more_frames_than_needed_change_nothing() -> None:
@@ -326,10 +324,10 @@ def test_more_frames_than_needed_change_nothing() -> None:
     )
 
 
-@pytest.mark.parametrize("norm", ["none", "scale", "patch_std"])
-@pytest.mark.parametrize("shape", ["along", "start"])
-def test_hidden_tokens_alone_are_the_same_as_among_all(norm: Any, shape: Any) -> None:
-    spec = target_spec(position_norm=norm, shape=shape)
+@pytest.mark.parametrize("norm", ["none", "patch_std"])
+@pytest.mark.parametrize("hog_steps", ["all", "first"])
+def test_hidden_tokens_alone_are_the_same_as_among_all(norm: Any, hog_steps: Any) -> None:
+    spec = target_spec(position_norm=norm, hog_steps=hog_steps)
     rng = np.random.default_rng(0)
     tracks, frames = random_tracks(rng, spec, 48, 64, 8), random_frames(rng, spec)
     hidden = rng.uniform(size=24) < 0.6
@@ -339,11 +337,11 @@ def test_hidden_tokens_alone_are_the_same_as_among_all(norm: Any, shape: Any) ->
     np.testing.assert_array_equal(part.valid, whole.valid[hidden])
 
 
-@pytest.mark.parametrize("norm", ["none", "scale", "patch_std"])
-@pytest.mark.parametrize("shape", ["along", "start"])
-def test_a_batch_is_its_clips_one_by_one_to_the_bit(norm: Any, shape: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("norm", ["none", "patch_std"])
+@pytest.mark.parametrize("hog_steps", ["all", "first"])
+def test_a_batch_is_its_clips_one_by_one_to_the_bit(norm: Any, hog_steps: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Clips of videos of different sizes, crops and numbers of hidden tokens."""
-    spec = target_spec(position_norm=norm, shape=shape)
+    spec = target_spec(position_norm=norm, hog_steps=hog_steps)
     rng = np.random.default_rng(0)
     sizes = [(48, 64), (56, 80), (48, 64), (96, 48), (64, 64)]
     tracks = [random_tracks(rng, spec, *size, 8) for size in sizes]
@@ -388,7 +386,7 @@ def test_what_does_not_fit_is_refused() -> None:
         assemble(tracks, WHOLE, frames, target_spec(num_tubelets=3))
     with pytest.raises(ValueError, match="tracks of 4 steps are shorter than length 5"):
         assemble(tracks, WHOLE, frames, target_spec(length=5))
-    with pytest.raises(ValueError, match="6 frames are too few, shape 'along' needs 7"):
+    with pytest.raises(ValueError, match="6 frames are too few, hog_steps 'all' needs 7"):
         assemble(tracks, WHOLE, frames[:6], spec)
     with pytest.raises(ValueError, match=r"\[7, 64, 48, 3\]"):
         assemble(tracks, WHOLE, frames.swapaxes(1, 2), spec)

@@ -9,6 +9,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import mme  # noqa: F401 - first of all, because it mends what importing torchvision needs
+
+# isort: split
 import pytest
 import pytorch_lightning as lightning
 from pytorch_lightning.callbacks import Callback

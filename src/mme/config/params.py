@@ -14,7 +14,6 @@ from mme.config.base import NonNegative, Positive, PositiveFloat, Range, Ratio, 
 from mme.config.sweep import SweepParams
 
 Split = Literal["pretrain", "train", "val", "test"]
-Objective = Literal["mme", "trajectory", "hog", "pixel"]
 MaskKind = Literal["tube", "random", "motion"]
 Protocol = Literal["finetuned", "linear", "knn"]
 Precision = Literal["32", "bf16-mixed", "16-mixed"]
@@ -236,16 +235,16 @@ class PretrainParams(OptimisedParams):
     """Masked motion encoding."""
 
     splits: Annotated[tuple[Split, ...], Field(min_length=1)]
-    objective: Objective
+    objective: Annotated[str, Field(min_length=1)]
     mask: MaskKind
     mask_ratio: Annotated[float, Field(gt=0, lt=1)]
     length: Annotated[int, Field(ge=1, le=255)]
-    shape: Literal["along", "start"]
-    position_norm: Literal["none", "scale", "patch_std"]
-    position_scale_px: PositiveFloat
-    hog_window: Annotated[int, Field(ge=2)]
-    position_weight: NonNegative
-    shape_weight: NonNegative
+    position_norm: Literal["none", "patch_std"]
+    patch_std_floor_px: PositiveFloat
+    hog_steps: Literal["all", "first"]
+    hog_window_px: Annotated[int, Field(ge=2)]
+    hog_norm_floor: PositiveFloat
+    weights: dict[str, NonNegative]
     decoder_dim: Positive
     decoder_depth: Positive
     decoder_heads: Positive

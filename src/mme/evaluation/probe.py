@@ -25,7 +25,7 @@ from mme.manifest import Manifest, Video
 from mme.models.encoder import VideoEncoder, model_input
 from mme.video.sampling import prepare
 
-Features: TypeAlias = tuple[Float32[np.ndarray, "N D"], Int64[np.ndarray, " N"]]
+Features: TypeAlias = tuple[Float32[np.ndarray, "_ D"], Int64[np.ndarray, "_"]]
 """One row a video, and the index of its label in ``Manifest.labels``."""
 
 Batch: TypeAlias = tuple[UInt8[np.ndarray, "B T S S 3"], Int64[np.ndarray, " B"]]

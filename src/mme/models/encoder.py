@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -21,7 +21,7 @@ def model_input(frames: UInt8[Tensor, "B T H W 3"], clip: ClipParams) -> Float[T
     return pixels.sub_(mean).div_(std)
 
 
-def sinusoid(positions: Float[Tensor, " N"], dim: int) -> Float[Tensor, "N dim"]:
+def sinusoid(positions: Int[Tensor, " N"], dim: int) -> Float[Tensor, "N dim"]:
     """Sine-cosine embedding of scalar positions (Vaswani et al. 2017): sines at even, cosines at odd channels."""
     frequencies = 10000.0 ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
     angles = positions.double()[:, None] * frequencies[None, :]

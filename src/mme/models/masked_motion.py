@@ -19,13 +19,13 @@ def target_shapes(params: PretrainParams, model: ModelParams) -> dict[str, tuple
     ``position`` [C, L, 2], ``shape`` [C, L or 1, 9], ``pixel`` [3 * tubelet_frames * patch_size**2].
     """
     position = (CELLS_PER_TOKEN, params.length, 2)
-    steps = params.length if params.shape == "along" else 1
+    hog = (CELLS_PER_TOKEN, params.length if params.hog_steps == "all" else 1, NUM_BINS)
     if params.objective == "mme":
-        return {"position": position, "shape": (CELLS_PER_TOKEN, steps, NUM_BINS)}
+        return {"position": position, "shape": hog}
     if params.objective == "trajectory":
         return {"position": position}
     if params.objective == "hog":
-        return {"shape": (CELLS_PER_TOKEN, 1, NUM_BINS)}
+        return {"shape": hog}
     return {"pixel": (3 * model.tubelet_frames * model.patch_size**2,)}
 
 

@@ -11,15 +11,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator
-from typing import Literal
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Preset = Literal["ultrafast", "fast", "medium"]
-
-_PRESETS: dict[Preset, int] = {
+_PRESETS: dict[str, int] = {
     "ultrafast": cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST,
     "fast": cv2.DISOPTICAL_FLOW_PRESET_FAST,
     "medium": cv2.DISOPTICAL_FLOW_PRESET_MEDIUM,
@@ -47,7 +45,7 @@ class DenseFlow:
         median_px: side of the median filter on the flow, 3 or 5; 0 switches it off.
     """
 
-    def __init__(self, preset: Preset, median_px: int) -> None:
+    def __init__(self, preset: str, median_px: int) -> None:
         if preset not in _PRESETS:
             raise ValueError(f"preset: {preset!r} is none of {sorted(_PRESETS)}")
         if median_px not in (0, 3, 5):
@@ -97,7 +95,7 @@ class DenseFlow:
         return np.stack([self.pair(second, first) for first, second in itertools.pairwise(gray_frames(frames))])
 
 
-def gray_frames(frames: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
+def gray_frames(frames: Iterable[NDArray[Any]]) -> Iterator[NDArray[np.uint8]]:
     """Luma ``uint8 [H, W]`` of each RGB frame ``uint8 [H, W, 3]``.
 
     Raises:

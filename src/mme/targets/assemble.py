@@ -94,20 +94,17 @@ def normalise_positions(
     """Normalise displacements ``[N, C, L, 2]`` in clip pixels a frame; ``valid`` is ``[N, C]``.
 
     - ``none``: as they are.
-    - ``scale``: divided by ``position_scale_px``.
     - ``patch_std``: the patch's mean motion (over its valid cells and steps, x and y apart) is taken off, and the rest
-      divided by its deviation, at least ``position_scale_px``; so a patch where nothing moves gives zeros, not noise.
+      divided by its deviation, at least ``patch_std_floor_px``; so a patch where nothing moves gives zeros, not noise.
     """
     if spec.position_norm == "none":
         return residual.copy()
-    if spec.position_norm == "scale":
-        return residual / np.float32(spec.position_scale_px)
     weight = valid[:, :, None, None].astype(np.float32)
     count = np.maximum(weight.sum(axis=(1, 2), keepdims=True) * residual.shape[2], 1)
     mean = (residual * weight).sum(axis=(1, 2), keepdims=True) / count  # (N, 1, 1, 2)
     centred = residual - mean
     variance = (np.square(centred) * weight).sum(axis=(1, 2, 3), keepdims=True) / (2 * count)
-    deviation = np.maximum(np.sqrt(variance), np.float32(spec.position_scale_px))
+    deviation = np.maximum(np.sqrt(variance), np.float32(spec.patch_std_floor_px))
     return np.asarray(centred / deviation, dtype=np.float32)
 
 
@@ -119,12 +116,12 @@ def _check(tracks: TrackSlice, frames: NDArray[np.uint8] | None, spec: TargetSpe
     if frames is not None and frames.shape[1:] != (spec.height, spec.width, 3):
         raise ValueError(f"frames must be [F, {spec.height}, {spec.width}, 3], got {list(frames.shape)}")
     if frames is not None and len(frames) < spec.num_hog_frames:
-        raise ValueError(f"{len(frames)} frames are too few, shape '{spec.shape}' needs {spec.num_hog_frames}")
+        raise ValueError(f"{len(frames)} frames are too few, hog_steps '{spec.hog_steps}' needs {spec.num_hog_frames}")
 
 
 def _shape_changes(tracks: TokenTracks, frames: Sequence[NDArray[np.uint8]], spec: TargetSpec) -> NDArray[np.float32]:
     """HOG ``[N, C, L or 1, 9]`` at the raw positions of tokens, ``frames`` being one array a clip."""
-    num_steps = 1 if spec.shape == "start" else spec.length
+    num_steps = 1 if spec.hog_steps == "first" else spec.length
     wanted = np.arange(spec.num_tubelets)[:, None] * spec.tubelet_stride + np.arange(num_steps)
     used, place = np.unique(wanted, return_inverse=True)  # a stride above L leaves frames that no trajectory passes
     index = (tracks.clip[:, None] * len(used) + place[tracks.tubelet])[:, None]  # (N, 1, L or 1)
@@ -134,5 +131,7 @@ def _shape_changes(tracks: TokenTracks, frames: Sequence[NDArray[np.uint8]], spe
         levels = np.concatenate([luma(part[used]) for part in frames[begin : begin + at_once]])
         chosen = slice(*np.searchsorted(tracks.clip, [begin, begin + at_once]))
         points = tracks.path[chosen, :, :num_steps]
-        shapes.append(hog_along(levels, points, index[chosen] - begin * len(used), spec.hog_window))
+        shapes.append(
+            hog_along(levels, points, index[chosen] - begin * len(used), spec.hog_window_px, spec.hog_norm_floor)
+        )
     return np.concatenate(shapes)

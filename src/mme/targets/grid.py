@@ -30,9 +30,10 @@ class TargetSpec:
         num_tubelets: tubelets in a clip.
         tubelet_stride: raw frames from the start of a tubelet to the start of the next.
         length: L, steps of a trajectory.
-        shape: HOG ``along`` the trajectory or at its ``start`` only.
-        position_norm, position_scale_px: see `mme.targets.assemble.normalise_positions`.
-        hog_window: side of the HOG window, clip pixels.
+        position_norm, patch_std_floor_px: see `mme.targets.assemble.normalise_positions`.
+        hog_steps: HOG at ``all`` steps of the trajectory or at the ``first`` only.
+        hog_window_px: side of the HOG window, clip pixels.
+        hog_norm_floor: see `mme.targets.hog.normalise`.
     """
 
     height: int
@@ -41,10 +42,11 @@ class TargetSpec:
     num_tubelets: int
     tubelet_stride: int
     length: int
-    shape: Literal["along", "start"]
-    position_norm: Literal["none", "scale", "patch_std"]
-    position_scale_px: float
-    hog_window: int
+    position_norm: Literal["none", "patch_std"]
+    patch_std_floor_px: float
+    hog_steps: Literal["all", "first"]
+    hog_window_px: int
+    hog_norm_floor: float
 
     @classmethod
     def from_params(cls, clip: ClipParams, model: ModelParams, pretrain: PretrainParams) -> TargetSpec:
@@ -56,10 +58,11 @@ class TargetSpec:
             num_tubelets=clip.num_frames // model.tubelet_frames,
             tubelet_stride=model.tubelet_frames * clip.stride_frames,
             length=pretrain.length,
-            shape=pretrain.shape,
             position_norm=pretrain.position_norm,
-            position_scale_px=pretrain.position_scale_px,
-            hog_window=pretrain.hog_window,
+            patch_std_floor_px=pretrain.patch_std_floor_px,
+            hog_steps=pretrain.hog_steps,
+            hog_window_px=pretrain.hog_window_px,
+            hog_norm_floor=pretrain.hog_norm_floor,
         )
 
     @property
@@ -71,7 +74,7 @@ class TargetSpec:
     def num_hog_frames(self) -> int:
         """Raw frames of the clip that its target is made from, counted from the clip's first."""
         last_start = (self.num_tubelets - 1) * self.tubelet_stride
-        return last_start + (self.length if self.shape == "along" else 1)
+        return last_start + (self.length if self.hog_steps == "all" else 1)
 
     def starts(self, clip_start: int) -> list[int]:
         """Raw frames at which the trajectories of a clip start."""

@@ -9,8 +9,9 @@ Definition:
   edges fall midway between the bins 4 and 5, which share them evenly. The magnitude is shared linearly between the two
   nearest bins, so that there is no jump anywhere;
 - the histogram at a position sums a square window centred on it, the frame being zero outside;
-- normalisation: divided by ``max(norm, floor)``, the floor being `NORM_FLOOR_PER_PIXEL` times the window's area. With a
-  tiny floor a flat cell would become a unit vector of noise, which nothing can predict.
+- normalisation: divided by ``max(norm, floor)``, the floor being ``norm_floor``, a mean gradient in grey levels between
+  the two neighbours, times the window's area. With a tiny floor a flat cell would become a unit vector of noise, which
+  nothing can predict.
 """
 
 from __future__ import annotations
@@ -25,9 +26,6 @@ from numpy.typing import NDArray
 from torch.nn.functional import embedding_bag
 
 NUM_BINS = 9
-
-NORM_FLOOR_PER_PIXEL = 8.0
-"""Mean gradient (grey levels between the two neighbours) below which a histogram fades to zero."""
 
 MAX_LOOKUPS_A_PIXEL = 3
 """Pixels visited by all windows together, per pixel of the frames, from which it is faster to make maps of all sums."""
@@ -74,7 +72,7 @@ def window_sums(gray: NDArray[np.uint8], window: int) -> NDArray[np.float32]:
 
 
 def hog_along(
-    gray: NDArray[np.uint8], points: NDArray[np.float32], frame_index: NDArray[np.int64], window: int
+    gray: NDArray[np.uint8], points: NDArray[np.float32], frame_index: NDArray[np.int64], window: int, norm_floor: float
 ) -> NDArray[np.float32]:
     """Normalised histograms at sub-pixel positions.
 
@@ -83,6 +81,7 @@ def hog_along(
         points: ``(x, y)`` ``[..., 2]``, pixels, pixel centres at integers; clamped to the frame.
         frame_index: frame of each point, broadcastable to ``points.shape[:-1]``.
         window: side of the window, pixels.
+        norm_floor: mean gradient, grey levels, below which a histogram fades to zero.
 
     Returns:
         float32 ``[..., 9]``, of norm at most 1.
@@ -92,7 +91,7 @@ def hog_along(
         histograms = gather_windows(gray, points, frame_index, window)
     else:
         histograms = sample_windows(window_sums(gray, window), points, frame_index, window)
-    return normalise(histograms, window)
+    return normalise(histograms, window, norm_floor)
 
 
 def gather_windows(
@@ -134,10 +133,10 @@ def sample_windows(
     return result
 
 
-def normalise(histograms: NDArray[np.float32], window: int) -> NDArray[np.float32]:
+def normalise(histograms: NDArray[np.float32], window: int, norm_floor: float) -> NDArray[np.float32]:
     """``h / max(norm, floor)``, the floor in proportion to the window's area."""
     norm = np.sqrt(np.einsum("...k,...k->...", histograms, histograms))
-    floor = np.float32(NORM_FLOOR_PER_PIXEL * window**2)
+    floor = np.float32(norm_floor * window**2)
     return np.asarray(histograms / np.maximum(norm, floor)[..., None], dtype=np.float32)
 
 
@@ -148,7 +147,7 @@ def _window_corner(
     low, reach = np.float32(-0.5 if window % 2 == 0 else 0.0), np.float32((window - 1) / 2)
     x = np.clip(points[..., 0], low, width - 1 - low) - reach
     y = np.clip(points[..., 1], low, height - 1 - low) - reach
-    return x, y
+    return np.asarray(x), np.asarray(y)
 
 
 def _edge_weights(right: NDArray[np.float32], down: NDArray[np.float32], side: int) -> NDArray[np.float32]:

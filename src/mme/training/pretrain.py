@@ -82,9 +82,9 @@ class PretrainModule(SteppedModule):
             self.register_buffer(f"{name}_mean", mean)
             self.register_buffer(f"{name}_deviation", deviation)
         self.weights = {
-            "position": params.pretrain.position_weight,
-            "shape": params.pretrain.shape_weight,
-            "pixel": 1.0,
+            "position": params.pretrain.weights.get("position", 1.0),
+            "shape": params.pretrain.weights.get("hog", 1.0),
+            "pixel": params.pretrain.weights.get("pixel", 1.0),
         }
 
     def standardise(self, name: str, target: Tensor) -> Tensor:

@@ -20,19 +20,20 @@ _LOST = (200, 40, 40)
 _GREY = np.array([235, 235, 235])
 
 
-def draw_hog(frame: Picture, window: int, height_px: int) -> Picture:
+def draw_hog(frame: Picture, window: int, norm_floor: float, height_px: int) -> Picture:
     """A star in each square of ``window`` pixels: a ray a bin, along the edges that it counts, as long as its share.
 
     Args:
         frame: RGB ``[H, W, 3]``.
         window: side of the histogram's window, pixels of the frame.
+        norm_floor: mean gradient, grey levels, below which a star fades.
         height_px: of the picture.
     """
     scale = height_px / frame.shape[0]
     canvas = dimmed(_enlarged(frame, scale))
     spacing = window * max(1, int(np.ceil(_MIN_STAR_PX / (window * scale))))
     points = cell_centres(frame.shape[0], frame.shape[1], spacing).reshape(-1, 2)
-    histograms = hog_along(luma(frame[None]), points, np.zeros(len(points), np.int64), window)  # (P, 9)
+    histograms = hog_along(luma(frame[None]), points, np.zeros(len(points), np.int64), window, norm_floor)  # (P, 9)
     angles = np.radians(90 + 180 / NUM_BINS * np.arange(NUM_BINS))  # an edge is across its gradient
     rays = histograms[..., None] * np.stack([np.cos(angles), np.sin(angles)], axis=-1) * spacing * scale * 0.55
     centres = (points + 0.5) * scale - 0.5

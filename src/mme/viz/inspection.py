@@ -78,7 +78,7 @@ class Pretrained:
             raise ValueError(f"{path}: not of this version's stage pretrain: {error}") from error
         network = MotionModel(model, clip, pretrain)
         load_weights(folder / "model.safetensors", network)
-        scale = 1.0 if pretrain.position_norm == "none" else pretrain.position_scale_px
+        scale = 1.0 if pretrain.position_norm == "none" else pretrain.patch_std_floor_px
         unit = None if deviation is None else float(deviation) * scale
         return cls(network.eval(), clip, model, pretrain, unit)
 
@@ -159,7 +159,9 @@ def picture(inspection: Inspection, params: Params, start: int, pretrained: Pret
     row = PreviewRow(f"{inspection.name}   frame {start}", frame, inspection.tracks.select([start], length))
     tracked = contact_sheet([row], _HEIGHT_PX)
     tubelets = _hidden_tubelets(inspection, start, spec, (clip, model, pretrain), pretrained)
-    stars = draw_hog(frame, max(4, round(spec.hog_window * min(frame.shape[:2]) / clip.size)), _HEIGHT_PX)
+    stars = draw_hog(
+        frame, max(4, round(spec.hog_window_px * min(frame.shape[:2]) / clip.size)), spec.hog_norm_floor, _HEIGHT_PX
+    )
     validity = draw_validity(frame, row.tracks.num_valid[0] / length, row.tracks.cell, _HEIGHT_PX)
     predicted = ", pink what is predicted" if pretrained and pretrained.unit_px is not None else ""
     sheets = [
@@ -187,7 +189,7 @@ def _hidden_tubelets(
     kind: Literal["tube", "random"] = "tube" if pretrain.mask != "random" else "random"
     hidden = draw_mask(np.random.default_rng(0), grid, pretrain.mask_ratio, kind)
     target = assemble(inspection.tracks.select(spec.starts(start), spec.length), crop, None, spec, hidden)
-    unit = 1.0 if spec.position_norm == "none" else spec.position_scale_px
+    unit = 1.0 if spec.position_norm == "none" else spec.patch_std_floor_px
     invalid = ~target.valid[..., None, None]
     shown = [(np.where(invalid, np.nan, target.position * unit), TRUE_COLOUR)]
     if pretrained is not None:

@@ -35,7 +35,7 @@ def draw_predictions(module: PretrainModule, dataset: PretrainDataset, count: in
     batch = default_collate([dataset[0, int(index)] for index in spread])
     batch = {name: value.to(module.device) for name, value in batch.items()}
     predicted = module.model(model_input(batch["clip"], module.params.clip), batch["hidden"])["position"].float()
-    unit = 1.0 if module.params.pretrain.position_norm == "none" else module.params.pretrain.position_scale_px
+    unit = 1.0 if module.params.pretrain.position_norm == "none" else module.params.pretrain.patch_std_floor_px
     predicted = predicted * module.position_deviation * unit
     figure = Figure(figsize=(1.6 * len(spread) + 1, 6.4), layout="constrained")
     axes = figure.subplots(2, (len(spread) + 1) // 2, squeeze=False)

@@ -18,10 +18,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("shape", ["along", "start"])
+@pytest.mark.parametrize("hog_steps", ["all", "first"])
 @pytest.mark.parametrize("objective", ["mme", "trajectory", "hog", "pixel"])
-def test_a_batch_is_its_samples_one_by_one_to_the_bit(folder: Path, shape: str, objective: str) -> None:
-    params = small_params(pretrain={"shape": shape, "objective": objective, "min_scale": 0.6})
+def test_a_batch_is_its_samples_one_by_one_to_the_bit(folder: Path, hog_steps: str, objective: str) -> None:
+    params = small_params(pretrain={"hog_steps": hog_steps, "objective": objective, "min_scale": 0.6})
     manifest = Manifest.load(folder / "manifest.parquet")
     dataset = PretrainDataset(params, manifest, TrackStore(folder / "trajectories"), ["pretrain"])
     keys = [(epoch, index) for epoch in range(2) for index in (3, 0, 7)]

@@ -15,10 +15,11 @@ SPEC = TargetSpec(
     num_tubelets=2,
     tubelet_stride=4,
     length=3,
-    shape="start",
-    position_norm="scale",
-    position_scale_px=1.0,
-    hog_window=8,
+    position_norm="none",
+    patch_std_floor_px=1.0,
+    hog_steps="first",
+    hog_window_px=8,
+    hog_norm_floor=8.0,
 )  # tokens 2 x 3 a tubelet, cells of 8 px
 
 
