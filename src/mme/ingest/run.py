@@ -15,7 +15,7 @@ import shutil
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -25,9 +25,8 @@ from mme.ingest.sources import list_source
 from mme.ingest.splits import assign_splits
 from mme.ingest.transcode import Job, NormalForm, Outcome, normalise
 from mme.manifest import MANIFEST_FILE, VIDEOS_FOLDER, Manifest, Video, write_quarantine
-from mme.system.executors import open_pool
 from mme.system.files import atomic_path, digest, write_text
-from mme.system.workers import Lost, call_killable, run_killable
+from mme.system.workers import WorkerFailure, run_with_deadline
 from mme.video.containers import Reason
 
 FORMAT = 2
@@ -106,7 +105,8 @@ class Ingest:
         self._splits = splits_of(self.listing, params, seed)
         self._form = NormalForm(params.short_side, params.crf, params.gop_frames, params.min_frames)
         self._work = Path(work)
-        self._folder = self._work / digest([FORMAT, str(params.root.resolve()), asdict(self._form)])
+        folder = digest([FORMAT, str(params.root.resolve()), asdict(self._form)])
+        self._folder = (self._work / folder).absolute()  # workers of a cluster have another working directory
         self._outcomes = self._read_journal()
 
     @property
@@ -127,12 +127,14 @@ class Ingest:
             RuntimeError: a video cannot be written; the reason stands on stderr.
         """
         files = {self._target(file.name): file for file in self.listing.files if file.name not in self._outcomes}
-        todo = [Job(self._params.root / file.path, target, self._form, file.span_s) for target, file in files.items()]
+        root = self._params.root.absolute()
+        todo = [Job(root / file.path, target, self._form, file.span_s) for target, file in files.items()]
+        engine = self._params.engine if todo else "local"
         self._folder.mkdir(parents=True, exist_ok=True)
         with self._journal().open("a", encoding="utf-8") as journal:
-            for job, result in self._normalise(todo, num_workers):
+            for job, result in run_with_deadline(normalise, todo, num_workers, self._params.deadline_s, engine):
                 file = files[job.target]
-                if isinstance(result, Lost):
+                if isinstance(result, WorkerFailure):
                     reason: Reason = "timed-out" if result.cause == "timed-out" else "undecodable"
                     self._outcomes[file.name] = Outcome(reason=reason, detail=result.detail)  # tried again next time
                 else:
@@ -140,16 +142,6 @@ class Ingest:
                     self._write_journal(journal, file, result)
                 advance()
         return collect(self.listing, self._splits, self._outcomes, self._work)
-
-    def _normalise(self, todo: Sequence[Job], num_workers: int) -> Iterator[tuple[Job, Outcome | Lost]]:
-        """Jobs and what became of them, in the order in which they are done."""
-        deadline_s = self._params.deadline_s
-        if self._params.engine == "local" or not todo:
-            yield from run_killable(normalise, todo, num_workers, deadline_s)
-            return
-        calls = ((job, (normalise, _absolute(job), deadline_s)) for job in todo)
-        with open_pool(self._params.engine, min(num_workers, len(todo)), __name__) as pool:
-            yield from pool.call_all(call_killable, calls)
 
     def check(self, result: Ingested) -> None:
         """Refuse a source of which too much is bad.
@@ -209,11 +201,6 @@ class Ingest:
             if outcome.reason is not None or self._target(name).exists():
                 outcomes[name] = outcome
         return outcomes
-
-
-def _absolute(job: Job) -> Job:
-    """For workers of a cluster, which have a working directory of their own."""
-    return replace(job, source=job.source.absolute(), target=job.target.absolute())
 
 
 def splits_of(listing: Listing, params: IngestParams, seed: int) -> list[Split]:

@@ -11,7 +11,7 @@ from mme.ingest.listing import Listing
 from mme.ingest.run import Ingested, collect, splits_of
 from mme.ingest.transcode import Outcome, check_complete, check_part
 from mme.system.files import sha256_file
-from mme.system.workers import Lost, run_killable
+from mme.system.workers import WorkerFailure, run_with_deadline
 from mme.video.codec import iter_frames
 from mme.video.containers import Reason, VideoError
 from mme.video.metadata import read_facts
@@ -47,8 +47,8 @@ def check_source(
     """
     looks = [Look(file.name, params.root / file.path, params.min_frames, decode, file.span_s) for file in listing.files]
     outcomes = {}
-    for look, result in run_killable(examine, looks, num_workers, params.deadline_s):
-        if isinstance(result, Lost):
+    for look, result in run_with_deadline(examine, looks, num_workers, params.deadline_s):
+        if isinstance(result, WorkerFailure):
             reason: Reason = "timed-out" if result.cause == "timed-out" else "undecodable"
             outcomes[look.name] = Outcome(reason=reason, detail=result.detail)
         else:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from rich.progress import track
 from mme.config import Params, SynthesizeParams, load_params
 from mme.ingest.motion_primitives import sample_scene
 from mme.system.errors import one_line_errors
+from mme.system.executors import open_process_pool
 from mme.system.files import atomic_path
 from mme.video.codec import write_video
 
@@ -65,10 +65,9 @@ def main() -> None:
     with atomic_path(params.synthesize.output) as folder:
         for split in {job.split for job in todo}:
             (folder / split).mkdir(parents=True)
-        with ProcessPoolExecutor(params.run.num_workers) as pool:
-            arguments = (todo, [params.synthesize] * len(todo), [folder] * len(todo))
-            results = pool.map(write_clip, *arguments, chunksize=16)
-            for _ in track(results, "synthesize", len(todo), console=Console(stderr=True)):
+        with open_process_pool(params.run.num_workers, write_clip.__module__) as pool:
+            written = pool.call_all(write_clip, ((job.path, (job, params.synthesize, folder)) for job in todo))
+            for _ in track(written, "synthesize", len(todo), console=Console(stderr=True)):
                 pass
         write_lists(folder, todo)
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import cv2
@@ -19,6 +17,7 @@ from mme.experiments.ablation.cells import Site, run_cell
 from mme.experiments.ablation.plan import Cell, Result, final_cells, search_cells
 from mme.experiments.ablation.report import write_report
 from mme.manifest import Manifest
+from mme.system.executors import open_process_pool
 from mme.system.files import digest, sha256_file, write_text
 from mme.tracking import start_run
 
@@ -65,17 +64,10 @@ def run_cells(site: Site, cells: Sequence[Cell], workers: int, tell: Tell) -> li
     """Results in the order of ``cells``."""
     results: dict[Cell, Result] = {}
     threads = max(1, (os.cpu_count() or 1) // workers)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=limit_threads, initargs=(threads,)) as pool:
-        futures = {pool.submit(run_cell, site, cell): cell for cell in cells}
-        try:
-            for future in as_completed(futures):
-                cell = futures[future]
-                results[cell] = future.result()
-                tell(f"{len(results)}/{len(cells)} {cell.name}: {figures(results[cell])}")
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    with open_process_pool(workers, run_cell.__module__, limit_threads, threads) as pool:
+        for cell, result in pool.call_all(run_cell, ((cell, (site, cell)) for cell in cells)):
+            results[cell] = result
+            tell(f"{len(results)}/{len(cells)} {cell.name}: {figures(result)}")
     return [results[cell] for cell in cells]
 
 

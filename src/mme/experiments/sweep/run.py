@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
@@ -37,6 +36,7 @@ from mme.experiments.sweep.study import (
 from mme.experiments.sweep.trial import METRIC, REPEAT_OF, SEED, VALUES, WORK, Objective, Setting
 from mme.manifest import MANIFEST_FILE, Manifest
 from mme.motion.store import TrackStore
+from mme.system.parent import end_with_parent
 from mme.tracking import start_run
 
 TRACKS = Path("data/trajectories")
@@ -224,7 +224,7 @@ def _work(crew: Crew, index: int) -> None:
     """A worker process: one trial after the other until the queue is empty."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of them; who started this one passes it on
     _write_to(_log_file(crew.study, index))
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent(signal.SIGTERM)  # whose handler records that the trial was interrupted
     torch.set_num_threads(crew.num_threads)
     cv2.setNumThreads(1)
     data = manifest_file(crew.params)
@@ -250,14 +250,6 @@ def _write_to(path: Path) -> None:
     with path.open("a", encoding="utf-8") as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
-
-
-def _end_with_parent() -> None:
-    """Stop when whoever started this process is gone, killed for instance."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def best_values(params: Params, number: int | None) -> Values:
