@@ -41,7 +41,7 @@ from mme.ingest.motion_primitives import sample_scene
 from mme.models.checkpoints import FORMAT, FolderConfig, ViewsConfig, load_config, save_folder
 from mme.models.classifier import MotionClassifier
 from mme.video.codec import write_video
-from mme.video.sampling import prepare
+from mme.video.sampling import sample_views
 
 NUM_CLIPS = 24
 DEADLINE_S = 30.0
@@ -134,7 +134,7 @@ def bare_rates(folder: Path, clips: Path, batches: Sequence[int]) -> dict[int, f
 def _decode(folder: Path, clips: list[bytes]) -> int:
     config = load_config(folder)
     for clip in clips:
-        prepare(clip, config.clip, config.views.segments, config.views.crops)
+        sample_views(clip, config.clip, config.views.segments, config.views.crops)
     return len(clips)
 
 

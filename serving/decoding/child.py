@@ -30,7 +30,7 @@ from mme.config import ClipParams
 from mme.video.containers import VideoError
 from mme.video.metadata import VideoInfo
 from mme.video.reader import OpenVideo, open_video
-from mme.video.sampling import Views, prepare_open
+from mme.video.sampling import Views, sample_open_video
 
 MEBIBYTE = 2**20
 
@@ -101,7 +101,7 @@ class Job:
         Raises:
             VideoError: the video cannot be decoded.
         """
-        views = prepare_open(video, self.clip, self.segments, self.crops)
+        views = sample_open_video(video, self.clip, self.segments, self.crops)
         header = {"shape": views.frames.shape, "info": dataclasses.asdict(video.info), "decode_ms": views.decode_ms}
         return header, views.frames.data.cast("B")
 

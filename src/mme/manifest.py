@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mme.system.files import atomic_path, digest
-from mme.video.codec import Reason
+from mme.video.containers import Reason
 
 Status = Literal["ok", "quarantined"]
 

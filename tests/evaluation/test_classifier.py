@@ -12,7 +12,8 @@ import torch
 from mme.evaluation.classifier import Classifier, choose_device, softmax
 from mme.models.checkpoints import content_digest
 from mme.models.encoder import model_input
-from mme.video.codec import VideoError, read_frames, write_video
+from mme.video.codec import read_frames, write_video
+from mme.video.containers import VideoError
 from tests.tiny import LABELS, moving_frames, save_tiny_folder, tiny_config, tiny_model
 
 

@@ -13,7 +13,7 @@ from mme.models.classifier import MotionClassifier
 from mme.models.encoder import VideoEncoder, model_input
 from mme.models.masked_motion import MotionModel
 from mme.registry.onnx import PixelsToLogits
-from mme.video.sampling import prepare
+from mme.video.sampling import sample_views
 from tests.small_data import make_small_data, small_params
 
 PARAMS = small_params(evaluate={"batch_size": 3})
@@ -43,7 +43,7 @@ def test_features_are_mean_tokens_of_the_centre_view_of_labelled_videos(data: Ma
     assert [data.labels[label] for label in labels] == [video.label for video in videos]
     with torch.no_grad():
         for row, video in zip(features, videos, strict=True):
-            view = torch.from_numpy(prepare(data.path_of(video), PARAMS.clip, 1, 1).frames)
+            view = torch.from_numpy(sample_views(data.path_of(video), PARAMS.clip, 1, 1).frames)
             expected = encoder(model_input(view, PARAMS.clip)).mean(dim=1)[0]
             np.testing.assert_allclose(row, expected, rtol=1e-4, atol=1e-5)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mme.ingest.transcode import Job, NormalForm, Outcome, normal_size, normalise
 from mme.system.files import sha256_file
 from mme.video.codec import read_frames, write_video
-from mme.video.metadata import read_facts
+from mme.video.metadata import read_container_metadata
 from tests import media
 from tests.media import Spec
 
@@ -50,13 +50,13 @@ def test_every_kind_gets_the_normal_form(tmp_path: Path, name: str) -> None:
     assert not outcome.copied
     assert outcome.sha256 == sha256_file(source)
     assert (outcome.width, outcome.height, outcome.num_frames) == (*size, spec.num_frames)
-    facts = read_facts(target)
+    facts = read_container_metadata(target)
     assert facts.info.codec == "h264"
     assert facts.pixel_format == "yuv420p"
     assert not facts.has_b_frames
     assert (facts.num_streams, facts.rotation_degrees, facts.info.pixel_aspect) == (1, 0, 1.0)
-    assert facts.key_gap_frames == 8
-    assert facts.is_steady
+    assert facts.keyframe_interval == 8
+    assert facts.is_constant_rate
     assert (facts.info.width, facts.info.height) == size
     assert facts.info.fps == pytest.approx(outcome.fps)
     rate = spec.fps * Fraction(3, 5) if spec.variable_rate else spec.fps

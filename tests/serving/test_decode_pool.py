@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from mme.video.containers import VideoError
-from mme.video.sampling import prepare
+from mme.video.sampling import sample_views
 from serving.decoding.child import Job, VideoLimits
 from serving.decoding.pool import DecodeLimits, DecodePool
 from serving.http.metrics import Metrics
@@ -46,7 +46,7 @@ def test_views_equal_those_made_here(clip: Path) -> None:
     async def scenario() -> None:
         async with pool() as decoders:
             there = await decoders.decode(job(clip))
-            here = prepare(clip, tiny_config().clip, 2, 3)
+            here = sample_views(clip, tiny_config().clip, 2, 3)
             np.testing.assert_array_equal(there.frames, here.frames)
             assert there.info == here.info
 
@@ -225,7 +225,7 @@ def test_a_process_that_speaks_unasked_is_not_asked(clip: Path) -> None:
             told = await decoders.decode(Answers(clip, b'{"shape": [2]}', b"no", delay_s=0.2))
             assert told == b"ok"
             await until(lambda: not decoders._workers[0]._is_fit())
-            there, here = await decoders.decode(job(clip)), prepare(clip, tiny_config().clip, 2, 3)
+            there, here = await decoders.decode(job(clip)), sample_views(clip, tiny_config().clip, 2, 3)
             np.testing.assert_array_equal(there.frames, here.frames)
             assert not is_alive(process)
 

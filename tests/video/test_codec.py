@@ -10,7 +10,9 @@ import pytest
 from av.video.stream import VideoStream
 
 from mme.video import codec
-from mme.video.codec import VideoError, iter_frames, probe, read_frames, write_video
+from mme.video.codec import iter_frames, read_frames, write_video
+from mme.video.containers import VideoError
+from mme.video.metadata import read_metadata
 from tests import media
 from tests.media import Spec
 
@@ -21,7 +23,7 @@ KINDS = {
     "h264-sound.mkv": Spec(size=(120, 64), bframes=2, audio=True),
     "vp9.webm": Spec(codec="libvpx-vp9", size=(120, 90), fps=Fraction(25)),
     "mpeg4.avi": Spec(codec="mpeg4", size=(100, 64), fps=Fraction(30000, 1001)),
-    "mpeg4-bframes.avi": Spec(codec="mpeg4", size=(100, 64), bframes=2),  # no time stamps: decord seeks wrongly
+    "mpeg4-bframes.avi": Spec(codec="mpeg4", size=(100, 64), bframes=2),  # no timestamps: decord seeks wrongly
     "mpeg4-bframes.mp4": Spec(codec="mpeg4", size=(100, 64), bframes=2),  # open groups of pictures: likewise
     "variable-rate.mp4": Spec(size=(176, 144), bframes=2, variable_rate=True),
     "variable-rate.mkv": Spec(size=(176, 144), variable_rate=True),
@@ -39,9 +41,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_probe_tells_what_was_written(files: dict[str, Path], name: str) -> None:
+def test_metadata_is_that_of_the_written_file(files: dict[str, Path], name: str) -> None:
     spec = KINDS[name]
-    info = probe(files[name])
+    info = read_metadata(files[name])
     size = spec.size if spec.rotation % 180 == 0 else spec.size[::-1]
     fps = spec.fps * Fraction(3, 5) if spec.variable_rate else spec.fps  # every third frame lasts three times as long
     assert (info.width, info.height) == size
@@ -50,7 +52,7 @@ def test_probe_tells_what_was_written(files: dict[str, Path], name: str) -> None
     assert info.duration_s == pytest.approx(info.num_frames / info.fps)
     assert info.codec == {"libx264": "h264", "libvpx-vp9": "vp9"}.get(spec.codec, spec.codec)
     assert info.pixel_aspect == pytest.approx(float(spec.pixel_aspect))
-    assert probe(files[name].read_bytes()) == info
+    assert read_metadata(files[name].read_bytes()) == info
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -67,7 +69,7 @@ def test_frames_are_upright_and_in_presentation_order(files: dict[str, Path], na
 
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("as_bytes", [False, True])
-def test_any_frames_in_any_order(files: dict[str, Path], name: str, as_bytes: bool) -> None:
+def test_read_frames_by_index_in_any_order(files: dict[str, Path], name: str, as_bytes: bool) -> None:
     source = files[name].read_bytes() if as_bytes else files[name]
     indices = [31, 3, 3, 17, 0, 30, 12, 11, 13]
     frames = read_frames(source, indices)
@@ -77,9 +79,7 @@ def test_any_frames_in_any_order(files: dict[str, Path], name: str, as_bytes: bo
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_without_decord_the_frames_are_the_same(
-    files: dict[str, Path], name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_decord_and_pyav_give_equal_frames(files: dict[str, Path], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     indices = range(1, 32, 5)
     with_decord = read_frames(files[name], indices)
     monkeypatch.setattr(codec, "decord", None)
@@ -87,21 +87,21 @@ def test_without_decord_the_frames_are_the_same(
 
 
 @pytest.mark.parametrize("name", ["h264.mp4", "vp9.webm", "rotated-90.mp4", "variable-rate.mkv"])
-def test_decord_itself_reads_what_is_left_to_it(files: dict[str, Path], name: str) -> None:
+def test_decord_reads_the_files_it_is_used_for(files: dict[str, Path], name: str) -> None:
     pytest.importorskip("decord")
     assert codec._suits_decord(files[name])
     frames = codec._read_decord(files[name], range(32))
     np.testing.assert_allclose(frames.astype(int), codec._read_pyav(files[name], None).astype(int), atol=2)
 
 
-def test_decoding_is_repeatable_and_streams_the_same(files: dict[str, Path]) -> None:
+def test_decoding_is_deterministic_and_equals_streaming(files: dict[str, Path]) -> None:
     path = files["h264-bframes.mp4"]
     first = read_frames(path)
     np.testing.assert_array_equal(first, read_frames(path))
     np.testing.assert_array_equal(first, np.stack(list(iter_frames(path))))
 
 
-def test_indices_out_of_range_name_file_and_index(files: dict[str, Path]) -> None:
+def test_out_of_range_error_names_file_and_index(files: dict[str, Path]) -> None:
     for name in ("h264.mp4", "h264-row-padding.mp4", "mpeg4.avi"):
         with pytest.raises(ValueError, match=rf"{name}: frame 32 is out of range, the video has 32 frames"):
             read_frames(files[name], [0, 32])
@@ -161,7 +161,7 @@ def test_colours_survive_the_round_trip(tmp_path: Path, colour: tuple[int, int, 
         (np.zeros((2, 64, 64, 3), np.uint8), 0, "not a frame rate"),
     ],
 )
-def test_what_cannot_be_written(tmp_path: Path, frames: np.ndarray, fps: float, message: str) -> None:
+def test_invalid_frames_are_not_written(tmp_path: Path, frames: np.ndarray, fps: float, message: str) -> None:
     path = tmp_path / "a.mp4"
     with pytest.raises(ValueError, match=message) as caught:
         write_video(path, frames, fps, crf=14, gop_frames=8)
@@ -201,7 +201,7 @@ REASONS = {
 
 @pytest.mark.parametrize("kind", REASONS)
 @pytest.mark.parametrize("as_bytes", [False, True])
-def test_reading_a_broken_file_tells_the_reason(
+def test_reading_a_broken_file_gives_the_reason(
     broken: dict[str, Path], kind: str, as_bytes: bool, capfd: pytest.CaptureFixture[str]
 ) -> None:
     source = broken[kind].read_bytes() if as_bytes else broken[kind]
@@ -214,13 +214,13 @@ def test_reading_a_broken_file_tells_the_reason(
 
 
 @pytest.mark.parametrize("kind", [kind for kind in REASONS if kind not in {"cut", "damaged"}])
-def test_probing_a_broken_file_tells_the_reason(broken: dict[str, Path], kind: str) -> None:
+def test_metadata_of_a_broken_file_gives_the_reason(broken: dict[str, Path], kind: str) -> None:
     with pytest.raises(VideoError) as caught:
-        probe(broken[kind])
+        read_metadata(broken[kind])
     assert caught.value.reason == REASONS[kind]
 
 
-def test_an_error_survives_pickling() -> None:
+def test_video_error_is_picklable() -> None:
     error = pickle.loads(pickle.dumps(VideoError("truncated", Path("a.mp4"), "3 frames")))
     assert (error.reason, error.source, error.detail, str(error)) == (
         "truncated",
@@ -230,7 +230,7 @@ def test_an_error_survives_pickling() -> None:
     )
 
 
-def test_a_name_that_looks_like_a_protocol_is_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_name_like_a_protocol_is_opened_as_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = Path("concat:a.mp4")
     media.write(tmp_path / "a.mp4").rename(path)
@@ -245,7 +245,7 @@ def test_files_are_closed(files: dict[str, Path], broken: dict[str, Path]) -> No
         pytest.skip("counts open files under /proc")
     before = num_open()
     for _ in range(5):
-        probe(files["h264.mp4"])
+        read_metadata(files["h264.mp4"])
         read_frames(files["h264.mp4"], [1])
         next(iter_frames(files["h264.mp4"]))
         for path in broken.values():

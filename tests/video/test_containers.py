@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mme.video.codec import probe, read_frames
+from mme.video.codec import read_frames
 from mme.video.containers import VideoError, check_signature
+from mme.video.metadata import read_metadata
 from tests import media
 
 
@@ -20,23 +21,23 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 @pytest.mark.parametrize(
     "text", [b"GET / HTTP/1.1\r\n", b"ffconcat version 1.0\n", b"#EXTM3U\n", b"v=0\n", b"<html>" * 99]
 )
-def test_text_never_reaches_a_library(text: bytes) -> None:
+def test_text_files_are_refused_by_signature(text: bytes) -> None:
     with pytest.raises(VideoError, match="not-a-video"):
         check_signature(text)
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".avi"])
-def test_videos_pass(tmp_path: Path, suffix: str) -> None:
+def test_video_signatures_are_accepted(tmp_path: Path, suffix: str) -> None:
     check_signature(media.write(tmp_path / f"a{suffix}", codec="mpeg4", num_frames=4))
 
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_a_corrupted_file_is_read_or_refused(good: bytes, data: st.DataObject) -> None:
+def test_corrupted_file_is_read_or_raises_video_error(good: bytes, data: st.DataObject) -> None:
     corrupted = bytearray(good)
     for _ in range(data.draw(st.integers(1, 20), "bytes to change")):
         corrupted[data.draw(st.integers(0, len(good) - 1), "position")] = data.draw(st.integers(0, 255), "value")
     length = data.draw(st.integers(0, len(good)), "length")
-    for read in (probe, read_frames):
+    for read in (read_metadata, read_frames):
         with contextlib.suppress(VideoError):
             read(bytes(corrupted[:length]))

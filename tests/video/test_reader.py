@@ -10,8 +10,10 @@ import av
 import numpy as np
 import pytest
 
-from mme.video import backlog, metadata, reader
-from mme.video.codec import VideoError, probe, read_frames
+from mme.video import metadata, reader
+from mme.video.codec import read_frames
+from mme.video.containers import VideoError
+from mme.video.metadata import read_metadata
 from mme.video.reader import open_video
 from tests import media
 from tests.media import Spec
@@ -38,7 +40,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def openings(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """What has been opened by PyAV."""
+    """Arguments of every call of ``av.open``."""
     seen: list[object] = []
     opened = av.open
 
@@ -52,16 +54,18 @@ def openings(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("as_bytes", [False, True])
-def test_it_finds_what_probing_and_reading_find(files: dict[str, Path], name: str, as_bytes: bool) -> None:
+def test_open_video_agrees_with_read_metadata_and_read_frames(
+    files: dict[str, Path], name: str, as_bytes: bool
+) -> None:
     source = files[name].read_bytes() if as_bytes else files[name]
     with open_video(source) as video:
-        assert video.info == probe(files[name])
+        assert video.info == read_metadata(files[name])
         for indices in (DENSE, DENSE, SPARSE, [0]):  # from what is open, then anew
             np.testing.assert_array_equal(video.read(indices), read_frames(files[name], indices))
 
 
 @pytest.mark.parametrize("name", [name for name in KINDS if not name.endswith("avi")])
-def test_one_opening_is_enough(files: dict[str, Path], name: str, openings: list[object]) -> None:
+def test_first_read_reuses_the_buffered_packets(files: dict[str, Path], name: str, openings: list[object]) -> None:
     with open_video(files[name]) as video:
         assert len(openings) == 1
         video.read(DENSE)
@@ -70,18 +74,16 @@ def test_one_opening_is_enough(files: dict[str, Path], name: str, openings: list
         assert len(openings) == 2
 
 
-def test_what_would_take_much_memory_is_read_anew(
+def test_file_above_the_buffer_limit_is_opened_again(
     files: dict[str, Path], openings: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backlog, "MAX_BYTES", 10_000)
+    monkeypatch.setattr(metadata, "MAX_BUFFER_BYTES", 10_000)
     with open_video(files["h264.mp4"]) as video:
         np.testing.assert_array_equal(video.read(DENSE), read_frames(files["h264.mp4"], DENSE))
     assert len(openings) == 3
 
 
-def test_the_claimed_size_is_asked_about_before_anything_is_decoded(
-    files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_declared_size_is_checked_before_decoding(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     def too_large(width: int, height: int) -> None:
         raise VideoError("too-large", "it", f"{width} x {height}")
 
@@ -90,9 +92,7 @@ def test_the_claimed_size_is_asked_about_before_anything_is_decoded(
         pytest.fail("opened")
 
 
-def test_no_more_than_one_frame_is_decoded_before_it_is_read(
-    files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_opening_decodes_one_frame_only(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[int] = []
     decode = metadata.decode_packet
 
@@ -117,14 +117,14 @@ def test_no_more_than_one_frame_is_decoded_before_it_is_read(
         (media.no_frames, "zero-frames"),
     ],
 )
-def test_a_file_without_frames_is_not_opened(tmp_path: Path, make: Any, reason: str) -> None:
+def test_file_without_frames_is_refused_on_opening(tmp_path: Path, make: Any, reason: str) -> None:
     with pytest.raises(VideoError) as caught, open_video(make(tmp_path / "clip.mp4")):
         pytest.fail("opened")
     assert caught.value.reason == reason
 
 
 @pytest.mark.parametrize("make", [media.truncated, media.damaged])
-def test_damage_further_on_shows_when_it_is_read(tmp_path: Path, make: Any) -> None:
+def test_damage_after_the_first_frame_is_found_by_reading(tmp_path: Path, make: Any) -> None:
     with open_video(make(tmp_path / "clip.mp4")) as video:
         for _ in range(2):
             with pytest.raises(VideoError) as caught:
@@ -132,7 +132,7 @@ def test_damage_further_on_shows_when_it_is_read(tmp_path: Path, make: Any) -> N
             assert caught.value.reason == "truncated"
 
 
-def test_fewer_frames_than_promised_are_told_without_the_files_name(files: dict[str, Path]) -> None:
+def test_out_of_range_error_has_no_path_in_its_detail(files: dict[str, Path]) -> None:
     with open_video(files["h264.mp4"]) as video, pytest.raises(VideoError) as caught:
         video.read([*range(8), 32])
     assert (caught.value.reason, caught.value.detail) == (
@@ -148,13 +148,13 @@ def test_fewer_frames_than_promised_are_told_without_the_files_name(files: dict[
         (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), "'utf-8' codec can't decode byte 0xff"),
     ],
 )
-def test_errors_of_libraries_become_video_errors(
+def test_library_errors_become_video_errors(
     files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, error: Exception, detail: str
 ) -> None:
     def fail(*arguments: object) -> Iterator[None]:
         raise error
 
-    monkeypatch.setattr(reader, "examine", fail)
+    monkeypatch.setattr(reader, "scan_container", fail)
     opening: AbstractContextManager[object] = open_video(files["h264.mp4"])
     with pytest.raises(VideoError) as caught, opening:
         pytest.fail("opened")
@@ -163,7 +163,7 @@ def test_errors_of_libraries_become_video_errors(
     assert "/tmp" not in caught.value.detail
 
 
-def test_the_file_is_closed(files: dict[str, Path]) -> None:
+def test_open_video_closes_the_file(files: dict[str, Path]) -> None:
     if not Path("/proc/self/fd").exists():
         pytest.skip("counts open files under /proc")
     before = len(list(Path("/proc/self/fd").iterdir()))

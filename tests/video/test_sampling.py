@@ -15,14 +15,15 @@ import pytest
 from mme.config import ClipParams
 from mme.video import codec as video
 from mme.video import reader
-from mme.video.codec import VideoError, probe, read_frames, write_video
-from mme.video.metadata import Facts, examine, read_facts
+from mme.video.codec import read_frames, write_video
+from mme.video.containers import VideoError
+from mme.video.metadata import ContainerMetadata, read_container_metadata, scan_container
 from mme.video.reader import OpenVideo
 from mme.video.sampling import (
     crop_offsets,
     draw_indices,
     fitted_size,
-    prepare,
+    sample_views,
     segment_starts,
     square_crops,
     view_indices,
@@ -46,11 +47,11 @@ CLIP = tiny_config().clip  # 4 frames at stride 2: a span of 7
         (1, 1, [0]),
     ],
 )
-def test_clips_are_evenly_spaced_from_start_to_end(num_frames: int, segments: int, starts: list[int]) -> None:
+def test_segment_starts_are_evenly_spaced(num_frames: int, segments: int, starts: list[int]) -> None:
     assert segment_starts(num_frames, CLIP.span_frames, segments) == starts
 
 
-def test_segments_start_at_frame_zero_end_at_the_last_and_differ() -> None:
+def test_segments_cover_first_and_last_frame_and_differ() -> None:
     for num_frames in range(8, 60):
         for segments in range(2, 12):
             starts = segment_starts(num_frames, 7, segments)
@@ -61,26 +62,26 @@ def test_segments_start_at_frame_zero_end_at_the_last_and_differ() -> None:
             assert gaps.max() - gaps.min() <= 1
 
 
-def test_indices_beyond_the_end_are_the_last_frame() -> None:
+def test_indices_beyond_the_end_repeat_the_last_frame() -> None:
     assert view_indices(17, CLIP, 2).tolist() == [[0, 2, 4, 6], [10, 12, 14, 16]]
     assert view_indices(4, CLIP, 3).tolist() == [[0, 2, 3, 3]]
     assert view_indices(1, CLIP, 1).tolist() == [[0, 0, 0, 0]]
 
 
 @pytest.mark.parametrize(("segments", "crops"), [(0, 1), (-1, 1), (1, 2), (1, 0)])
-def test_views_out_of_range_are_refused(segments: int, crops: int) -> None:
+def test_invalid_segments_or_crops_are_refused(segments: int, crops: int) -> None:
     with pytest.raises(ValueError, match=r"segments|crops"):
-        prepare(moving_frames(), CLIP, segments, crops)
+        sample_views(moving_frames(), CLIP, segments, crops)
 
 
-def test_crops_lie_along_the_long_side_and_coincide_once() -> None:
+def test_crop_offsets_along_the_long_side_are_unique() -> None:
     assert crop_offsets(25, 16, 1) == [4]
     assert crop_offsets(25, 16, 3) == [0, 4, 9]
     assert crop_offsets(17, 16, 3) == [0, 1]
     assert crop_offsets(16, 16, 3) == [0]
 
 
-def test_frames_of_the_right_size_are_cut_but_not_resampled() -> None:
+def test_frames_of_the_target_size_are_not_resampled() -> None:
     wide = moving_frames(height=16, width=25)
     squares = square_crops(wide, 16, 3)
     for square, offset in zip(squares, (0, 4, 9), strict=True):
@@ -91,19 +92,19 @@ def test_frames_of_the_right_size_are_cut_but_not_resampled() -> None:
         assert np.array_equal(square, tall[:, offset : offset + 16])
 
 
-def test_shrinking_averages_areas() -> None:
+def test_downscaling_averages_areas() -> None:
     frames = np.random.default_rng(0).integers(0, 256, (2, 32, 48, 3), dtype=np.uint8)
     means = frames.astype(float).reshape(2, 16, 2, 24, 2, 3).mean(axis=(2, 4))
     assert np.abs(square_crops(frames, 16, 1)[0].astype(float) - means[:, :, 4:20]).max() <= 0.5
 
 
-def test_growing_is_bicubic() -> None:
+def test_upscaling_is_bicubic() -> None:
     frames = moving_frames(2, height=8, width=8)
     expected = [cv2.resize(frame, (16, 16), interpolation=cv2.INTER_CUBIC) for frame in frames]
     assert np.array_equal(square_crops(frames, 16, 1)[0], np.stack(expected))
 
 
-def test_pixels_become_square() -> None:
+def test_resized_pixels_are_square() -> None:
     assert fitted_size(32, 48, 16) == (16, 24)
     assert fitted_size(32, 48, 16, pixel_aspect=2.0) == (16, 48)
     assert fitted_size(32, 48, 16, pixel_aspect=0.5) == (21, 16)
@@ -114,9 +115,9 @@ def test_pixels_become_square() -> None:
     assert abs(np.ptp(rows) - np.ptp(columns)) <= 2
 
 
-def test_views_come_segment_by_segment() -> None:
+def test_views_are_ordered_by_segment_then_crop() -> None:
     frames = moving_frames(17, height=16, width=25)
-    prepared = prepare(frames, CLIP, segments=2, crops=3).frames
+    prepared = sample_views(frames, CLIP, segments=2, crops=3).frames
     assert prepared.shape == (6, 4, 16, 16, 3)
     assert prepared.dtype == np.uint8
     expected = [frames[start : start + 7 : 2, :, left : left + 16] for start in (0, 10) for left in (0, 4, 9)]
@@ -126,13 +127,13 @@ def test_views_come_segment_by_segment() -> None:
 def test_path_string_bytes_and_array_give_the_same_views(tmp_path: Path) -> None:
     path = tmp_path / "video.mp4"
     write_video(path, moving_frames(), fps=10, crf=10, gop_frames=4)
-    from_path = prepare(path, CLIP, 2, 3)
+    from_path = sample_views(path, CLIP, 2, 3)
     assert from_path.info is not None
     assert (from_path.info.num_frames, from_path.info.width, from_path.info.height) == (20, 48, 32)
     decoded = read_frames(path)
     for source in (str(path), path.read_bytes(), decoded):
-        assert np.array_equal(prepare(source, CLIP, 2, 3).frames, from_path.frames)
-    assert prepare(decoded, CLIP, 2, 3).info is None
+        assert np.array_equal(sample_views(source, CLIP, 2, 3).frames, from_path.frames)
+    assert sample_views(decoded, CLIP, 2, 3).info is None
 
 
 def test_only_needed_frames_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +147,7 @@ def test_only_needed_frames_are_decoded(tmp_path: Path, monkeypatch: pytest.Monk
         return read(video, indices)
 
     monkeypatch.setattr(OpenVideo, "read", spy)
-    prepare(path, CLIP, segments=2, crops=3)
+    sample_views(path, CLIP, segments=2, crops=3)
     assert asked == [[0, 2, 4, 6, 13, 15, 17, 19]]
 
 
@@ -159,60 +160,59 @@ def test_only_needed_frames_are_decoded(tmp_path: Path, monkeypatch: pytest.Monk
         np.zeros((0, 16, 16, 3), dtype=np.uint8),
     ],
 )
-def test_arrays_that_are_no_rgb_frames_are_refused(frames: np.ndarray) -> None:
+def test_arrays_other_than_rgb_frames_are_refused(frames: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"expected RGB uint8 \[T, H, W, 3\]"):
-        prepare(frames, CLIP, 1, 1)
+        sample_views(frames, CLIP, 1, 1)
 
 
 @pytest.mark.parametrize(("content", "reason"), [(b"", "empty"), (b"no video" * 100, "not-a-video")])
-def test_video_errors_pass_through(tmp_path: Path, content: bytes, reason: str) -> None:
+def test_unreadable_file_is_a_video_error(tmp_path: Path, content: bytes, reason: str) -> None:
     path = tmp_path / "video.mp4"
     path.write_bytes(content)
     for source in (path, content):
         with pytest.raises(VideoError) as error:
-            prepare(source, CLIP, 1, 1)
+            sample_views(source, CLIP, 1, 1)
         assert error.value.reason == reason
 
 
-def test_a_frame_that_was_promised_but_is_missing_is_a_video_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_declared_frame_is_a_video_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "video.mp4"
     write_video(path, moving_frames(), fps=10, crf=10, gop_frames=4)
-    promised = dataclasses.replace(read_facts(path), info=dataclasses.replace(probe(path), num_frames=21))
+    metadata = read_container_metadata(path)
+    declared = dataclasses.replace(metadata, info=dataclasses.replace(metadata.info, num_frames=21))
 
-    def promise(*arguments: Any) -> Facts:
-        examine(*arguments)
-        return promised
+    def declare(*arguments: Any) -> ContainerMetadata:
+        scan_container(*arguments)
+        return declared
 
-    monkeypatch.setattr(reader, "examine", promise)
+    monkeypatch.setattr(reader, "scan_container", declare)
     with pytest.raises(VideoError, match="frame 20") as error:
-        prepare(path, CLIP, 2, 1)
+        sample_views(path, CLIP, 2, 1)
     assert error.value.reason == "undecodable"
 
 
-def test_a_file_cut_anywhere_is_a_video_error_or_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_truncated_file_gives_views_or_a_video_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(video, "decord", None)  # it can crash the process on damaged files
     path = tmp_path / "video.mp4"
     write_video(path, moving_frames(), fps=10, crf=10, gop_frames=4)
     content = path.read_bytes()
     for length in range(1, len(content), max(1, len(content) // 40)):
         try:
-            prepared = prepare(content[:length], CLIP, 2, 1)
+            prepared = sample_views(content[:length], CLIP, 2, 1)
         except VideoError:
             continue
         assert prepared.frames.shape[1:] == (4, 16, 16, 3)
 
 
-def test_views_travel_between_processes() -> None:
-    prepared = prepare(moving_frames(), CLIP, 1, 1)
+def test_views_are_picklable() -> None:
+    prepared = sample_views(moving_frames(), CLIP, 1, 1)
     copy = pickle.loads(pickle.dumps(prepared))
     assert np.array_equal(copy.frames, prepared.frames)
     assert pickle.loads(pickle.dumps(CLIP)) == CLIP
     assert isinstance(CLIP, ClipParams)
 
 
-def test_preparing_needs_no_model() -> None:
+def test_sampling_imports_no_model() -> None:
     """The module itself and what it imports load neither timm nor the model code."""
     heavy = ("timm", "mme.models", "mme.evaluation.classifier")
     code = f"import sys, mme.video.sampling; print([m for m in {heavy} if m in sys.modules])"
@@ -227,7 +227,7 @@ def _environment() -> dict[str, str]:
 SEGMENTS = CLIP.model_copy(update={"sampling": "segments"})
 
 
-def test_segment_sampling_takes_a_frame_of_each_part_and_views_differ_within_them() -> None:
+def test_segment_sampling_takes_one_frame_of_each_part() -> None:
     assert view_indices(8, SEGMENTS, 1).tolist() == [[1, 3, 5, 7]]
     assert view_indices(16, SEGMENTS, 2).tolist() == [[1, 5, 9, 13], [3, 7, 11, 15]]
     assert view_indices(4, SEGMENTS, 5).tolist() == [[0, 1, 2, 3]]
@@ -236,7 +236,7 @@ def test_segment_sampling_takes_a_frame_of_each_part_and_views_differ_within_the
         view_indices(8, SEGMENTS, 0)
 
 
-def test_frames_drawn_for_training_lie_in_their_parts_and_reach_every_frame() -> None:
+def test_drawn_frames_lie_in_their_parts_and_reach_every_frame() -> None:
     rng = np.random.default_rng(0)
     drawn = np.stack([draw_indices(rng, 21, SEGMENTS) for _ in range(500)])
     parts = np.arange(5) * 21 / 4

@@ -10,7 +10,7 @@ import pytest
 from mme.ingest.transcode import Job, NormalForm, normalise
 from mme.video.codec import read_frames
 from mme.video.containers import VideoError
-from mme.video.trim import iter_span_frames, scan_span
+from mme.video.trim import iter_trimmed_frames, read_trim_metadata
 from tests import media
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -24,36 +24,36 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_frames_of_a_span(tmp_path: Path, name: str) -> None:
+def test_trimmed_frames_lie_in_the_span(tmp_path: Path, name: str) -> None:
     path = media.write(tmp_path / name, num_frames=62, **KINDS[name])
     for begin, end in ((0.0, 1.0), (0.5, 1.5), (1.3, 2.3), (2.9, 9.0)):
         expected = [index for index in range(62) if begin <= index / 16 < end]
-        frames = np.stack(list(iter_span_frames(path, (begin, end))))
+        frames = np.stack(list(iter_trimmed_frames(path, (begin, end))))
         assert media.frame_numbers(frames) == expected, (begin, end)
-        part = scan_span(path, (begin, end))
+        part = read_trim_metadata(path, (begin, end))
         assert part.info.num_frames == len(expected)
         assert part.info.fps == pytest.approx(16)
         assert (part.info.width, part.info.height) == frames.shape[2:0:-1]
 
 
-def test_the_rate_is_that_of_the_span(tmp_path: Path) -> None:
+def test_frame_rate_is_measured_within_the_span(tmp_path: Path) -> None:
     path = media.write(tmp_path / "a.mp4", num_frames=60, variable_rate=True)
-    assert scan_span(path, (1.0, 3.0)).info.fps == pytest.approx(16 * 3 / 5, rel=0.1)
+    assert read_trim_metadata(path, (1.0, 3.0)).info.fps == pytest.approx(16 * 3 / 5, rel=0.1)
 
 
-def test_equal_parts_have_equal_digests_wherever_their_file_is(tmp_path: Path) -> None:
+def test_digest_of_a_span_is_independent_of_the_file(tmp_path: Path) -> None:
     path = media.write(tmp_path / "a.mp4", num_frames=60)
     twin = media.write(tmp_path / "b.mp4", num_frames=60)
-    digests = [scan_span(path, span).sha256 for span in ((1.0, 2.0), (1.0, 2.1), (2.0, 3.0))]
+    digests = [read_trim_metadata(path, span).sha256 for span in ((1.0, 2.0), (1.0, 2.1), (2.0, 3.0))]
     assert len(set(digests)) == 3
-    assert scan_span(twin, (1.0, 2.0)).sha256 == digests[0]
+    assert read_trim_metadata(twin, (1.0, 2.0)).sha256 == digests[0]
 
 
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="only Linux counts what a process reads")
-def test_the_rest_of_the_file_is_not_read(tmp_path: Path) -> None:
+def test_trimming_reads_little_outside_the_span(tmp_path: Path) -> None:
     path = media.write(tmp_path / "long.mp4", num_frames=3000, size=(320, 240), seed=1)
     before = _bytes_read()
-    frames = list(iter_span_frames(path, (90.0, 91.0)))
+    frames = list(iter_trimmed_frames(path, (90.0, 91.0)))
     assert len(frames) == 16
     assert _bytes_read() - before < os.path.getsize(path) / 4
 
@@ -63,24 +63,24 @@ def _bytes_read() -> int:
     return int(next(line for line in lines if line.startswith("rchar")).split()[1])
 
 
-def test_what_cannot_be_cut(tmp_path: Path) -> None:
+def test_span_without_frames_is_a_video_error(tmp_path: Path) -> None:
     path = media.write(tmp_path / "a.mp4", num_frames=48)
     with pytest.raises(VideoError, match="truncated: no frame between 7 and 8 s"):
-        scan_span(path, (7.0, 8.0))
+        read_trim_metadata(path, (7.0, 8.0))
     with pytest.raises(VideoError, match="not-a-video"):
-        scan_span(media.text(tmp_path / "b.mp4"), (0.0, 1.0))
+        read_trim_metadata(media.text(tmp_path / "b.mp4"), (0.0, 1.0))
 
 
 FORM = NormalForm(short_side=48, crf=8, gop_frames=8, min_frames=12)
 
 
-def test_a_part_gets_the_normal_form(tmp_path: Path) -> None:
+def test_trimmed_span_is_transcoded_to_the_normal_form(tmp_path: Path) -> None:
     source = media.write(tmp_path / "a.mkv", num_frames=62, size=(96, 64), bframes=2)
     outcome = normalise(Job(source, tmp_path / "out.mp4", FORM, (1.0, 2.0)))
     assert outcome.reason is None
     assert (outcome.width, outcome.height, outcome.num_frames, outcome.fps) == (72, 48, 16, 16.0)
     assert media.frame_numbers(read_frames(tmp_path / "out.mp4")) == list(range(16, 32))
-    assert outcome.sha256 == scan_span(source, (1.0, 2.0)).sha256
+    assert outcome.sha256 == read_trim_metadata(source, (1.0, 2.0)).sha256
 
 
 @pytest.mark.parametrize(
@@ -91,14 +91,14 @@ def test_a_part_gets_the_normal_form(tmp_path: Path) -> None:
         ((1.0, 1.5), "too-short", "8 frames, fewer than 12"),
     ],
 )
-def test_bad_parts(tmp_path: Path, span: tuple[float, float], reason: str, detail: str) -> None:
+def test_unusable_spans_give_the_reason(tmp_path: Path, span: tuple[float, float], reason: str, detail: str) -> None:
     source = media.write(tmp_path / "a.mp4", num_frames=62)
     outcome = normalise(Job(source, tmp_path / "out.mp4", FORM, span))
     assert (outcome.reason, outcome.detail) == (reason, detail)
     assert not (tmp_path / "out.mp4").exists()
 
 
-def test_a_damaged_part_is_bad_and_what_is_before_it_good(tmp_path: Path) -> None:
+def test_damage_after_a_span_does_not_affect_it(tmp_path: Path) -> None:
     source = media.damaged(tmp_path / "a.mp4")  # 3 s, of which two thirds are noise
     assert normalise(Job(source, tmp_path / "1.mp4", FORM, (0.0, 0.75))).reason is None
     assert normalise(Job(source, tmp_path / "2.mp4", FORM, (1.5, 2.5))).reason in {"truncated", "undecodable"}

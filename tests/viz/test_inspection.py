@@ -13,7 +13,8 @@ from mme.config import Params
 from mme.models.checkpoints import save_weights
 from mme.models.masked_motion import MotionModel
 from mme.system.files import write_json
-from mme.video.codec import probe, read_frames, write_video
+from mme.video.codec import read_frames, write_video
+from mme.video.metadata import read_metadata
 from mme.viz.inspection import Inspection, Pretrained, animation, picture
 from tests.reference.moving_scene import MovingScene, Similarity
 from tests.small_data import small_params
@@ -100,7 +101,7 @@ def test_the_command_writes_a_picture_and_a_film(video: Path, tmp_path: Path, mo
     sheet = cv2.imread("seen/scene.png")
     assert sheet is not None
     assert sheet.std() > 10
-    assert probe(Path("seen/scene.mp4")).num_frames == 15
+    assert read_metadata(Path("seen/scene.mp4")).num_frames == 15
     assert read_frames(Path("seen/scene.mp4"), [3]).std() > 10
     refused = CliRunner().invoke(app, ["inspect", str(video), "--start", "9"])
     assert refused.exit_code == 1

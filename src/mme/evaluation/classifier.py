@@ -1,7 +1,8 @@
 """A finetuned model that answers for whole videos: the one path from a file to logits.
 
 Evaluation, the command line and the service all go ``prepare`` -> ``predict``. ``prepare`` is
-``mme.video.sampling.prepare`` with the model's clip, so a server can run it in decoding processes that hold no model.
+``mme.video.sampling.sample_views`` with the clip of the model, so a server can run it in decoding processes that hold
+no model.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from torch import Tensor
 from mme.models.checkpoints import FolderConfig, content_digest, load_folder
 from mme.models.classifier import MotionClassifier
 from mme.models.encoder import model_input
-from mme.video.codec import VideoInfo
-from mme.video.sampling import Source, Views, prepare
+from mme.video.metadata import VideoInfo
+from mme.video.sampling import VideoInput, Views, sample_views
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Classifier:
         return self.config.labels
 
     def classify(
-        self, video: Source, top_k: int = 5, segments: int | None = None, crops: int | None = None
+        self, video: VideoInput, top_k: int = 5, segments: int | None = None, crops: int | None = None
     ) -> Classification:
         """Classify one video.
 
@@ -123,10 +124,10 @@ class Classifier:
         timings = Timings(views.decode_ms, inference_ms)
         return Classification(self.rank(logits, top_k), logits, len(views.frames), views.info, timings)
 
-    def prepare(self, video: Source, segments: int | None = None, crops: int | None = None) -> Views:
+    def prepare(self, video: VideoInput, segments: int | None = None, crops: int | None = None) -> Views:
         """Decode, resize and crop the views of a video, on the CPU and without the model; see ``views.prepare``."""
         default = self.config.views
-        return prepare(
+        return sample_views(
             video,
             self.config.clip,
             default.segments if segments is None else segments,
@@ -143,7 +144,7 @@ class Classifier:
         return self._means(batch, self._model, max_clips)
 
     def features(
-        self, video: Source, segments: int | None = None, crops: int | None = None
+        self, video: VideoInput, segments: int | None = None, crops: int | None = None
     ) -> Float32[np.ndarray, " D"]:
         """The encoder as a feature extractor: pooled, normalised features ``[D]``, mean over the views.
 
@@ -153,7 +154,9 @@ class Classifier:
         (features,) = self._means([self.prepare(video, segments, crops)], self._model.features, None)
         return features
 
-    def views(self, video: Source, segments: int | None = None, crops: int | None = None) -> Float[Tensor, "V 3 T S S"]:
+    def views(
+        self, video: VideoInput, segments: int | None = None, crops: int | None = None
+    ) -> Float[Tensor, "V 3 T S S"]:
         """The model's input for a video: normalised views, on the model's device."""
         return self._normalise(self.prepare(video, segments, crops).frames)
 

@@ -23,7 +23,7 @@ from torchmetrics.functional.classification import (
 from mme.config import EvaluateParams
 from mme.evaluation.classifier import Classifier, softmax
 from mme.manifest import Manifest, Video
-from mme.video.codec import VideoError
+from mme.video.containers import VideoError
 from mme.video.sampling import Views
 
 CALIBRATION_BINS = 15

@@ -23,7 +23,7 @@ from mme.config import ClipParams, Params
 from mme.evaluation.classifier import choose_device
 from mme.manifest import Manifest, Video
 from mme.models.encoder import VideoEncoder, model_input
-from mme.video.sampling import prepare
+from mme.video.sampling import sample_views
 
 Features: TypeAlias = tuple[Float32[np.ndarray, "_ D"], Int64[np.ndarray, "_"]]
 """One row a video, and the index of its label in ``Manifest.labels``."""
@@ -60,7 +60,7 @@ def centre_views(manifest: Manifest, split: str, params: Params) -> Iterator[Bat
         raise ValueError(f"{manifest.folder}: no labelled videos in split '{split}'")
 
     def view(video: Video) -> UInt8[np.ndarray, "T S S 3"]:
-        centre: UInt8[np.ndarray, "T S S 3"] = prepare(manifest.path_of(video), params.clip, 1, 1).frames[0]
+        centre: UInt8[np.ndarray, "T S S 3"] = sample_views(manifest.path_of(video), params.clip, 1, 1).frames[0]
         return centre
 
     size = params.evaluate.batch_size

@@ -16,8 +16,8 @@ from mme.system.files import atomic_path, sha256_file
 from mme.video.codec import VideoWriter, iter_frames
 from mme.video.containers import Reason, VideoError
 from mme.video.crop import resize
-from mme.video.metadata import Facts, read_facts
-from mme.video.trim import Part, Span, iter_span_frames, scan_span
+from mme.video.metadata import ContainerMetadata, read_container_metadata
+from mme.video.trim import TimeSpan, TrimMetadata, iter_trimmed_frames, read_trim_metadata
 
 _FRAMES_TOLERANCE = 0.05
 _DURATION_TOLERANCE = 0.10
@@ -43,7 +43,7 @@ class Job:
     source: Path
     target: Path
     form: NormalForm
-    span_s: Span | None = None
+    span_s: TimeSpan | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def normalise(job: Job) -> Outcome:
     sha256 = ""
     try:
         try:
-            part = None if job.span_s is None else scan_span(job.source, job.span_s)
+            part = None if job.span_s is None else read_trim_metadata(job.source, job.span_s)
             sha256 = sha256_file(job.source) if part is None else part.sha256
         except OSError as error:
             raise VideoError("undecodable", job.source, f"cannot be read: {error.strerror}") from error
@@ -106,7 +106,7 @@ def _even(value: float, least: int) -> int:
 
 
 def _normalise(job: Job, sha256: str) -> Outcome:
-    facts = read_facts(job.source)
+    facts = read_container_metadata(job.source)
     info = facts.info
     width, height = normal_size(info.width, info.height, info.pixel_aspect, job.form.short_side)
     rate = Fraction(info.fps).limit_denominator(65535)
@@ -122,21 +122,21 @@ def _normalise(job: Job, sha256: str) -> Outcome:
     return Outcome(sha256, num_frames, float(rate), width, height, copied)
 
 
-def _cut(job: Job, part: Part) -> Outcome:
+def _cut(job: Job, part: TrimMetadata) -> Outcome:
     assert job.span_s is not None
     info, span_s = part.info, job.span_s
     check_part(job.source, part, span_s, job.form.min_frames)
     width, height = normal_size(info.width, info.height, info.pixel_aspect, job.form.short_side)
     rate = Fraction(info.fps).limit_denominator(65535)
     with atomic_path(job.target) as temporary:
-        frames = (resize(frame[None], height, width)[0] for frame in iter_span_frames(job.source, span_s))
+        frames = (resize(frame[None], height, width)[0] for frame in iter_trimmed_frames(job.source, span_s))
         num_frames = _write(temporary, frames, (width, height), rate, job.form)
         if num_frames + max(_FEW_FRAMES, _FRAMES_TOLERANCE * info.num_frames) < info.num_frames:
             raise VideoError("truncated", job.source, f"{num_frames} frames decode of {info.num_frames}")
     return Outcome(part.sha256, num_frames, float(rate), width, height)
 
 
-def check_part(source: Path, part: Part, span_s: Span, min_frames: int) -> None:
+def check_part(source: Path, part: TrimMetadata, span_s: TimeSpan, min_frames: int) -> None:
     """Compare the frames of a part with its length, and with what is needed.
 
     Raises:
@@ -161,24 +161,24 @@ def _write(
     return num_frames
 
 
-def check_complete(source: Path, facts: Facts, num_frames: int, min_frames: int) -> None:
+def check_complete(source: Path, facts: ContainerMetadata, num_frames: int, min_frames: int) -> None:
     """Compare what was found with what the header announced, and with what is needed.
 
     Raises:
         VideoError: ``truncated`` or ``too-short``.
     """
-    if facts.announced_frames:
-        expected, tolerance = float(facts.announced_frames), _FRAMES_TOLERANCE
+    if facts.declared_frames:
+        expected, tolerance = float(facts.declared_frames), _FRAMES_TOLERANCE
     else:
         rate = facts.info.fps if num_frames > 1 else 0.0  # one frame has no rate
-        expected, tolerance = facts.announced_s * rate, _DURATION_TOLERANCE
+        expected, tolerance = facts.declared_s * rate, _DURATION_TOLERANCE
     if num_frames + max(_FEW_FRAMES, tolerance * expected) < expected:
         raise VideoError("truncated", source, f"{num_frames} frames, its header announces {expected:.0f}")
     if num_frames < min_frames:
         raise VideoError("too-short", source, f"{num_frames} frames, fewer than {min_frames}")
 
 
-def _is_normal(facts: Facts, form: NormalForm) -> bool:
+def _is_normal(facts: ContainerMetadata, form: NormalForm) -> bool:
     """Whether a file need not be encoded again."""
     size = (facts.info.width, facts.info.height)
     return (
@@ -188,8 +188,8 @@ def _is_normal(facts: Facts, form: NormalForm) -> bool:
         and facts.pixel_format == "yuv420p"
         and facts.rotation_degrees == 0
         and facts.info.pixel_aspect == 1
-        and facts.is_steady
+        and facts.is_constant_rate
         and not facts.has_b_frames
-        and facts.key_gap_frames <= form.gop_frames
+        and facts.keyframe_interval <= form.gop_frames
         and size == normal_size(*size, 1.0, form.short_side)
     )

@@ -14,8 +14,8 @@ from mme.system.files import sha256_file
 from mme.system.workers import WorkerFailure, run_with_deadline
 from mme.video.codec import iter_frames
 from mme.video.containers import Reason, VideoError
-from mme.video.metadata import read_facts
-from mme.video.trim import Span, iter_span_frames, scan_span
+from mme.video.metadata import read_container_metadata
+from mme.video.trim import TimeSpan, iter_trimmed_frames, read_trim_metadata
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Look:
     source: Path
     min_frames: int
     decode: bool
-    span_s: Span | None = None
+    span_s: TimeSpan | None = None
 
 
 def check_source(
@@ -62,13 +62,15 @@ def examine(look: Look) -> Outcome:
     sha256 = ""
     try:
         if look.span_s is not None:
-            part = scan_span(look.source, look.span_s)
+            part = read_trim_metadata(look.source, look.span_s)
             sha256, info = part.sha256, part.info
             check_part(look.source, part, look.span_s, look.min_frames)
-            num_frames = sum(1 for _ in iter_span_frames(look.source, look.span_s)) if look.decode else info.num_frames
+            num_frames = (
+                sum(1 for _ in iter_trimmed_frames(look.source, look.span_s)) if look.decode else info.num_frames
+            )
         else:
             sha256 = sha256_file(look.source)
-            facts = read_facts(look.source)
+            facts = read_container_metadata(look.source)
             info = facts.info
             num_frames = sum(1 for _ in iter_frames(look.source)) if look.decode else info.num_frames
             check_complete(look.source, facts, num_frames, look.min_frames)

@@ -1,6 +1,6 @@
-"""Video files as RGB frames and back.
+"""Decode video files to RGB frames, and encode frames to files.
 
-Whole files are read by PyAV, single frames by decord, with PyAV where decord is missing or gives up.
+PyAV reads whole files and decord single frames; PyAV replaces decord if it is missing or fails.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 
 import av
 import numpy as np
@@ -20,58 +19,41 @@ from av.video.stream import VideoStream
 from jaxtyping import UInt8
 
 from mme.system.files import atomic_path
-from mme.video.containers import Reason, Source, VideoError, name_of, open_argument, open_stream
-from mme.video.metadata import VideoInfo, decode_stream, has_times, probe
+from mme.video.containers import VideoError, VideoSource, ffmpeg_input, open_stream, source_name
+from mme.video.metadata import decode_stream, has_timestamps
 
 try:
     import decord
-except ImportError:  # PyAV alone reads everything, only slower
+except ImportError:  # PyAV alone reads everything, but slower
     decord = None
 
-__all__ = [
-    "Reason",
-    "Source",
-    "VideoError",
-    "VideoInfo",
-    "VideoWriter",
-    "decode_stream",
-    "iter_frames",
-    "open_stream",
-    "pick_frames",
-    "probe",
-    "read_frames",
-    "suits_decord",
-    "to_rgb",
-    "try_decord",
-    "upright",
-    "write_video",
-]
 
 Frames = UInt8[np.ndarray, "T H W 3"]
 
 _SKIPPED_PER_FRAME = 4
-"""Both decoders are equally fast where 6 to 16 frames are passed over for each that is wanted, by size and codec."""
+"""Skipped frames per wanted frame from which decord is preferred; both decoders are equally fast at 6 to 16."""
 
 if decord is not None:
     decord.logging.set_level(decord.logging.QUIET)
 
 
-def read_frames(source: Source, indices: Sequence[int] | None = None) -> Frames:
-    """Decode frames, chosen by their position in presentation order.
+def read_frames(source: VideoSource, indices: Sequence[int] | None = None) -> Frames:
+    """Decode all frames, or those at given positions in presentation order.
 
     Args:
         source: a file, or the bytes of one.
-        indices: frames to decode, in any order, repeats allowed; all of them if None.
+        indices: positions of the frames to decode, in any order, repeats allowed; None for all frames.
 
     Returns:
-        RGB, uint8 ``[len(indices), H, W, 3]``, rotation metadata applied.
+        RGB frames, one per index, rotation metadata applied.
 
     Raises:
         VideoError: the file cannot be decoded.
         ValueError: an index is out of range.
     """
     if indices is not None and not len(indices):
-        raise ValueError(f"{name_of(source)}: no frame asked for")
+        raise ValueError(f"{source_name(source)}: no frame asked for")
+
     if indices is not None and _skips_much(indices) and _suits_decord(source):
         frames = try_decord(source, indices)
         if frames is not None:
@@ -79,8 +61,8 @@ def read_frames(source: Source, indices: Sequence[int] | None = None) -> Frames:
     return _read_pyav(source, indices)
 
 
-def iter_frames(source: Source) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-    """RGB frames ``[H, W, 3]`` one by one, upright, so that memory does not grow with the video's length.
+def iter_frames(source: VideoSource) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+    """Decode upright RGB frames one by one, so that memory does not grow with the length of the video.
 
     Raises:
         VideoError: the file cannot be decoded.
@@ -91,15 +73,15 @@ def iter_frames(source: Source) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
             yield to_rgb(converter, frame)
 
 
-def write_video(path: Path | str, frames: Frames, fps: float | Fraction, crf: int, gop_frames: int) -> None:
+def write_video(path: Path | str, frames: np.ndarray, fps: float | Fraction, crf: int, gop_frames: int) -> None:
     """Write an H.264 MP4 file atomically; equal arguments give equal bytes.
 
     Args:
-        path: where to.
-        frames: RGB, uint8 ``[T, H, W, 3]`` with even H and W.
-        fps: frames a second.
-        crf: x264's constant rate factor, 0 (lossless) to 51.
-        gop_frames: a key frame at every multiple of this.
+        path: the file to write.
+        frames: RGB, uint8 ``[T, H, W, 3]``, with even H and W.
+        fps: frames per second.
+        crf: constant rate factor of x264, 0 (lossless) to 51.
+        gop_frames: distance of keyframes.
 
     Raises:
         ValueError: wrong dtype, shape, or an odd size; the message names the file.
@@ -114,7 +96,7 @@ def write_video(path: Path | str, frames: Frames, fps: float | Fraction, crf: in
 
 
 class VideoWriter:
-    """Encodes frame by frame into the normal form: H.264 yuv420p, BT.709 limited range, no B-frames, one thread."""
+    """Encoder of the normal form, frame by frame: H.264 yuv420p, BT.709 limited range, no B-frames, one thread."""
 
     def __init__(self, path: Path, size: tuple[int, int], fps: float | Fraction, crf: int, gop_frames: int) -> None:
         """Open ``path`` for frames of ``size`` = (width, height), both even."""
@@ -126,7 +108,8 @@ class VideoWriter:
             raise ValueError(f"{path}: {fps} frames a second is not a frame rate")
         self._container = av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"})
         stream = self._container.add_stream("libx264", rate=rate)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.width, stream.height = width, height
+        stream.pix_fmt = "yuv420p"
         context = stream.codec_context
         context.thread_count = 1
         context.time_base = 1 / rate
@@ -134,8 +117,8 @@ class VideoWriter:
         context.colorspace = Colorspace.ITU709
         context.color_primaries = ColorPrimaries.BT709
         context.color_trc = ColorTrc.BT709
-        # Without cpu-independent, x264's AVX-512 code for its look-ahead reads memory that nobody has written: now and
-        # then the same frames give other bytes, and another processor always does.
+        # Without cpu-independent, the AVX-512 look-ahead of x264 reads uninitialised memory: equal frames sometimes
+        # give different bytes, and always do on another processor.
         x264 = f"keyint={gop_frames}:min-keyint={gop_frames}:scenecut=0:bframes=0:open-gop=0:cpu-independent=1"
         stream.options = {"preset": "veryfast", "crf": str(crf), "x264-params": x264}
         self._stream = stream
@@ -158,7 +141,7 @@ class VideoWriter:
         self._num_frames += 1
         self._container.mux(self._stream.encode(picture))
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> VideoWriter:
         return self
 
     def __exit__(
@@ -169,44 +152,43 @@ class VideoWriter:
         self._container.close()
 
 
-def upright(picture: UInt8[np.ndarray, "H W 3"], rotation_degrees: int) -> UInt8[np.ndarray, "H W 3"]:
-    """Turn a picture counter-clockwise by what its metadata asks for, to the nearest quarter."""
+def rotate_upright(picture: UInt8[np.ndarray, "H W 3"], rotation_degrees: int) -> UInt8[np.ndarray, "H_out W_out 3"]:
+    """Rotate a picture counter-clockwise, to the nearest quarter turn."""
     return np.ascontiguousarray(np.rot90(picture, round(rotation_degrees / 90)))
 
 
 def suits_decord(container: InputContainer, stream: VideoStream, indices: Sequence[int]) -> bool:
-    """Whether decord is the faster reader of these frames, and finds the same as PyAV."""
+    """Return whether decord reads these frames faster than PyAV, and finds the same ones."""
     return _skips_much(indices) and _is_safe_for_decord(container, stream)
 
 
 def _skips_much(indices: Sequence[int]) -> bool:
-    """Whether most frames up to the last are not asked for: below that, decord loses more by opening than it gains.
+    """Return whether so many frames are skipped that decord gains more than it loses by opening the file.
 
     For whole files PyAV is as fast as decord, for small ones twice as fast.
     """
     return decord is not None and max(indices) >= _SKIPPED_PER_FRAME * len(set(indices))
 
 
-def _suits_decord(source: Source) -> bool:
+def _suits_decord(source: VideoSource) -> bool:
     with open_stream(source) as (container, stream):
         return _is_safe_for_decord(container, stream)
 
 
 def _is_safe_for_decord(container: InputContainer, stream: VideoStream) -> bool:
-    """Whether decord finds the same frames as PyAV, which decodes from the start and counts.
+    """Return whether decord finds the same frames as PyAV, which decodes from the start and counts.
 
-    It seeks by time stamps to the key frame before: in containers without them (AVI), and where frames are stored in
-    another order than they are shown in, it can return another frame. It converts pixel formats other than these in
-    its own way, and writes to stderr when a file cannot be opened.
+    Decord seeks by timestamps to the keyframe before. Without timestamps (AVI), and if frames are stored in another
+    order than they are shown in, it can return another frame. It converts pixel formats other than these differently.
     """
     context = stream.codec_context
-    return has_times(container) and not context.has_b_frames and context.pix_fmt in {"yuv420p", "yuvj420p"}
+    return has_timestamps(container) and not context.has_b_frames and context.pix_fmt in {"yuv420p", "yuvj420p"}
 
 
-def try_decord(source: Source, indices: Sequence[int]) -> Frames | None:
-    """Frames by decord, or None if it gives up.
+def try_decord(source: VideoSource, indices: Sequence[int]) -> Frames | None:
+    """Read frames by decord; return None if it fails.
 
-    PyAV has fewer bugs (row padding of small odd widths, for one) and tells what is wrong with a file.
+    PyAV then reads them: it has fewer bugs (such as row padding of small odd widths) and reports what is wrong.
     """
     try:
         return _read_decord(source, indices)
@@ -214,27 +196,29 @@ def try_decord(source: Source, indices: Sequence[int]) -> Frames | None:
         return None
 
 
-def _read_decord(source: Source, indices: Sequence[int]) -> Frames:
-    # A fault tolerance of almost zero: decord's own answer to a frame it cannot decode is to repeat another one.
-    reader = decord.VideoReader(open_argument(source), num_threads=1, fault_tol=1e-6)
+def _read_decord(source: VideoSource, indices: Sequence[int]) -> Frames:
+    # Almost no fault tolerance: by default decord repeats another frame in place of one that it cannot decode.
+    reader = decord.VideoReader(ffmpeg_input(source), num_threads=1, fault_tol=1e-6)
     if not 0 <= min(indices) <= max(indices) < len(reader):
-        raise IndexError(f"{name_of(source)}: {len(reader)} frames")  # PyAV then tells whether the file is cut off
+        raise IndexError(
+            f"{source_name(source)}: {len(reader)} frames"
+        )  # PyAV then reports whether the file is truncated
     frames: Frames = reader.get_batch(list(indices)).asnumpy()
     return frames
 
 
-def _read_pyav(source: Source, indices: Sequence[int] | None) -> Frames:
+def _read_pyav(source: VideoSource, indices: Sequence[int] | None) -> Frames:
     with open_stream(source) as (container, stream):
-        return pick_frames(source, decode_stream(source, container, stream), indices)
+        return select_frames(source, decode_stream(source, container, stream), indices)
 
 
-def pick_frames(source: Source, frames: Iterator[VideoFrame], indices: Sequence[int] | None) -> Frames:
-    """Decode as far as the last frame that is asked for.
+def select_frames(source: VideoSource, frames: Iterator[VideoFrame], indices: Sequence[int] | None) -> Frames:
+    """Convert the selected frames to RGB, decoding no further than the last of them.
 
     Args:
-        source: the file, for errors to name.
-        frames: of the whole file, as decoded.
-        indices: as of ``read_frames``.
+        source: the file, named in errors.
+        frames: decoded frames of the whole file.
+        indices: as in ``read_frames``.
 
     Raises:
         VideoError: there is no frame, or they differ in size.
@@ -251,12 +235,13 @@ def pick_frames(source: Source, frames: Iterator[VideoFrame], indices: Sequence[
             decoded[index] = to_rgb(converter, frame)
         if index == last:
             break
+
     if not num_frames:
         raise VideoError("zero-frames", source, "its video stream holds no frame")
     order = range(num_frames) if indices is None else indices
     for index in order:
         if not 0 <= index < num_frames:
-            raise ValueError(f"{name_of(source)}: frame {index} is out of range, the video has {num_frames} frames")
+            raise ValueError(f"{source_name(source)}: frame {index} is out of range, the video has {num_frames} frames")
     sizes = {frame.shape for frame in decoded.values()}
     if len(sizes) > 1:
         raise VideoError("undecodable", source, f"frames of different sizes: {sorted(sizes)}")
@@ -264,7 +249,9 @@ def pick_frames(source: Source, frames: Iterator[VideoFrame], indices: Sequence[
 
 
 def to_rgb(converter: VideoReformatter, frame: VideoFrame) -> UInt8[np.ndarray, "H W 3"]:
-    """A decoded frame as RGB ``[H, W, 3]``, upright."""
-    # The converter is one for all frames: setting it up takes longer than converting a small frame.
+    """Convert a decoded frame to upright RGB.
+
+    One converter serves all frames: creating it takes longer than converting a small frame.
+    """
     rgb: UInt8[np.ndarray, "H W 3"] = converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
-    return upright(rgb, frame.rotation)
+    return rotate_upright(rgb, frame.rotation)

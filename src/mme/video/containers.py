@@ -1,4 +1,4 @@
-"""What a file is before a frame of it is decoded: its container, its video stream, or why it has none."""
+"""Open video containers safely: signature check, best video stream, reasons of failure."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 import av
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-Source = Path | bytes
+VideoSource = Path | bytes
+"""A video file, or the bytes of one."""
+
 Reason = Literal[
     "empty",
     "not-a-video",
@@ -24,8 +26,9 @@ Reason = Literal[
     "undecodable",
     "timed-out",
 ]
+"""Reasons why a file is no usable video."""
 
-# What is wrong with a file is told by exceptions; FFmpeg's own lines on stderr would only tear progress bars.
+# Exceptions report what is wrong with a file; FFmpeg's own lines on stderr would only break progress bars.
 av.logging.set_level(None)
 
 _MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot")
@@ -46,26 +49,32 @@ _SIGNATURES: tuple[tuple[tuple[int, bytes], ...], ...] = (
     ((0, b"\x06\x0e+4"),),  # MXF
     ((0, b".RMF"),),
 )
-"""Offsets and bytes that mark a container."""
+"""Signatures of containers: offsets and the bytes that must be there."""
 
 
 class VideoError(ValueError):
-    """A file that is no usable video; ``reason`` says why in one word, ``detail`` in a sentence."""
+    """Error for a file that is no usable video.
 
-    def __init__(self, reason: Reason, source: Source | str, detail: str) -> None:
-        super().__init__(f"{name_of(source)}: {reason}: {detail}")
+    Attributes:
+        reason: the cause as a keyword.
+        source: name of the file.
+        detail: the cause as a sentence.
+    """
+
+    def __init__(self, reason: Reason, source: VideoSource | str, detail: str) -> None:
+        super().__init__(f"{source_name(source)}: {reason}: {detail}")
         self.reason: Reason = reason
-        self.source = name_of(source)
+        self.source = source_name(source)
         self.detail = detail
 
     def __reduce__(self) -> tuple[type[VideoError], tuple[Reason, str, str]]:
-        return VideoError, (self.reason, self.source, self.detail)  # survives the way back from another process
+        return VideoError, (self.reason, self.source, self.detail)  # picklable, because workers raise it
 
 
-def check_signature(source: Source) -> None:
-    """Let only files through that start like a video container.
+def check_signature(source: VideoSource) -> None:
+    """Refuse files that do not start like a video container.
 
-    FFmpeg alone would follow playlists too: text files that name other files, or addresses, which it then reads.
+    FFmpeg alone also follows playlists: text files that name other files, or addresses, which it then reads.
 
     Raises:
         VideoError: ``empty`` or ``not-a-video``.
@@ -79,15 +88,15 @@ def check_signature(source: Source) -> None:
 
 
 @contextmanager
-def open_stream(source: Source) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The container and its best video stream, decoding in one thread; closed at the end of the block.
+def open_stream(source: VideoSource) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """Open a container and its best video stream, decoding in one thread, until the end of the block.
 
     Raises:
-        VideoError: there is none.
+        VideoError: there is no container or no video stream.
     """
     check_signature(source)
     try:
-        container = av.open(open_argument(source), "r")
+        container = av.open(ffmpeg_input(source), "r")
     except av.error.FFmpegError as error:
         early = isinstance(error, av.error.EOFError) or _ends_early(source)
         raise VideoError(
@@ -103,36 +112,37 @@ def open_stream(source: Source) -> Iterator[tuple[InputContainer, VideoStream]]:
         yield container, stream
 
 
-def open_argument(source: Source) -> str | io.BytesIO:
-    """What FFmpeg is to open."""
-    # "file:" keeps it from reading a protocol, such as "concat:" or "http:", out of a file's name.
+def ffmpeg_input(source: VideoSource) -> str | io.BytesIO:
+    """Argument of FFmpeg that opens a source."""
+    # "file:" prevents that the name of a file is taken for a protocol, such as "concat:" or "http:".
     return io.BytesIO(source) if isinstance(source, bytes) else f"file:{source}"
 
 
-def name_of(source: Source | str) -> str:
-    """The source in an error message."""
+def source_name(source: VideoSource | str) -> str:
+    """Name of a source in an error message."""
     return f"<{len(source)} bytes>" if isinstance(source, bytes) else str(source)
 
 
-def _opened(source: Source) -> BinaryIO:
+def _opened(source: VideoSource) -> io.BufferedIOBase:
     return io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
 
 
-def _ends_early(source: Source) -> bool:
-    """Whether the boxes of an MP4 or MOV file reach beyond its end, or its index is missing."""
+def _ends_early(source: VideoSource) -> bool:
+    """Return whether the boxes of an MP4 or MOV file reach beyond its end, or its index is missing."""
     names: set[bytes] = set()
     position = 0
     with _opened(source) as file:
         size = file.seek(0, io.SEEK_END)
         while position + 8 <= size:
             file.seek(position)
-            length, name = int.from_bytes(file.read(4), "big"), file.read(4)
+            length = int.from_bytes(file.read(4), "big")
+            name = file.read(4)
             if not names and name not in _MP4_BOXES:
                 return False
             names.add(name)
-            if length == 1:  # the length follows as 64 bits
+            if length == 1:  # 64-bit length follows
                 length = int.from_bytes(file.read(8), "big")
-            if length == 0:  # up to the end of the file
+            if length == 0:  # box extends to the end of the file
                 break
             position += max(length, 8)
     return position > size or b"moov" not in names

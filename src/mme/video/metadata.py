@@ -1,4 +1,4 @@
-"""What a video file holds, without decoding more of it than needed."""
+"""Metadata of video files: frame count, rate, size and container details, with one decoded frame."""
 
 from __future__ import annotations
 
@@ -13,20 +13,26 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from mme.video.backlog import Backlog
-from mme.video.containers import Reason, Source, VideoError, open_stream
+from mme.video.containers import Reason, VideoError, VideoSource, open_stream
 
-_SAME_RATE = 0.02
-"""Rates that differ by less are one: time stamps are rounded."""
+MAX_BUFFER_BYTES = 16 * 2**20
+"""Most bytes of packets that a `PacketBuffer` keeps. A larger file is read a second time, so that memory does not grow
+with its length."""
+
+_PACKET_BYTES = 1024
+"""Approximate memory of a packet beside its content: a hostile file may consist of empty packets."""
+
+_RATE_TOLERANCE = 0.02
+"""Relative difference below which two frame rates are equal: timestamps are rounded."""
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a file holds.
+    """Metadata of the decoded video.
 
     Attributes:
-        num_frames: frames in presentation order that ``read_frames`` can be asked for.
-        fps: frames a second; the average where the rate varies.
+        num_frames: frames in presentation order that ``read_frames`` can return.
+        fps: frames per second; the average if the rate varies.
         width: pixels, after rotation.
         height: pixels, after rotation.
         duration_s: ``num_frames / fps``.
@@ -44,20 +50,20 @@ class VideoInfo:
 
 
 @dataclass(frozen=True)
-class Facts:
-    """How the file holds it.
+class ContainerMetadata:
+    """Metadata of the container and of the coded stream.
 
     Attributes:
-        info: what the file holds.
-        rotation_degrees: by which decoded frames are to be turned, counter-clockwise.
-        formats: names that FFmpeg has for the container.
-        num_streams: video, sound and others.
-        pixel_format: FFmpeg's name.
+        info: metadata of the decoded video.
+        rotation_degrees: counter-clockwise rotation that makes decoded frames upright.
+        formats: FFmpeg's names of the container format.
+        num_streams: number of streams: video, sound and others.
+        pixel_format: FFmpeg's name of it.
         has_b_frames: whether frames are stored in another order than they are shown in.
-        key_gap_frames: the longest way from one key frame to the next, or to the end.
-        is_steady: whether all frames last equally long.
-        announced_frames: number of frames in the header, 0 if it has none.
-        announced_s: length of the video in the header, 0 if it has none, or only one that a longer sound can have made.
+        keyframe_interval: longest distance in frames from one keyframe to the next, or to the end.
+        is_constant_rate: whether all frames have the same duration.
+        declared_frames: number of frames in the header, 0 if it has none.
+        declared_s: seconds in the header; 0 if it has none, or only one that a longer sound may have set.
     """
 
     info: VideoInfo
@@ -66,26 +72,56 @@ class Facts:
     num_streams: int
     pixel_format: str | None
     has_b_frames: bool
-    key_gap_frames: int
-    is_steady: bool
-    announced_frames: int
-    announced_s: float
+    keyframe_interval: int
+    is_constant_rate: bool
+    declared_frames: int
+    declared_s: float
+
+
+class PacketBuffer:
+    """Packets read while counting frames, kept for decoding them without reading the file again.
+
+    Attributes:
+        frames: the first frames of the stream, decoded.
+        packets: the packets after them, up to ``MAX_BUFFER_BYTES``.
+        complete: whether frames and packets together are the whole stream.
+    """
+
+    def __init__(self) -> None:
+        self.frames: list[VideoFrame] = []
+        self.packets: list[Packet[VideoStream]] = []
+        self.complete = True
+        self._num_bytes = 0
+
+    def add(self, packet: Packet[VideoStream]) -> None:
+        """Keep one more packet, or drop all of them if they exceed the limit."""
+        self._num_bytes += packet.size + _PACKET_BYTES
+        if self._num_bytes > MAX_BUFFER_BYTES:
+            self.clear()
+        if self.complete:
+            self.packets.append(packet)
+
+    def clear(self) -> None:
+        """Drop everything and stop buffering."""
+        self.complete = False
+        self.frames = []
+        self.packets = []
 
 
 @dataclass(frozen=True)
 class _Scan:
-    """The first frame, the number of frames, and time stamps and positions of packets and key frames."""
+    """First frame, number of frames, timestamps of packets, and positions of keyframes among these."""
 
     first: VideoFrame
     num_frames: int
-    times: list[int]
-    keys: list[int]
+    timestamps: list[int]
+    keyframes: list[int]
 
 
-def probe(source: Source) -> VideoInfo:
+def read_metadata(source: VideoSource) -> VideoInfo:
     """Count the frames and decode the first one.
 
-    In MP4 and Matroska a packet is a frame; elsewhere only decoding tells how many frames there are.
+    In MP4 and Matroska every packet is a frame; frames of other containers are counted by decoding them all.
 
     Args:
         source: a file, or the bytes of one.
@@ -93,66 +129,76 @@ def probe(source: Source) -> VideoInfo:
     Raises:
         VideoError: with the reason, if no frame can be decoded.
     """
-    return read_facts(source).info
+    return read_container_metadata(source).info
 
 
-def read_facts(source: Source) -> Facts:
-    """``probe``, and everything else that can be told on the way.
+def read_container_metadata(source: VideoSource) -> ContainerMetadata:
+    """Like ``read_metadata``, plus container details from the same pass.
 
     Raises:
         VideoError: with the reason, if no frame can be decoded.
     """
     with open_stream(source) as (container, stream):
-        return examine(source, container, stream)
+        return scan_container(source, container, stream)
 
 
-def examine(source: Source, container: InputContainer, stream: VideoStream, backlog: Backlog | None = None) -> Facts:
-    """``read_facts`` of a file that is open; it is read to its end.
+def scan_container(
+    source: VideoSource, container: InputContainer, stream: VideoStream, buffer: PacketBuffer | None = None
+) -> ContainerMetadata:
+    """Like ``read_container_metadata`` for a file that is open, which is read to its end.
 
     Args:
-        source: the file, for errors to name.
-        container: that it was opened as.
-        stream: its video.
-        backlog: where to keep what was read, if the frames are to be decoded next.
+        source: the file, named in errors.
+        container: the open file.
+        stream: its video stream.
+        buffer: keeps the packets, for decoding the frames afterwards.
 
     Raises:
         VideoError: with the reason, if no frame can be decoded.
     """
-    announced_frames, announced_s = stream.frames, _announced_seconds(container, stream)
-    scan = _scan(source, container, stream, backlog)
-    ends = [*scan.keys[1:], len(scan.times)]
-    steps = {later - earlier for earlier, later in zip(scan.times, scan.times[1:], strict=False)}
-    return Facts(
-        info=describe(stream, scan.first, scan.num_frames, scan.times),
+    # Demuxing may change these fields, so they are read first.
+    declared_frames = stream.frames
+    declared_s = _declared_seconds(container, stream)
+
+    scan = _scan_packets(source, container, stream, buffer)
+    intervals = [
+        end - key for key, end in zip(scan.keyframes, [*scan.keyframes[1:], len(scan.timestamps)], strict=False)
+    ]
+    durations = {later - earlier for earlier, later in zip(scan.timestamps, scan.timestamps[1:], strict=False)}
+
+    return ContainerMetadata(
+        info=stream_info(stream, scan.first, scan.num_frames, scan.timestamps),
         rotation_degrees=scan.first.rotation,
         formats=frozenset(container.format.name.split(",")),
         num_streams=len(container.streams),
         pixel_format=stream.codec_context.pix_fmt,
         has_b_frames=bool(stream.codec_context.has_b_frames),
-        key_gap_frames=max((end - key for key, end in zip(scan.keys, ends, strict=False)), default=0),
-        is_steady=len(steps) == 1 and min(steps) > 0,
-        announced_frames=announced_frames,
-        announced_s=announced_s,
+        keyframe_interval=max(intervals, default=0),
+        is_constant_rate=len(durations) == 1 and min(durations) > 0,
+        declared_frames=declared_frames,
+        declared_s=declared_s,
     )
 
 
-def has_times(container: InputContainer) -> bool:
-    """Whether every packet is a frame with a time stamp."""
+def has_timestamps(container: InputContainer) -> bool:
+    """Return whether every packet of this container format is a frame with a timestamp."""
     return not {"mov", "matroska"}.isdisjoint(container.format.name.split(","))
 
 
-def decode_stream(source: Source, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-    """All frames in presentation order, as decoded (not rotated).
+def decode_stream(source: VideoSource, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+    """Decode all frames in presentation order, not rotated.
 
     Raises:
-        VideoError: the first packet that does not decode: ``undecodable`` if it is before the first frame,
-            else ``truncated``.
+        VideoError: at the first packet that does not decode: ``undecodable`` before the first frame, else
+            ``truncated``.
     """
     yield from decode_packets(source, container.demux(stream), 0)
 
 
-def decode_packets(source: Source, packets: Iterable[Packet[VideoStream]], num_before: int) -> Iterator[VideoFrame]:
-    """Frames of packets in the file's order; ``num_before`` came out of those before.
+def decode_packets(
+    source: VideoSource, packets: Iterable[Packet[VideoStream]], num_before: int
+) -> Iterator[VideoFrame]:
+    """Decode packets in the file's order; ``num_before`` frames were decoded before them.
 
     Raises:
         VideoError: as ``decode_stream``.
@@ -163,11 +209,11 @@ def decode_packets(source: Source, packets: Iterable[Packet[VideoStream]], num_b
         yield from decoded
 
 
-def decode_packet(source: Source, packet: Packet[VideoStream], num_before: int) -> list[VideoFrame]:
-    """Frames that come out when a packet goes in.
+def decode_packet(source: VideoSource, packet: Packet[VideoStream], num_before: int) -> list[VideoFrame]:
+    """Send one packet to the decoder and return the frames that it completes.
 
     Raises:
-        VideoError: it does not decode; ``truncated`` if frames came before it, else ``undecodable``.
+        VideoError: it does not decode; ``truncated`` if frames were decoded before it, else ``undecodable``.
     """
     try:
         return packet.decode()
@@ -176,37 +222,44 @@ def decode_packet(source: Source, packet: Packet[VideoStream], num_before: int) 
         raise VideoError(reason, source, f"frame {num_before}: {error.strerror}") from error
 
 
-def _scan(source: Source, container: InputContainer, stream: VideoStream, backlog: Backlog | None) -> _Scan:
+def _scan_packets(
+    source: VideoSource, container: InputContainer, stream: VideoStream, buffer: PacketBuffer | None
+) -> _Scan:
+    """Read all packets; decode the first frame, or all frames if packets do not say how many there are."""
+    count_packets = has_timestamps(container)
+    if buffer is not None and not count_packets:
+        buffer.clear()  # every frame is decoded for counting, which may be too many to keep
+
     first: VideoFrame | None = None
-    count_packets = has_times(container)
-    if backlog is not None and not count_packets:
-        backlog.drop()  # every frame is decoded for counting, and there may be many
-    num_frames = num_packets = 0
-    times: list[int] = []
-    keys: list[int] = []
+    num_frames = 0
+    num_packets = 0
+    timestamps: list[int] = []
+    keyframes: list[int] = []
     for packet in container.demux(stream):
         if first is None or not count_packets:
             decoded = decode_packet(source, packet, num_frames)
             first = first or next(iter(decoded), None)
             num_frames += len(decoded)
-            if backlog is not None and backlog.complete:
-                backlog.frames += decoded
-        elif backlog is not None:
-            backlog.add(packet)
+            if buffer is not None and buffer.complete:
+                buffer.frames += decoded
+        elif buffer is not None:
+            buffer.add(packet)
+
         if packet.size and not packet.is_discard:
             num_packets += 1
             if packet.pts is not None:
                 if packet.is_keyframe:
-                    keys.append(len(times))
-                times.append(packet.pts)
+                    keyframes.append(len(timestamps))
+                timestamps.append(packet.pts)
+
     if first is None:
         raise VideoError("zero-frames", source, "its video stream holds no frame")
-    return _Scan(first, max(num_packets, 1) if count_packets else num_frames, times, keys)
+    return _Scan(first, max(num_packets, 1) if count_packets else num_frames, timestamps, keyframes)
 
 
-def describe(stream: VideoStream, first: VideoFrame, num_frames: int, times: list[int]) -> VideoInfo:
-    """What a stream holds, from its first frame, the number of frames, and their time stamps in any order."""
-    fps = _average_rate(stream, times)
+def stream_info(stream: VideoStream, first: VideoFrame, num_frames: int, timestamps: list[int]) -> VideoInfo:
+    """Metadata of a stream from its first frame, the number of frames, and their timestamps in any order."""
+    fps = _average_rate(stream, timestamps)
     turned = round(first.rotation / 90) % 2 == 1
     width, height = (first.height, first.width) if turned else (first.width, first.height)
     aspect = float(stream.sample_aspect_ratio or 1)
@@ -221,21 +274,22 @@ def describe(stream: VideoStream, first: VideoFrame, num_frames: int, times: lis
     )
 
 
-def _average_rate(stream: VideoStream, times: list[int]) -> Fraction:
-    """Frames a second: what the header says, unless the frames' time stamps say something else."""
+def _average_rate(stream: VideoStream, timestamps: list[int]) -> Fraction:
+    """Frames per second of the header, unless the timestamps of the frames contradict it."""
     nominal = stream.average_rate or stream.guessed_rate
-    span = max(times) - min(times) if times else 0
+    span = max(timestamps) - min(timestamps) if timestamps else 0
     if not span or stream.time_base is None:
         return Fraction(nominal) if nominal else Fraction(1)
-    measured = (len(times) - 1) / (span * Fraction(stream.time_base))
-    if nominal and abs(nominal / measured - 1) < _SAME_RATE:
+    measured = (len(timestamps) - 1) / (span * Fraction(stream.time_base))
+    if nominal and abs(nominal / measured - 1) < _RATE_TOLERANCE:
         return Fraction(nominal)
     return measured
 
 
-def _announced_seconds(container: InputContainer, stream: VideoStream) -> float:
+def _declared_seconds(container: InputContainer, stream: VideoStream) -> float:
     if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
+    # Matroska stores the duration of a stream as a tag.
     clock = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
     if clock:
         return int(clock[1]) * 3600 + int(clock[2]) * 60 + float(clock[3])

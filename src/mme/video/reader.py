@@ -1,4 +1,4 @@
-"""A video that is opened once: what it holds is told before its frames are decoded, and both in one pass."""
+"""Open a video once: its metadata first, then frames of it, in one pass over the file."""
 
 from __future__ import annotations
 
@@ -11,88 +11,93 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from mme.video.backlog import Backlog
-from mme.video.codec import Frames, pick_frames, read_frames, suits_decord, try_decord
-from mme.video.containers import Source, VideoError, name_of, open_stream
-from mme.video.metadata import VideoInfo, decode_packets, examine
+from mme.video.codec import Frames, read_frames, select_frames, suits_decord, try_decord
+from mme.video.containers import VideoError, VideoSource, open_stream, source_name
+from mme.video.metadata import PacketBuffer, VideoInfo, decode_packets, scan_container
 
 CheckSize = Callable[[int, int], None]
-"""Called with a width and a height; raises ``VideoError`` if they are too much."""
+"""Callback that validates the declared width and height; raises ``VideoError`` if they are too large."""
 
 
 class OpenVideo:
-    """A file that has been looked at and can be read.
+    """An open file whose metadata is known and whose frames can be read.
 
     Attributes:
         source: the file, or its bytes.
-        info: what it holds.
-        opened_s: when it was opened, by ``time.perf_counter``.
+        info: its metadata.
+        opened_s: time of opening, by ``time.perf_counter``.
     """
 
     def __init__(
         self,
-        source: Source,
+        source: VideoSource,
         opened: tuple[InputContainer, VideoStream],
         info: VideoInfo,
-        backlog: Backlog,
+        buffer: PacketBuffer,
         opened_s: float,
     ) -> None:
-        self.source, self.info, self.opened_s = source, info, opened_s
-        (self._container, self._stream), self._backlog = opened, backlog
+        self.source = source
+        self.info = info
+        self.opened_s = opened_s
+        self._container, self._stream = opened
+        self._buffer = buffer
 
     def read(self, indices: Sequence[int]) -> Frames:
-        """Frames by their position, as ``read_frames`` returns them.
+        """Read frames by their position, as ``read_frames`` does.
 
-        The first call goes on where looking at the file has stopped; others open it again.
+        The first call decodes the packets that were kept while counting frames; later calls open the file again.
 
         Raises:
-            VideoError: the file cannot be decoded, or has fewer frames than it promised.
+            VideoError: the file cannot be decoded, or has fewer frames than its metadata says.
         """
-        with _faults_of(self.source):
+        with _damage_as_video_error(self.source):
             if suits_decord(self._container, self._stream, indices):
                 frames = try_decord(self.source, indices)
                 if frames is not None:
                     return frames
-            if not self._backlog.complete:
+            if not self._buffer.complete:
                 return read_frames(self.source, indices)
-            return pick_frames(self.source, self._decode(), indices)
+            return select_frames(self.source, self._decode_buffer(), indices)
 
-    def _decode(self) -> Iterator[VideoFrame]:
-        frames, packets = self._backlog.frames, self._backlog.packets
-        self._backlog.drop()
+    def _decode_buffer(self) -> Iterator[VideoFrame]:
+        frames = self._buffer.frames
+        packets = self._buffer.packets
+        self._buffer.clear()  # packets decode once
         yield from frames
         yield from decode_packets(self.source, packets, len(frames))
 
 
 @contextmanager
-def open_video(source: Source, check_size: CheckSize | None = None) -> Iterator[OpenVideo]:
-    """Look at a file, and keep it open for reading until the end of the block.
+def open_video(source: VideoSource, check_size: CheckSize | None = None) -> Iterator[OpenVideo]:
+    """Read the metadata of a file, and keep it open for reading until the end of the block.
 
     Args:
         source: a file, or the bytes of one.
-        check_size: asked about the picture's size as the header claims it, before the first frame is allocated.
+        check_size: validates the frame size declared in the header, before the first frame is allocated.
 
     Raises:
         VideoError: with the reason, if no frame can be decoded.
     """
-    opened_s, backlog = time.perf_counter(), Backlog()
+    opened_s = time.perf_counter()
+    buffer = PacketBuffer()
     with ExitStack() as stack:
-        with _faults_of(source):
+        with _damage_as_video_error(source):
             container, stream = stack.enter_context(open_stream(source))
             if check_size is not None:
                 check_size(stream.codec_context.width, stream.codec_context.height)
-            info = examine(source, container, stream, backlog).info
-        yield OpenVideo(source, (container, stream), info, backlog, opened_s)
+            info = scan_container(source, container, stream, buffer).info
+        yield OpenVideo(source, (container, stream), info, buffer, opened_s)
 
 
 @contextmanager
-def _faults_of(source: Source) -> Iterator[None]:
-    """A damaged file may promise frames that it does not have, or hold bytes that are no text where tags stand."""
+def _damage_as_video_error(source: VideoSource) -> Iterator[None]:
+    """Convert errors from damaged files, such as missing frames or tags that are not text, into `VideoError`."""
     try:
         yield
     except VideoError:
         raise
     except ValueError as error:
-        # The name stands in the error already; as a detail it would tell a client where uploads are kept.
-        named = error.strerror if isinstance(error, av.error.FFmpegError) else str(error)
-        raise VideoError("undecodable", source, str(named).removeprefix(f"{name_of(source)}: ")) from error
+        # The error names the file already; in the detail, the name would show a client the path of its upload.
+        message = error.strerror if isinstance(error, av.error.FFmpegError) else str(error)
+        detail = str(message).removeprefix(f"{source_name(source)}: ")
+        raise VideoError("undecodable", source, detail) from error

@@ -23,8 +23,9 @@ from mme.motion.tracking import Tracks, TrackSlice, extract
 from mme.system.files import read_json
 from mme.targets.assemble import assemble
 from mme.targets.grid import TargetSpec
-from mme.video.codec import iter_frames, probe
+from mme.video.codec import iter_frames
 from mme.video.crop import Crop, apply_crop, resize
+from mme.video.metadata import read_metadata
 from mme.video.sampling import fitted_size
 from mme.viz.glyphs import PREDICTED_COLOUR, TRUE_COLOUR, draw_hidden, draw_hog, draw_validity
 from mme.viz.tracks import (
@@ -118,7 +119,7 @@ class Inspection:
             VideoError: the video cannot be decoded.
             ValueError: fewer than two frames are there.
         """
-        info = probe(path)
+        info = read_metadata(path)
         frames: list[NDArray[np.uint8]] = []
         for frame in itertools.islice(iter_frames(path), first, first + num_frames):
             height, width = fitted_size(frame.shape[0], frame.shape[1], params.ingest.short_side, info.pixel_aspect)

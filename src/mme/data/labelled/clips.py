@@ -15,7 +15,7 @@ from mme.data.frames import SEED_FINETUNE, FrameCache, SampleKey, draw_crop, sam
 from mme.data.labelled.augmentation import Augmentation
 from mme.manifest import Manifest
 from mme.video.crop import apply_crop
-from mme.video.sampling import draw_indices, prepare
+from mme.video.sampling import draw_indices, sample_views
 
 
 class LabelledDataset(Dataset[dict[str, Tensor]]):
@@ -45,7 +45,7 @@ class LabelledDataset(Dataset[dict[str, Tensor]]):
         assert video.label is not None
         label = self.labels.index(video.label)
         if not self.training:
-            frames = prepare(self.manifest.path_of(video), self.params.clip, segments=1, crops=1).frames[0]
+            frames = sample_views(self.manifest.path_of(video), self.params.clip, segments=1, crops=1).frames[0]
             return _labelled(frames, label)
         finetune, clip = self.params.finetune, self.params.clip
         rng = sample_rng(SEED_FINETUNE, self.params.run.seed, epoch, index)
