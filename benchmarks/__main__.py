@@ -1,6 +1,6 @@
-"""Run the benchmarks, all of them or those that are named: `make bench`, or ``python -m benchmarks targets speed``.
+"""Run all benchmarks, or those that are named: `make bench`, or ``python -m benchmarks targets speed``.
 
-Each runs in a process of its own and leaves its figures in ``reports/bench.json``.
+Each runs in a process of its own and writes its section of ``reports/bench.json``.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import subprocess
 import sys
 
 BENCHMARKS = ("speed", "targets", "assembly", "extraction", "ingest", "hf_speed", "serving")
-"""Scripts that need nothing but the installed package. What takes the pipeline's results is run by hand."""
+"""Benchmarks that need only the installed package. Those that need the pipeline's results are run by hand."""
 
 
 def main() -> None:
-    """Run in turn; one that fails does not stop the others, and the status is 1 in the end."""
+    """Run benchmarks in turn; if one fails the others run, and the exit status is 1."""
     chosen = sys.argv[1:] or BENCHMARKS
     failed = [name for name in chosen if subprocess.call([sys.executable, "-m", f"benchmarks.{name}"])]
     if failed:

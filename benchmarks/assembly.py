@@ -1,7 +1,7 @@
-"""How much of a pretraining step goes into its targets: ``python -m benchmarks assembly``.
+"""Share of a pretraining step that its targets take: ``python -m benchmarks assembly``.
 
-Medians of CPU time with one thread, taken in turn: reading the tracks, cropping the frames that nothing but the HOG
-needs, and assembling, against forward, backward and update of the model on the same batch.
+Medians of CPU time with one thread, measured in turn: reading tracks, cropping the frames that only HOG needs, and
+computing targets, against forward, backward and update of the model on the same batch.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ VIT_B: dict[str, dict[str, Any]] = {
         "decoder_dim": 384, "decoder_depth": 4, "decoder_heads": 6,
     },
 }  # fmt: skip
-"""ViT-B/16 on 16 frames of 224 px, with the decoder of He et al. for video and the least that its encoder may see."""
+"""ViT-B/16 on 16 frames of 224 px, with the video decoder of He et al. and the largest mask ratio in use."""
 
 
 def changed(params: Params, changes: dict[str, dict[str, Any]]) -> Params:
-    """The parameters with other values, by section."""
+    """Return the parameters with other values, by section."""
     sections = {name: getattr(params, name).model_copy(update=values) for name, values in changes.items()}
     return params.model_copy(update=sections)
 
 
 class Batch:
-    """A batch of clips of one video, and the steps from files to the update."""
+    """A batch of clips of one video, with the steps from files to the update."""
 
     def __init__(self, params: Params, frames: NDArray[np.uint8], folder: Path) -> None:
         entry = write_part(folder / "part", iter_tracks(frames, params.trajectories), params.trajectories.cell)
@@ -73,20 +73,20 @@ class Batch:
         self.targets = self.assemble(True)
 
     def crop(self, every: int) -> list[NDArray[np.uint8]]:
-        """Views of the clips, of every n-th frame."""
+        """Crop every n-th frame of the clips."""
         num_dense = max(self.params.clip.span_frames, self.spec.num_hog_frames)
         return [apply_crop(self.frames[:num_dense:every], crop, self.params.clip.size) for crop in self.crops]
 
     def read(self) -> list[Any]:
-        """Tracks of the clips."""
+        """Read the tracks of the clips."""
         return [self.store.read("video", self.spec.starts(0), self.spec.length) for _ in self.crops]
 
     def assemble(self, with_shape: bool) -> list[MotionTarget]:
-        """Targets of the clips, their tracks being read for it."""
+        """Read the tracks of the clips and compute their targets."""
         return assemble_batch(self.read(), self.crops, self.views if with_shape else None, self.spec, self.hidden)
 
     def step(self) -> None:
-        """Forward, backward, update."""
+        """Run forward, backward and update."""
         self.optimizer.zero_grad()
         hidden = torch.from_numpy(np.stack(self.hidden))
         predictions = self.model(model_input(torch.from_numpy(self.clips), self.params.clip), hidden)
@@ -100,7 +100,7 @@ class Batch:
 
 
 def measure(name: str, at_most: float | None, batch: Batch) -> Iterator[Row]:
-    """Times of one batch, and the share of its targets."""
+    """Measure the parts of one batch, and the share of its targets."""
     stride = batch.params.clip.stride_frames
     actions: list[Callable[[], object]] = [
         batch.step, batch.read, lambda: batch.assemble(False), lambda: batch.assemble(True),
@@ -109,18 +109,18 @@ def measure(name: str, at_most: float | None, batch: Batch) -> Iterator[Row]:
     repeats = REPEATS if batch.params.model.dim < 512 else 2
     step, read, positions, both, dense, sparse = cpu_ms(*actions, repeats=repeats)
     yield Row(
-        f"{name}: model", step, "ms a step", of=f"batch of {len(batch.crops)}, {batch.spec.num_tubelets} tubelets"
+        f"{name}: model", step, "ms per step", of=f"batch of {len(batch.crops)}, {batch.spec.num_tubelets} tubelets"
     )
-    yield Row(f"{name}: tracks read", read, "ms a step")
-    yield Row(f"{name}: positions", positions - read, "ms a step")
-    yield Row(f"{name}: HOG", both - positions, "ms a step", of=f"shape: {batch.spec.hog_steps}")
-    yield Row(f"{name}: frames cropped for HOG", dense - sparse, "ms a step")
+    yield Row(f"{name}: tracks read", read, "ms per step")
+    yield Row(f"{name}: positions", positions - read, "ms per step")
+    yield Row(f"{name}: HOG", both - positions, "ms per step", of=f"shape: {batch.spec.hog_steps}")
+    yield Row(f"{name}: frames cropped for HOG", dense - sparse, "ms per step")
     targets = both + dense - sparse
     yield Row(f"{name}: targets", targets / (targets + step), "of the step", at_most=at_most)
 
 
 def main() -> None:
-    """Measure and record."""
+    """Run the benchmark and record it."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     params = load_params()

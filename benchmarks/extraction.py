@@ -1,7 +1,7 @@
-"""What extraction costs: ``python -m benchmarks extraction``.
+"""Cost of extracting tracks: ``python -m benchmarks extraction``.
 
-CPU time against that of the flow alone on the same frames; workers against one; the memory of a worker on 60 s of
-1080p; and from the figures of this run what Kinetics-400 would take.
+CPU time against that of the flow alone on the same frames; two workers against one; memory of a worker on 60 s of
+1080p; and an estimate for Kinetics-400 from this run.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from mme.video.codec import VideoWriter, iter_frames, write_video
 NUM_FRAMES, FPS = 48, 25
 NUM_VIDEOS = 8
 LONG, SHORT = 1500, 150
-"""Frames of the 1080p videos: a minute, and a tenth of it."""
+"""Lengths of the 1080p videos in frames: a minute, and a tenth of it."""
 
 _WORKER = """
 import re, sys, tempfile
@@ -45,15 +45,15 @@ with tempfile.TemporaryDirectory() as folder:
     assert extract_part(path, num_frames, Path(folder, "part"), params) is None
 print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 """
-"""A process that has loaded what a worker has, and tells the peak of its memory in KiB. The peak that ``getrusage`` has
-would be the starting process's where that is larger."""
+"""A process that imports what a worker does and prints its peak memory in KiB. ``getrusage`` would return the peak of
+the parent process if that is larger."""
 
 KINETICS_VIDEOS, KINETICS_FRAMES = 240_000, 300
-"""Ten seconds at 30 frames a second each."""
+"""Videos of ten seconds at 30 frames per second."""
 
 
 def time_against_flow(path: Path, params: TrajectoriesParams) -> tuple[list[Row], dict[str, float]]:
-    """A whole video, file to tracks, against DIS alone on the same decoded frames; and the CPU ms a frame of each."""
+    """Compare tracking a whole video with DIS alone on the same decoded frames; also return CPU ms per frame."""
     gray = list(gray_frames(iter_frames(path)))
     dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
 
@@ -69,7 +69,7 @@ def time_against_flow(path: Path, params: TrajectoriesParams) -> tuple[list[Row]
     steps = len(gray) - 1
     of = f"{len(gray)} frames of {gray[0].shape[1]} x {gray[0].shape[0]}, decode and camera included"
     rows = [
-        Row("DIS medium alone", alone / steps, "ms a frame", of="decoded frames"),
+        Row("DIS medium alone", alone / steps, "ms per frame", of="decoded frames"),
         Row("extraction, forward only", forward / alone, "x DIS", at_most=1.35, of=of),
         Row("extraction, forward-backward", both / alone, "x DIS", at_most=2.4, of=of),
     ]
@@ -77,7 +77,7 @@ def time_against_flow(path: Path, params: TrajectoriesParams) -> tuple[list[Row]
 
 
 def time_workers(path: Path, params: TrajectoriesParams, folder: Path) -> Iterator[Row]:
-    """Two workers against one, wall time, eight copies of a video; each run starts its own processes."""
+    """Compare two workers with one in wall time on eight copies of a video; each run starts its own processes."""
     copies = folder / "videos"
     copies.mkdir()
     videos = []
@@ -99,7 +99,7 @@ def time_workers(path: Path, params: TrajectoriesParams, folder: Path) -> Iterat
 
 
 def measure_memory(params: TrajectoriesParams, folder: Path) -> Iterator[Row]:
-    """Peak memory of a worker, a minute of 1080p and a tenth of it; the fast flow, whose buffers are as large."""
+    """Measure the peak memory of a worker on both 1080p videos, with the fast flow, whose buffers are as large."""
     fast = params.model_copy(update={"flow": "ultrafast"})
     peaks = []
     for num_frames in (SHORT, LONG):
@@ -113,7 +113,7 @@ def measure_memory(params: TrajectoriesParams, folder: Path) -> Iterator[Row]:
 
 
 def write_long_video(path: Path, num_frames: int) -> None:
-    """A texture that moves to and fro under noise."""
+    """Write a video of a texture that moves back and forth."""
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (40, 70, 3), dtype=np.uint8)
     texture: NDArray[np.uint8] = cv2.resize(coarse, (2040, 1200), interpolation=cv2.INTER_CUBIC).astype(np.uint8)
@@ -124,7 +124,7 @@ def write_long_video(path: Path, num_frames: int) -> None:
 
 
 def stored_bytes(path: Path, params: TrajectoriesParams, folder: Path) -> float:
-    """Bytes on disk a frame."""
+    """Return the bytes on disk per frame."""
     part = folder / f"part-{params.cell}-{params.max_length}"
     assert extract_part(path, NUM_FRAMES, part, params) is None
     entry = read_part(part)
@@ -133,7 +133,7 @@ def stored_bytes(path: Path, params: TrajectoriesParams, folder: Path) -> float:
 
 
 def cost_model(path: Path, params: TrajectoriesParams, cpu: dict[str, float], folder: Path) -> Iterator[Row]:
-    """Kinetics-400 at this size, from the figures of this run."""
+    """Estimate the cost of Kinetics-400 at this size from this run."""
     frames = KINETICS_VIDEOS * KINETICS_FRAMES
     of = f"{KINETICS_VIDEOS:,} videos of {KINETICS_FRAMES} frames, 454 x 256"
     for name, what in (("both", "forward-backward"), ("forward", "forward only")):
@@ -141,14 +141,14 @@ def cost_model(path: Path, params: TrajectoriesParams, cpu: dict[str, float], fo
     for cell, max_length in ((8, 8), (8, 6), (16, 6)):
         size = stored_bytes(path, params.model_copy(update={"cell": cell, "max_length": max_length}), folder)
         kind = f"cell {cell}, max_length {max_length}"
-        yield Row("stored", size * 30 / 2**20, "MiB a video-second", of=f"{kind}, 30 frames a second, 454 x 256")
+        yield Row("stored", size * 30 / 2**20, "MiB per video-second", of=f"{kind}, 30 frames per second, 454 x 256")
         yield Row("Kinetics-400", frames * size / 1e12, "TB", of=kind)
     shards = -(-KINETICS_VIDEOS // params.videos_per_shard)
-    yield Row("Kinetics-400", shards, "shards", of=f"{params.videos_per_shard} videos a shard")
+    yield Row("Kinetics-400", shards, "shards", of=f"{params.videos_per_shard} videos per shard")
 
 
 def main() -> None:
-    """Measure and record."""
+    """Run the benchmark and record it."""
     cv2.setNumThreads(1)
     params = load_params()
     chosen = params.trajectories.model_copy(

@@ -1,8 +1,8 @@
 """Pretraining ViT-B/16 on one CUDA device: ``python -m benchmarks.gpu``.
 
-Steps on batches that lie in its memory, in each precision and with what saves memory, beside transformers' VideoMAE
-with pixels in the same sizes; and how many clips with targets the processor's cores make in that time, from files.
-Medians of wall time, the device being waited for. Without a device nothing is measured.
+Steps on batches in its memory, in each precision and with each memory saver, beside transformers' VideoMAE with pixel
+targets in the same sizes; and the clips per second that the CPU cores load from files. Medians of wall time,
+synchronised with the device. Without a device nothing is measured.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ CASES: tuple[tuple[str, dict[str, Any]], ...] = (
 
 
 def autocast(precision: str) -> AbstractContextManager[Any]:
-    """As Lightning trains in this precision."""
+    """Return the autocast context that Lightning uses in this precision."""
     return torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16-mixed")
 
 
 def measure_steps(step: Callable[[], object], num_clips: int) -> tuple[float, float]:
-    """Clips a second and the most memory in GiB; what is compiled is compiled first."""
+    """Return clips per second and peak memory in GiB, after warm-up steps that include compilation."""
     for _ in range(WARM):
         step()
     torch.cuda.synchronize()
@@ -69,7 +69,7 @@ def measure_steps(step: Callable[[], object], num_clips: int) -> tuple[float, fl
 
 
 def step_of(network: torch.nn.Module, loss: Callable[[], Tensor], precision: str, params: Params) -> Callable[[], None]:
-    """Forward, backward, clipping and update, without the loop around them."""
+    """Return a function that runs forward, backward, clipping and update, without the training loop."""
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
 
     def step() -> None:
@@ -83,64 +83,64 @@ def step_of(network: torch.nn.Module, loss: Callable[[], Tensor], precision: str
     return step
 
 
-def our_step(params: Params, statistics_: dict[str, Any], batch: dict[str, Tensor]) -> Callable[[], None]:
-    """Of ours, with motion to predict."""
+def mme_step(params: Params, statistics_: dict[str, Any], batch: dict[str, Tensor]) -> Callable[[], None]:
+    """Return a step of this project's model with motion targets."""
     torch.manual_seed(0)
     module = PretrainModule(params, statistics_, 1).cuda()
     return step_of(module, lambda: module.losses(batch)["loss"], params.pretrain.precision, params)
 
 
-def their_step(params: Params, precision: str) -> Callable[[], None]:
-    """Of transformers', with pixels to predict."""
+def hf_gpu_step(params: Params, precision: str) -> Callable[[], None]:
+    """Return a step of transformers' VideoMAE with pixel targets."""
     network, pixels, hidden = hf_network(params)
     network, pixels, hidden = network.cuda(), pixels.cuda(), hidden.cuda()
     return step_of(network, lambda: network(pixels, bool_masked_pos=hidden).loss, precision, params)
 
 
-def time_steps(params: Params, dataset: PretrainDataset) -> Iterator[Row]:
-    """Ours in every way, then theirs."""
+def time_gpu_steps(params: Params, dataset: PretrainDataset) -> Iterator[Row]:
+    """Measure steps of this project in every case, then of transformers."""
     statistics_ = target_statistics(dataset)
     samples = dataset.__getitems__([(0, index) for index in range(BATCH)])
     batch = {name: value.cuda() for name, value in default_collate(samples).items()}
     of = f"{BATCH} clips of 16 x 224, {params.pretrain.mask_ratio:.0%} hidden"
-    ours = {}
+    mme = {}
     for name, changes in CASES:
-        step = our_step(changed(params, {"pretrain": changes}), statistics_, batch)
-        ours[name], memory = measure_steps(step, BATCH)
-        yield Row(f"{name}: clips a second", ours[name], "clips a second", of=of)
+        step = mme_step(changed(params, {"pretrain": changes}), statistics_, batch)
+        mme[name], memory = measure_steps(step, BATCH)
+        yield Row(f"{name}: clips per second", mme[name], "clips per second", of=of)
         yield Row(f"{name}: memory", memory, "GiB", of=of)
         del step
         torch.compiler.reset()
         torch.cuda.empty_cache()
     for precision in ("32", "bf16-mixed"):
-        theirs, memory = measure_steps(their_step(params, precision), BATCH)
-        yield Row(f"transformers, {precision}: clips a second", theirs, "clips a second", of=of)
+        rival, memory = measure_steps(hf_gpu_step(params, precision), BATCH)
+        yield Row(f"transformers, {precision}: clips per second", rival, "clips per second", of=of)
         yield Row(f"transformers, {precision}: memory", memory, "GiB", of=of)
-        yield Row(f"{precision}: clips a second", ours[precision] / theirs, "x transformers", at_least=1.0, of=of)
+        yield Row(f"{precision}: clips per second", mme[precision] / rival, "x transformers", at_least=1.0, of=of)
         torch.cuda.empty_cache()
 
 
 def make_data(params: Params, folder: Path) -> Manifest:
-    """Videos of the size and length that Kinetics' clips need, in normal form."""
+    """Write videos in the normal form with the size and length that clips of Kinetics need."""
     frames = large_frames(params, NUM_FRAMES)
     paths = [folder / "videos" / f"{number}.mp4" for number in range(NUM_VIDEOS)]
     return Manifest([stored(path, frames, 30.0, params, None, "pretrain") for path in paths], folder)
 
 
 def time_extraction(params: Params, manifest: Manifest, cores: int) -> Row:
-    """Trajectories by all cores."""
+    """Measure the extraction of tracks on all cores."""
     folder = manifest.folder
     extractor = Extractor(manifest, params.trajectories, folder / "work")
     begin = time.perf_counter()
     extraction = extractor.run(cores, lambda _: None)
     minutes = (time.perf_counter() - begin) / 60
     extractor.finish(folder / "trajectories", extraction)
-    of = f"{cores} processes, {NUM_FRAMES} frames of 454 x 256, their start included"
-    return Row("trajectories", NUM_VIDEOS / minutes / cores, "videos a core-minute", of=of)
+    of = f"{cores} processes, {NUM_FRAMES} frames of 454 x 256, start-up included"
+    return Row("trajectories", NUM_VIDEOS / minutes / cores, "videos per core-minute", of=of)
 
 
 def time_loading(params: Params, manifest: Manifest, cores: int) -> Iterator[Row]:
-    """Batches from files, by all cores but the one that trains."""
+    """Measure loading batches from files on all cores but the one that trains."""
     tracks = TrackStore(manifest.folder / "trajectories")
     cases = (
         ("mme, hog_steps: all", "mme", "all"),
@@ -163,11 +163,11 @@ def time_loading(params: Params, manifest: Manifest, cores: int) -> Iterator[Row
         for _ in itertools.islice(batches, LOADED_BATCHES):
             pass
         rate = LOADED_BATCHES * LOADED_BATCH / (time.perf_counter() - begin)
-        yield Row(f"loading, {name}", rate, "clips a second", of=f"{cores - 1} loader processes on {cores} cores")
+        yield Row(f"loading, {name}", rate, "clips per second", of=f"{cores - 1} loader processes on {cores} cores")
 
 
 def main() -> None:
-    """Measure and record."""
+    """Run the benchmark and record it."""
     if not torch.cuda.is_available():
         sys.exit("no CUDA device: nothing measured")
     cv2.setNumThreads(1)
@@ -182,7 +182,7 @@ def main() -> None:
         manifest = make_data(params, Path(name))
         rows = [time_extraction(params, manifest, cores)]
         dataset = PretrainDataset(params, manifest, TrackStore(Path(name) / "trajectories"), ["pretrain"])
-        for row in itertools.chain(time_steps(params, dataset), time_loading(params, manifest, cores)):
+        for row in itertools.chain(time_gpu_steps(params, dataset), time_loading(params, manifest, cores)):
             rows.append(row)
             print(f"{row.what}: {row.value:.4g} {row.unit}", flush=True)
     record(f"gpu, {card}", rows)

@@ -1,10 +1,10 @@
-"""A pretraining step of ours beside one of Hugging Face's VideoMAE, and how long a step waits for its batch.
+"""A pretraining step beside one of Hugging Face's VideoMAE, and the time that a step waits for its batch.
 
-``python -m benchmarks hf_speed``. Ours is `mme` with everything that belongs to it: cropping, reading tracks, HOG,
-assembling, forward, backward, update. Theirs is ``VideoMAEForPreTraining`` with pixels: forward, which makes its
-targets, backward, update; its input is ready in memory. Sizes, masks, decoder and optimiser (fused AdamW, as both
-libraries train) are the same. Ours is timed one thing after the other, and with the loader process that training
-has by default. They take turns on all cores; medians of wall time.
+``python -m benchmarks hf_speed``. The step of this project has everything that `mme` needs: cropping, reading tracks,
+HOG, forward, backward, update. The other is ``VideoMAEForPreTraining`` with pixel targets: forward, which computes
+them, backward, update; its input is in memory. Sizes, masks, decoder and optimiser (fused AdamW, as both libraries
+train) are the same. The first is measured sequentially, and with the loader process that training has by default.
+They take turns on all cores; medians of wall time.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ STEPS = 12
 
 
 def turns_s(repeats: int, *actions: Callable[[], object]) -> list[float]:
-    """Median wall times in seconds of actions that take turns; the first turn warms up."""
+    """Return median wall times in seconds of actions that take turns; the first turn warms up."""
     times: list[list[float]] = [[] for _ in actions]
     for _ in range(repeats + 1):
         for action, taken in zip(actions, times, strict=True):
@@ -49,7 +49,7 @@ def turns_s(repeats: int, *actions: Callable[[], object]) -> list[float]:
 
 
 class Prepared(Dataset[tuple[NDArray[np.uint8], list[MotionTarget]]]):
-    """What a step needs of a batch, made anew each time."""
+    """Clips and targets of a batch, computed anew each time."""
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
@@ -64,10 +64,10 @@ class Prepared(Dataset[tuple[NDArray[np.uint8], list[MotionTarget]]]):
         return clips, batch.assemble(True)
 
 
-def our_step(batch: Batch, num_workers: int) -> Callable[[], None]:
-    """From decoded frames and stored tracks to the update.
+def batch_step(batch: Batch, num_workers: int) -> Callable[[], None]:
+    """Return a step from decoded frames and stored tracks to the update.
 
-    With a loader process, as trained, the next batch is prepared while a step runs, on the same cores.
+    With a loader process, as in training, the next batch is prepared while a step runs, on the same cores.
     """
     batches = iter(DataLoader(Prepared(batch), batch_size=None, num_workers=num_workers, collate_fn=lambda made: made))
 
@@ -79,7 +79,7 @@ def our_step(batch: Batch, num_workers: int) -> Callable[[], None]:
 
 
 def hf_network(params: Params) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
-    """Their model in our sizes, with random pixels and masks of a batch."""
+    """Return VideoMAE in the same sizes, with random pixels and masks of a batch."""
     model, clip, pretrain = params.model, params.clip, params.pretrain
     config = transformers.VideoMAEConfig(
         image_size=clip.size,
@@ -103,7 +103,7 @@ def hf_network(params: Params) -> tuple[torch.nn.Module, torch.Tensor, torch.Ten
 
 
 def hf_step(params: Params) -> Callable[[], None]:
-    """From pixels to the update."""
+    """Return a step of VideoMAE from pixels to the update."""
     network, pixels, hidden = hf_network(params)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
 
@@ -115,19 +115,21 @@ def hf_step(params: Params) -> Callable[[], None]:
     return step
 
 
-def compare(name: str, batch: Batch, repeats: int) -> Iterator[Row]:
-    """Ours and theirs in turn."""
+def compare_libraries(name: str, batch: Batch, repeats: int) -> Iterator[Row]:
+    """Measure both libraries in turn."""
     size = batch.params.pretrain.batch_size
-    ours, loaded, theirs = turns_s(repeats, our_step(batch, 0), our_step(batch, 1), hf_step(batch.params))
+    sequential, loaded, hugging_face = turns_s(
+        repeats, batch_step(batch, 0), batch_step(batch, 1), hf_step(batch.params)
+    )
     of = f"batch {size}, {batch.params.pretrain.mask_ratio:.0%} hidden"
-    yield Row(f"{name}: ours, mme", size / ours, "clips a second", of=f"{of}, shape: {batch.spec.hog_steps}")
-    yield Row(f"{name}: transformers, pixel", size / theirs, "clips a second", of=of)
-    yield Row(f"{name}: clips a second", theirs / ours, "x transformers", at_least=1.0)
-    yield Row(f"{name}: the same, with a loader process", theirs / loaded, "x transformers", at_least=1.0)
+    yield Row(f"{name}: mme", size / sequential, "clips per second", of=f"{of}, shape: {batch.spec.hog_steps}")
+    yield Row(f"{name}: transformers, pixel", size / hugging_face, "clips per second", of=of)
+    yield Row(f"{name}: clips per second", hugging_face / sequential, "x transformers", at_least=1.0)
+    yield Row(f"{name}: the same, with a loader process", hugging_face / loaded, "x transformers", at_least=1.0)
 
 
 def waiting(params: Params, folder: Path) -> Iterator[Row]:
-    """Share of a step that it waits for its batch, frames being in memory; without and with a loader process."""
+    """Measure the share of a step spent waiting for its batch, without and with a loader process; frames are cached."""
     manifest = make_videos(params, folder)
     extractor = Extractor(manifest, params.trajectories, folder / "work")
     extractor.finish(folder / "trajectories", extractor.run(1, lambda _: None))
@@ -152,7 +154,7 @@ def waiting(params: Params, folder: Path) -> Iterator[Row]:
 
 
 def main() -> None:
-    """Measure and record."""
+    """Run the benchmark and record it."""
     params = load_params()
     large = changed(params, VIT_B)
     small = sample_scene(params.synthesize.classes[0], params.synthesize, (0,)).render()
@@ -160,7 +162,7 @@ def main() -> None:
     rows: list[Row] = []
     for name, case, video, repeats in (("default", params, small, 15), ("ViT-B/16, 16 x 224", large, frames, 5)):
         with tempfile.TemporaryDirectory() as folder:
-            rows += compare(name, Batch(case, video, Path(folder)), repeats)
+            rows += compare_libraries(name, Batch(case, video, Path(folder)), repeats)
         record("training/transformers", rows)
     with tempfile.TemporaryDirectory() as folder:
         rows += waiting(params, Path(folder))

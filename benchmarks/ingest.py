@@ -1,7 +1,7 @@
-"""Videos a core-minute that ingest gets through: ``python -m benchmarks ingest``.
+"""Throughput of ingest in videos per core-minute: ``python -m benchmarks ingest``.
 
-Core-minutes are CPU time: a busy machine shows in them only through what its cores share. The speed-up by two
-processes is in wall time, and needs two idle cores to mean anything. Rows of Ray are there where it is installed.
+Core-minutes are CPU time: load on the machine affects them only through resources that cores share. The speed-up by
+two processes is in wall time and needs two idle cores. Ray is measured if it is installed.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from mme.video.codec import write_video
 NUM_VIDEOS, NUM_FRAMES, FPS = 4, 150, 30
 SHORT_SIDES = (256, 128)
 LONG = 10
-"""Length of the video that a clip is cut from, in clips."""
+"""Length of a long video as a multiple of the clip that is cut from it."""
 
 NUM_COPIES, NUM_WARM = 24, 4
-"""Videos given to two workers, and how many of them are done before the clock starts."""
+"""Videos given to two workers, and the number of them that are finished before the measurement starts."""
 
 
 def main() -> None:
@@ -48,7 +48,9 @@ def main() -> None:
         frames = large_frames(params, NUM_FRAMES + num_videos)
         files = [folder / f"raw/{'ab'[number % 2]}/{number}.mp4" for number in range(num_videos)]
         for number, path in enumerate(files):
-            write_video(path, frames[number : number + NUM_FRAMES], FPS, 20, FPS)  # a key frame a second, as on the web
+            write_video(
+                path, frames[number : number + NUM_FRAMES], FPS, 20, FPS
+            )  # a keyframe per second, as on the web
         long = folder / "long.mp4"
         write_video(long, frames[list(range(NUM_FRAMES)) * LONG], FPS, 20, FPS)
         at = f"videos of 454 x 256, {NUM_FRAMES} frames"
@@ -68,17 +70,17 @@ def main() -> None:
             begin = time.perf_counter()
             stage.run(num_workers, lambda: None)
             seconds.append(time.perf_counter() - begin)
-        how = f"wall time, processes' start included; {num_videos} {at}, to short side {SHORT_SIDES[0]}"
+        how = f"wall time, start of processes included; {num_videos} {at}, to short side {SHORT_SIDES[0]}"
         rows.append(Row("ingest by 2 processes", seconds[0] / seconds[1], "x 1 process", of=how))
         rows += throughput(params, files[0], folder / "engines")
     record("ingest", rows)
 
 
 def throughput(params: Params, file: Path, folder: Path) -> Iterator[Row]:
-    """Ingest and extraction of many copies of a video by two workers: processes of this machine, and a Ray's.
+    """Measure ingest and extraction of many copies of a video by two workers: local processes, and Ray.
 
-    Counted is the CPU time of all processes, Ray's own among them, from when every worker is at work to the last
-    video, so that what starts once does not show.
+    The CPU time of all processes, including Ray's own, counts from the time when every worker is busy to the last
+    video, so start-up is left out.
     """
     for number in range(NUM_COPIES):
         path = folder / f"raw/{'ab'[number % 2]}/{number}.mp4"
@@ -86,7 +88,7 @@ def throughput(params: Params, file: Path, folder: Path) -> Iterator[Row]:
         path.write_bytes(file.read_bytes())
     changes = {"source": "folder", "root": folder / "raw", "short_side": SHORT_SIDES[0], "deadline_s": 600.0}
     engines: list[Engine] = ["local", "ray"] if find_spec("ray") else ["local"]
-    of = f"CPU time of all processes, their start left out; {NUM_COPIES} videos of 454 x 256, {NUM_FRAMES} frames"
+    of = f"CPU time of all processes, start-up left out; {NUM_COPIES} videos of 454 x 256, {NUM_FRAMES} frames"
     for engine in engines:
         what = "2-worker Ray" if engine == "ray" else "2 processes"
         output = folder / engine
@@ -94,31 +96,31 @@ def throughput(params: Params, file: Path, folder: Path) -> Iterator[Row]:
         meter = Meter()
         result = stage.run(2, meter.advance)
         stage.finish(result, output)
-        yield Row(f"ingest, {what}", meter.per_minute(), "videos a core-minute", of=of)
+        yield Row(f"ingest, {what}", meter.per_minute(), "videos per core-minute", of=of)
         chosen = {"splits": ("train", "val", "test"), "compensate_camera": True, "engine": engine}
         tracks = params.trajectories.model_copy(update=chosen)
         meter = Meter()
         Extractor(Manifest.load(output / MANIFEST_FILE), tracks, folder / f"tracks-{engine}").run(2, meter.advance)
-        yield Row(f"extraction, {what}", meter.per_minute(), "videos a core-minute", of=of)
+        yield Row(f"extraction, {what}", meter.per_minute(), "videos per core-minute", of=of)
 
 
 class Meter:
-    """Counts videos, and the CPU time from when some were done to the last one."""
+    """Counter of videos and of the CPU time after the first ones."""
 
     def __init__(self) -> None:
         self._marks: list[float] = []
 
     def advance(self, count: int = 1) -> None:
-        """Some videos are done."""
+        """Record that videos are finished."""
         self._marks += [tree_cpu_s()] * count
 
     def per_minute(self) -> float:
-        """Videos a minute of CPU time; the first ones, during which workers start, are left out."""
+        """Return videos per minute of CPU time, without the first ones, during which workers start."""
         return 60 * (len(self._marks) - NUM_WARM) / (self._marks[-1] - self._marks[NUM_WARM - 1])
 
 
 def tree_cpu_s() -> float:
-    """CPU time of this process, of those that it or they started, and of the ones of them that are gone."""
+    """Return the CPU time of this process and all its descendants, including those that have ended."""
     seconds, parents = {}, {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -134,25 +136,25 @@ def tree_cpu_s() -> float:
 
 
 def look(path: Path, decode: bool) -> Outcome:
-    """What `mme data check` does with a file."""
+    """Check a file as `mme data check` does."""
     outcome = examine(Look(path.name, path, 1, decode))
     assert outcome.reason is None, outcome.detail
     return outcome
 
 
 def good(job: Job) -> Outcome:
-    """What ingest does with a file."""
+    """Transcode a file as ingest does."""
     outcome = normalise(job)
     assert outcome.reason is None, outcome.detail
     return outcome
 
 
 def per_minute(what: str, files: list[Path], work: Callable[[Path], Outcome], of: str) -> Row:
-    """Videos a minute of this process's CPU time."""
+    """Measure videos per minute of this process's CPU time."""
     begin = time.process_time()
     for path in files:
         work(path)
-    return Row(what, 60 * len(files) / (time.process_time() - begin), "videos a core-minute", of=of)
+    return Row(what, 60 * len(files) / (time.process_time() - begin), "videos per core-minute", of=of)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What pretraining is worth: the same finetuning from the pretrained encoder and from scratch, over several seeds.
+"""Gain of pretraining: the same finetuning from the pretrained encoder and from scratch, over several seeds.
 
-Run after ``make repro``: data and trajectories are taken as they are; pretraining, finetuning and evaluation run anew
-for each seed in a temporary folder, through the same stages. Writes ``reports/pretraining_gain.json`` and ``.md``.
+Run after ``make repro``: data and trajectories are reused; pretraining, finetuning and evaluation run anew for each
+seed in a temporary folder, through the same stages. Writes ``reports/pretraining_gain.json`` and ``.md``.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ import yaml
 from mme.system.files import read_json, write_json, write_text
 
 ROOT = Path.cwd()
-REPORT = ROOT / "reports" / "pretraining_gain"
+GAIN_REPORT = ROOT / "reports" / "pretraining_gain"
 
 
 def run_stage(name: str, folder: Path) -> float:
-    """Run a stage in ``folder``; returns its seconds."""
+    """Run a stage in ``folder`` and return its seconds."""
     begin = time.perf_counter()
     subprocess.run([sys.executable, "-m", f"mme.stages.{name}"], cwd=folder, check=True)
     return time.perf_counter() - begin
 
 
 def run_seed(seed: int, folder: Path, raw: dict[str, Any]) -> dict[str, float]:
-    """Top-1 and top-5 on the test split with and without pretraining."""
-    figures: dict[str, float] = {"seed": seed}
+    """Return top-1 and top-5 on the test split with and without pretraining."""
+    metrics: dict[str, float] = {"seed": seed}
     for init in ("pretrained", "scratch"):
         raw["run"]["seed"], raw["finetune"]["init"] = seed, init
         (folder / "params.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
         if init == "pretrained":
-            figures["pretrain_s"] = run_stage("pretrain", folder)
-        figures[f"{init}/finetune_s"] = run_stage("finetune", folder)
+            metrics["pretrain_s"] = run_stage("pretrain", folder)
+        metrics[f"{init}/finetune_s"] = run_stage("finetune", folder)
         run_stage("evaluate", folder)
         test = read_json(folder / "reports/evaluate/metrics.json")["test"]
-        figures |= {f"{init}/top1": test["top1"], f"{init}/top5": test["top5"]}
-    return figures
+        metrics |= {f"{init}/top1": test["top1"], f"{init}/top5": test["top5"]}
+    return metrics
 
 
 def table(rows: list[dict[str, float]]) -> str:
-    """The report as markdown."""
+    """Return the report as Markdown."""
     lines = ["| seed | pretrained top-1 | scratch top-1 | gain, points |", "| --- | --- | --- | --- |"]
     names = ("pretrained/top1", "scratch/top1")
     for row in rows:
@@ -70,8 +70,8 @@ def main() -> None:
         for seed in seeds:
             rows.append(run_seed(seed, folder, raw))
             print(table(rows), flush=True)
-    write_json(REPORT.with_suffix(".json"), rows)
-    write_text(REPORT.with_suffix(".md"), table(rows))
+    write_json(GAIN_REPORT.with_suffix(".json"), rows)
+    write_text(GAIN_REPORT.with_suffix(".md"), table(rows))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
-"""Where benchmarks leave their figures: one section a benchmark in ``reports/bench.json``, and a table on the screen.
+"""Report of the benchmarks: one section per benchmark in ``reports/bench.json``, and a table on the screen.
 
-Figures are told beside what they were measured on, and without a date: the same code on the same machine is meant to
-give the same file but for noise.
+A section names the machine but no date: the same code on the same machine gives the same file up to noise.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ REPORT = Path("reports/bench.json")
 
 @dataclass(frozen=True)
 class Row:
-    """One figure.
+    """One measurement.
 
     Attributes:
-        what: was measured.
-        value: of it.
-        unit: of the value, such as ``ms``; for a ratio what it is a multiple of, such as ``x DIS``.
-        at_most, at_least: what is aimed at, if anything.
-        of: how, on what, how many.
+        what: name of the measurement.
+        value: measured value.
+        unit: unit of the value, such as ``ms``; for a ratio its denominator, such as ``x DIS``.
+        at_most, at_least: target range, if there is one.
+        of: input and conditions: what, how many, how.
     """
 
     what: str
@@ -42,25 +41,25 @@ class Row:
 
     @property
     def aim(self) -> str:
-        """The aim in words, empty if there is none."""
+        """Describe the target range, empty if there is none."""
         parts = [("at most", self.at_most), ("at least", self.at_least)]
         return ", ".join(f"{name} {_short(value)}" for name, value in parts if value is not None)
 
     @property
     def missed(self) -> bool:
-        """Whether there is an aim that the figure misses."""
+        """True if the value is outside the target range."""
         return (self.at_most is not None and self.value > self.at_most) or (
             self.at_least is not None and self.value < self.at_least
         )
 
 
 def record(section: str, rows: Sequence[Row], path: Path = REPORT) -> None:
-    """Put the figures of a benchmark into the report, in the place of its former ones, and print them.
+    """Replace the section of a benchmark in the report and print it.
 
     Args:
         section: name of the benchmark, such as ``targets`` or ``targets/assembly``.
-        rows: figures, in the order they are shown in.
-        path: of the report; sections of other benchmarks are kept.
+        rows: measurements in the order of the table.
+        path: the report; sections of other benchmarks are kept.
     """
     report = read_json(path) if path.is_file() else {}
     kept = [{name: value for name, value in asdict(row).items() if value not in (None, "")} for row in rows]
@@ -74,7 +73,7 @@ def record(section: str, rows: Sequence[Row], path: Path = REPORT) -> None:
 
 
 def machine() -> dict[str, str | int | float]:
-    """What the figures depend on besides the code: processor, cores, how busy they are, versions."""
+    """Describe the machine: processor, cores, load, versions."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count() or 0,
@@ -93,5 +92,5 @@ def _processor() -> str:
 
 
 def _short(value: float) -> str:
-    """Three digits that count; whole numbers from a hundred on."""
+    """Format a value with three significant digits; whole numbers from a hundred on."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -1,9 +1,9 @@
-"""The service under load: ``python -m benchmarks.serving [--model FOLDER | --large] [--quick]``.
+"""Load test of the service: ``python -m benchmarks.serving [--model FOLDER | --large] [--quick]``.
 
-Throughput is side by side with the bare model, with a plain FastAPI handler and, if it is installed, with LitServe, in
-rounds that take turns, so that other work on the machine disturbs all alike. The bare model gets decoded views from
-memory; everything else decodes a file for each request, on the same cores: "one after the other" is what that leaves at
-best without any service around it.
+Throughput is compared with the bare model, with a plain FastAPI handler and, if it is installed, with LitServe, in
+rounds that take turns, so that other load on the machine affects all alike. The bare model gets decoded views from
+memory; everything else decodes a file per request on the same cores: "one after the other" is the upper limit of that
+without any service.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ OVERLOAD = 10
 
 @dataclass(frozen=True)
 class Size:
-    """How much is asked, by how many clients, and of the model alone in which batches; what is 0 is left out."""
+    """Numbers of rounds, requests and clients, and batch sizes of the model alone; 0 leaves a part out."""
 
     rounds: int
     requests: int
@@ -67,14 +67,14 @@ LARGE = Size(3, 16, 0, 0.0, clients=(4, 8), batches=(1, 2, 4), deadline_s=300.0,
 
 
 def large(params: Params) -> Params:
-    """A model with the sizes of ViT-S that sees 16 frames of 224 pixels: decoding is next to nothing beside it."""
+    """Return parameters of ViT-S on 16 frames of 224 pixels, beside which decoding takes almost no time."""
     model = params.model.model_copy(update={"dim": 384, "depth": 12, "num_heads": 6})
     clip = params.clip.model_copy(update={"num_frames": 16, "size": 224})
     return params.model_copy(update={"model": model, "clip": clip})
 
 
 def make_clips(params: Params, folder: Path) -> None:
-    """One file a clip, of the motion primitives."""
+    """Write motion primitives, one file per clip."""
     for index in range(NUM_CLIPS):
         label = params.synthesize.classes[index % len(params.synthesize.classes)]
         frames = sample_scene(label, params.synthesize, (index,)).render()
@@ -82,7 +82,7 @@ def make_clips(params: Params, folder: Path) -> None:
 
 
 def make_model(params: Params, folder: Path) -> Path:
-    """A model with random weights: as fast as one that has learnt."""
+    """Write a model with random weights, which is as fast as a trained one."""
     labels = tuple(sorted(params.synthesize.classes))
     config = FolderConfig(
         format=FORMAT, name="bench", model=params.model, clip=params.clip, labels=labels, provenance={}, metrics={},
@@ -92,8 +92,8 @@ def make_model(params: Params, folder: Path) -> Path:
     return folder
 
 
-def cpu_ms(action: Callable[[], object], repeats: int) -> float:
-    """Processor time of an action in this process, which others' work on the machine hardly changes."""
+def processor_ms(action: Callable[[], object], repeats: int) -> float:
+    """Return the processor time of an action in this process, which other load on the machine hardly changes."""
     action()
     begun = time.process_time()
     for _ in range(repeats):
@@ -102,21 +102,24 @@ def cpu_ms(action: Callable[[], object], repeats: int) -> float:
 
 
 def processor_times(folder: Path, clips: Path, size: Size) -> Iterator[Row]:
-    """Of the two parts of an answer, on one thread."""
+    """Measure the processor time of decoding and model on one thread."""
     classifier, files, threads = Classifier.load(folder), clip_files(clips), torch.get_num_threads()
     views = [classifier.prepare(clip) for clip in files]
     torch.set_num_threads(1)
     yield Row(
-        "decoding, processor time", cpu_ms(lambda: classifier.prepare(files[0]), size.repeats), "ms", of="one video"
+        "decoding, processor time",
+        processor_ms(lambda: classifier.prepare(files[0]), size.repeats),
+        "ms",
+        of="one video",
     )
     for count in (count for count in (1, 8, 16) if count <= max(size.batches)):
-        taken = cpu_ms(lambda count=count: classifier.predict(views[:count]), size.repeats) / count  # type: ignore[misc]
+        taken = processor_ms(lambda count=count: classifier.predict(views[:count]), size.repeats) / count  # type: ignore[misc]
         yield Row("model, processor time", taken, "ms a video", of=f"{count} in a batch, one thread")
     torch.set_num_threads(threads)
 
 
 def bare_rates(folder: Path, clips: Path, batches: Sequence[int]) -> dict[int, float]:
-    """Videos a second of the model alone, for each number of videos in a batch; the views lie in memory."""
+    """Return videos per second of the model alone by batch size; the views are in memory."""
     classifier = Classifier.load(folder)
     views = [classifier.prepare(clip) for clip in clip_files(clips)]
     rates = {}
@@ -139,7 +142,7 @@ def _decode(folder: Path, clips: list[bytes]) -> int:
 
 
 def decode_rate(folder: Path, clips: Path, pool: ProcessPoolExecutor) -> float:
-    """Videos a second of decoding alone, on all cores."""
+    """Return videos per second of decoding alone on all cores."""
     files, begun = clip_files(clips) * 4, time.perf_counter()
     cores = len(psutil.Process().cpu_affinity())
     count = sum(pool.map(_decode, [folder] * cores, [files] * cores))
@@ -148,7 +151,7 @@ def decode_rate(folder: Path, clips: Path, pool: ProcessPoolExecutor) -> float:
 
 @dataclass(frozen=True)
 class Server:
-    """A server that runs."""
+    """A running server."""
 
     name: str
     port: int
@@ -156,22 +159,22 @@ class Server:
 
 
 def start_servers(stack: ExitStack, folder: Path, temp: Path, deadline_s: float) -> list[Server]:
-    """Ours first, then the others; all idle until they are asked."""
+    """Start the service, then its rivals; all are idle until the first request."""
     servers = []
     names = ["service", "plain", *(["litserve"] if importlib.util.find_spec("litserve") else [])]
     for name in names:
         port = free_port()
-        ours = {
+        environment = {
             "MME_MODEL": str(folder), "MME_PORT": str(port), "MME_TEMP_DIR": str(temp), "MME_POLL_S": "3600",
             "MME_DEADLINE_S": str(deadline_s),
         }  # fmt: skip
         command = ["serving"] if name == "service" else [f"benchmarks.serving_{name}", str(folder), str(port)]
-        servers.append(Server(name, port, stack.enter_context(started(command, port, ours))))
+        servers.append(Server(name, port, stack.enter_context(started(command, port, environment))))
     return servers
 
 
-def compare(servers: list[Server], folder: Path, clips: Path, size: Size) -> Iterator[Row]:
-    """Throughput and times to an answer, round by round in turn."""
+def compare_servers(servers: list[Server], folder: Path, clips: Path, size: Size) -> Iterator[Row]:
+    """Measure throughput and latency, round by round in turn."""
     bodies = [body(clip) for clip in clip_files(clips)]
     for server in servers:
         closed_loop(server.port, bodies, 8, min(NUM_CLIPS, size.requests))  # warm
@@ -196,13 +199,13 @@ def compare(servers: list[Server], folder: Path, clips: Path, size: Size) -> Ite
     yield Row("one after the other", statistics.median(both), "videos/s", of="decoding and model share the cores")
     for clients in size.clients:
         of = f"{clients} clients"
-        ours = [outcome.rate for outcome in seen["service", clients]]
+        service = [outcome.rate for outcome in seen["service", clients]]
         yield from _per_server(seen, clients)
-        yield _ratio("service / model alone", ours, bare, of, 0.85)
-        yield _ratio("service / one after the other", ours, both, of, 0.85)
+        yield _ratio("service / model alone", service, bare, of, 0.85)
+        yield _ratio("service / one after the other", service, both, of, 0.85)
         for name in dict.fromkeys(name for name, _ in seen if name != "service"):
-            theirs = [outcome.rate for outcome in seen[name, clients]]
-            yield _ratio(f"service / {name}", ours, theirs, of, 1.0)
+            rival = [outcome.rate for outcome in seen[name, clients]]
+            yield _ratio(f"service / {name}", service, rival, of, 1.0)
 
 
 def _per_server(seen: dict[tuple[str, int], list[Outcome]], clients: int) -> Iterator[Row]:
@@ -211,19 +214,19 @@ def _per_server(seen: dict[tuple[str, int], list[Outcome]], clients: int) -> Ite
             of = f"{clients} clients"
             yield Row(name, statistics.median(item.rate for item in outcomes), "videos/s", of=of)
             cpu_ms = statistics.median(1000 * item.cpu_s / len(item.seconds) for item in outcomes)
-            yield Row(f"{name}, processor time", cpu_ms, "ms a request", of=of)
+            yield Row(f"{name}, processor time", cpu_ms, "ms per request", of=of)
             for share in (0.5, 0.99):
                 value = statistics.median(item.quantile_ms(share) for item in outcomes)
                 yield Row(f"{name}, p{round(100 * share)}", value, "ms", of=of)
 
 
-def _ratio(what: str, ours: list[float], theirs: list[float], of: str, at_least: float) -> Row:
-    ratios = [first / second for first, second in zip(ours, theirs, strict=True)]
+def _ratio(what: str, service: list[float], rival: list[float], of: str, at_least: float) -> Row:
+    ratios = [first / second for first, second in zip(service, rival, strict=True)]
     return Row(what, statistics.median(ratios), "x", at_least=at_least, of=f"{of}, median of {len(ratios)} rounds")
 
 
 def memory_growth(server: Server, clips: Path, num_requests: int) -> Iterator[Row]:
-    """Memory after many requests against after a few."""
+    """Compare memory after many requests with memory after a few."""
     bodies = [body(clip) for clip in clip_files(clips)]
     closed_loop(server.port, bodies, 8, num_requests // 4)
     before = memory_mb(server.process)
@@ -234,7 +237,7 @@ def memory_growth(server: Server, clips: Path, num_requests: int) -> Iterator[Ro
 
 
 def overload(server: Server, clips: Path, rate: float, duration_s: float) -> Iterator[Row]:
-    """Ten times what the service can do; what was admitted, what was refused, and how soon all is well again."""
+    """Send ten times the sustained rate; count accepted and rejected requests and measure the recovery."""
     clip = clip_files(clips)[0]
     before = memory_mb(server.process)
     outcome, admitted = asyncio.run(open_loop(server.port, clip, OVERLOAD * rate, duration_s))
@@ -243,7 +246,7 @@ def overload(server: Server, clips: Path, rate: float, duration_s: float) -> Ite
         pass
     recovery_s = time.perf_counter() - begun
     others = sum(outcome.statuses.values()) - outcome.statuses[200] - outcome.statuses[503]
-    of = f"{sum(outcome.statuses.values())} requests, {sum(outcome.statuses.values()) / outcome.wall_s:.0f} a second"
+    of = f"{sum(outcome.statuses.values())} requests, {sum(outcome.statuses.values()) / outcome.wall_s:.0f} per second"
     yield Row("overload: answered", outcome.statuses[200], "requests", of=of)
     yield Row("overload: refused with 503", outcome.statuses[503], "requests", of=of)
     yield Row("overload: anything else", others, "requests", at_most=0, of=of)
@@ -254,11 +257,11 @@ def overload(server: Server, clips: Path, rate: float, duration_s: float) -> Ite
     yield Row("overload: memory growth", growth, "%", at_most=5.0)
 
 
-def measure(name: str, folder: Path, clips: Path, temp: Path, size: Size) -> None:
-    """All of it, recorded under ``name``."""
+def measure_service(name: str, folder: Path, clips: Path, temp: Path, size: Size) -> None:
+    """Run every part and record it under ``name``."""
     with ExitStack() as stack:
         servers = start_servers(stack, folder, temp, size.deadline_s)
-        rows = list(compare(servers, folder, clips, size))
+        rows = list(compare_servers(servers, folder, clips, size))
         record(f"{name}/throughput", rows)
         record(f"{name}/parts", list(processor_times(folder, clips, size)))
         if size.memory_requests:
@@ -270,7 +273,7 @@ def measure(name: str, folder: Path, clips: Path, temp: Path, size: Size) -> Non
 
 
 def main() -> None:
-    """Measure and record."""
+    """Run the benchmark and record it."""
     parser = argparse.ArgumentParser(description=__doc__)
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("--model", type=Path, help="a model folder; default: the default model with random weights")
@@ -287,7 +290,7 @@ def main() -> None:
             (root / part).mkdir()
         make_clips(params, root / "clips")
         folder = options.model or make_model(large(params) if options.large else params, root / "model")
-        measure("serving_large" if options.large else "serving", folder, root / "clips", root / "uploads", size)
+        measure_service("serving_large" if options.large else "serving", folder, root / "clips", root / "uploads", size)
 
 
 if __name__ == "__main__":

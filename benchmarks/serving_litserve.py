@@ -1,7 +1,7 @@
-"""A rival of the service: LitServe with its own batching.
+"""Rival of the service: LitServe with its own batching.
 
-``python -m benchmarks.serving_litserve FOLDER PORT``, after ``pip install litserve``, which the project does without.
-Its one worker decodes, batches and runs the model.
+``python -m benchmarks.serving_litserve FOLDER PORT``, after ``pip install litserve``, which is not a
+dependency. Its one worker decodes, batches and runs the model.
 """
 
 from __future__ import annotations
@@ -22,34 +22,34 @@ BATCH_WAIT_S = 0.005
 
 
 class Api(litserve.LitAPI):  # type: ignore[misc]
-    """One model folder."""
+    """LitServe's interface to one model folder."""
 
     def __init__(self, folder: Path, **options: Any) -> None:
         super().__init__(**options)
         self._folder = folder
 
     def setup(self, device: str) -> None:
-        """In the worker."""
+        """Load the model in the worker."""
         self._classifier = Classifier.load(self._folder)
 
     def decode_request(self, request) -> Views:  # type: ignore[no-untyped-def] # LitServe reads the annotation
-        """A form with the field ``file``."""
+        """Decode the field ``file`` of a form."""
         return self._classifier.prepare(request["file"].file.read())
 
     def batch(self, inputs: list[Views]) -> list[Views]:
-        """They may differ in their number of views."""
+        """Return the inputs as they are: their numbers of views may differ."""
         return inputs
 
     def predict(self, batch: list[Views]) -> list[Float32[ndarray, " K"]]:
-        """Logits of each."""
+        """Return the logits of each video."""
         return self._classifier.predict(batch)
 
     def unbatch(self, output: list[Float32[ndarray, " K"]]) -> list[Float32[ndarray, " K"]]:
-        """One each."""
+        """Return one entry per video."""
         return output
 
     def encode_response(self, output: Float32[ndarray, " K"]) -> dict[str, Any]:
-        """The labels."""
+        """Return the five most likely labels."""
         return {"predictions": [[item.label, item.probability] for item in self._classifier.rank(output, 5)]}
 
 

@@ -1,4 +1,4 @@
-"""Servers as processes, and clients that cost little: they share the cores with what they measure."""
+"""Server processes, and clients that need little CPU, since they share the cores with the servers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TIMEOUT_S = 120.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """What clients saw: a status and seconds for each request, the time for all, and what processors gave to it."""
+    """Result of a load test: statuses and seconds per request, wall time, and processor time of the server."""
 
     statuses: Counter[int]
     seconds: np.ndarray
@@ -35,16 +35,16 @@ class Outcome:
 
     @property
     def rate(self) -> float:
-        """Requests answered with 200, a second."""
+        """Return the requests per second that were answered with 200."""
         return self.statuses[200] / self.wall_s
 
     def quantile_ms(self, share: float) -> float:
-        """Of the time to an answer."""
+        """Return a quantile of the latency in milliseconds."""
         return 1000 * float(np.quantile(self.seconds, share))
 
 
 def body(clip: bytes) -> bytes:
-    """A form with one file."""
+    """Return a multipart form with one file."""
     head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="clip.mp4"\r\n'
     return f"{head}Content-Type: video/mp4\r\n\r\n".encode() + clip + f"\r\n--{BOUNDARY}--\r\n".encode()
 
@@ -54,7 +54,7 @@ HEADERS = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
 
 @contextmanager
 def started(command: Sequence[str], port: int, environment: dict[str, str]) -> Iterator[psutil.Process]:
-    """A server that accepts connections; it and its children are killed in the end."""
+    """Start a server, wait until it accepts connections, and kill it and its children at the end."""
     environ = os.environ | environment | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with subprocess.Popen([sys.executable, "-m", *command], env=environ, stdout=subprocess.DEVNULL) as popen:
         process = psutil.Process(popen.pid)
@@ -82,14 +82,14 @@ def _wait_until_it_listens(process: subprocess.Popen[bytes], port: int) -> None:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """Return a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def closed_loop(port: int, bodies: Sequence[bytes], num_clients: int, num_requests: int) -> Outcome:
-    """Clients that each send the next request when they have the answer to the last, on one connection each."""
+    """Run clients that each send the next request after the answer to the last, on one connection each."""
     statuses, seconds, turns = Counter[int](), [], iter(range(num_requests))
 
     def ask() -> None:
@@ -111,10 +111,10 @@ def closed_loop(port: int, bodies: Sequence[bytes], num_clients: int, num_reques
 
 
 async def open_loop(port: int, clip: bytes, rate: float, duration_s: float) -> tuple[Outcome, np.ndarray]:
-    """Requests at a steady rate, whatever becomes of those before, each on a connection of its own.
+    """Send requests at a steady rate, without waiting for answers, each on a connection of its own.
 
     Returns:
-        all of them, and the seconds of those that were answered with 200.
+        The result of all requests, and the seconds of those that were answered with 200.
     """
     statuses, seconds, admitted = Counter[int](), [], []
     content = body(clip)
@@ -149,17 +149,17 @@ async def open_loop(port: int, clip: bytes, rate: float, duration_s: float) -> t
 
 
 def cpu_seconds(process: psutil.Process) -> float:
-    """Processor time of a server and its children so far."""
+    """Return the processor time of a server and its children so far."""
     times = [member.cpu_times() for member in [process, *process.children(recursive=True)]]
     return float(sum(time.user + time.system for time in times))
 
 
 def memory_mb(process: psutil.Process) -> float:
-    """Memory that a server and its children have to themselves."""
+    """Return the unshared memory of a server and its children in MiB."""
     family = [process, *process.children(recursive=True)]
     return float(sum(member.memory_full_info().uss for member in family) / 2**20)
 
 
 def clip_files(folder: Path) -> list[bytes]:
-    """The contents of all files of a folder."""
+    """Return the contents of all files of a folder."""
     return [path.read_bytes() for path in sorted(folder.iterdir())]

@@ -1,6 +1,6 @@
-"""A rival of the service: a FastAPI handler as one would write it first.
+"""Rival of the service: the simplest FastAPI handler.
 
-``python -m benchmarks.serving_plain FOLDER PORT``; it decodes and runs the model in a thread for each request.
+``python -m benchmarks.serving_plain FOLDER PORT``; decodes and runs the model in a thread per request.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mme.evaluation.classifier import Classifier
 
 
 def create_app(folder: Path) -> FastAPI:
-    """The application with one model folder."""
+    """Return the application for one model folder."""
     app, classifier = FastAPI(), Classifier.load(folder)
 
     @app.post("/classify")

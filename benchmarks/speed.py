@@ -1,7 +1,7 @@
-"""How long the parts take with the committed parameters, on one core each: ``python -m benchmarks speed``.
+"""Time of each part with the committed parameters on one core: ``python -m benchmarks speed``.
 
-Makes a few motion primitives in a temporary folder and times rendering, decoding, trajectories, training steps and
-answers on them. Medians of wall time.
+Generates a few motion primitives in a temporary folder and measures rendering, decoding, trajectories, training steps
+and classification on them. Medians of wall time.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ REPEATS = 5
 
 
 def median_ms(action: Callable[[], object]) -> float:
-    """Median wall time of an action in milliseconds; the first call warms up and does not count."""
+    """Return the median wall time of an action in milliseconds, without the first call."""
     times = []
     for _ in range(REPEATS + 1):
         begin = time.perf_counter()
@@ -51,12 +51,12 @@ def median_ms(action: Callable[[], object]) -> float:
 
 
 def timed(what: str, milliseconds: float, of: str) -> Row:
-    """A row of the report."""
+    """Return a row of the report in milliseconds."""
     return Row(what, milliseconds, "ms", of=of)
 
 
 def stored(path: Path, frames: NDArray[np.uint8], fps: float, params: Params, label: str | None, split: str) -> Video:
-    """Frames written as a file in normal form, and its row; the file's stem is its id."""
+    """Write frames as a file in the normal form and return its row; the id is the file's stem."""
     write_video(path, frames, fps, params.ingest.crf, params.ingest.gop_frames)
     num_frames, height, width = frames.shape[:3]
     return Video(
@@ -66,7 +66,7 @@ def stored(path: Path, frames: NDArray[np.uint8], fps: float, params: Params, la
 
 
 def make_videos(params: Params, folder: Path) -> Manifest:
-    """Videos with labels in turn, all in the split ``train``."""
+    """Write videos with labels in turn, all in the split ``train``."""
     labels, rows = params.synthesize.classes, []
     for index in range(NUM_VIDEOS):
         label = labels[index % len(labels)]
@@ -77,7 +77,7 @@ def make_videos(params: Params, folder: Path) -> Manifest:
 
 
 def step_ms(module: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> float:
-    """A training step: forward, backward and update."""
+    """Measure a training step: forward, backward and update."""
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, fused=True)
 
     def step() -> None:
@@ -89,7 +89,7 @@ def step_ms(module: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> float:
 
 
 def time_videos(params: Params, manifest: Manifest) -> Iterator[Row]:
-    """Files and trajectories."""
+    """Measure rendering, decoding and tracking."""
     label, (video, *_) = params.synthesize.classes[0], manifest.rows
     path, size = manifest.path_of(video), f"{video.num_frames} frames of {video.width} x {video.height}"
     frames = read_frames(path)
@@ -99,7 +99,7 @@ def time_videos(params: Params, manifest: Manifest) -> Iterator[Row]:
 
 
 def time_pretraining(params: Params, manifest: Manifest, tracks: TrackStore) -> Iterator[Row]:
-    """A sample and a step of masked motion encoding."""
+    """Measure a sample and a step of pretraining."""
     dataset = PretrainDataset(params, manifest, tracks, ["train"])
     batches = training_loader(dataset, params.pretrain, 0)
     batch = next(iter(batches))
@@ -111,7 +111,7 @@ def time_pretraining(params: Params, manifest: Manifest, tracks: TrackStore) -> 
 
 
 def time_finetuning(params: Params, manifest: Manifest) -> Iterator[Row]:
-    """A step of finetuning."""
+    """Measure a step of finetuning."""
     dataset = LabelledDataset(params, manifest, "train", training=True)
     batch = next(iter(training_loader(dataset, params.finetune, 0)))
     module = FinetuneModule(params, len(manifest.labels), 1)
@@ -122,8 +122,8 @@ def time_finetuning(params: Params, manifest: Manifest) -> Iterator[Row]:
     yield timed("finetuning step", step_ms(module, loss), f"batch of {len(batch['clip'])}")
 
 
-def time_answers(params: Params, manifest: Manifest, folder: Path) -> Iterator[Row]:
-    """A whole answer, from the file's bytes to labels."""
+def time_classifier(params: Params, manifest: Manifest, folder: Path) -> Iterator[Row]:
+    """Measure the classification of a file, from its bytes to labels."""
     config = FolderConfig(
         format=FORMAT, name="speed", model=params.model, clip=params.clip, labels=tuple(manifest.labels),
         views=ViewsConfig(segments=params.evaluate.segments, crops=params.evaluate.crops), provenance={}, metrics={},
@@ -134,22 +134,22 @@ def time_answers(params: Params, manifest: Manifest, folder: Path) -> Iterator[R
     yield timed("answer", median_ms(lambda: classifier.classify(content)), f"{params.evaluate.segments} clips")
 
 
-def measure(params: Params, folder: Path) -> Iterator[Row]:
-    """Every part in turn."""
+def measure_parts(params: Params, folder: Path) -> Iterator[Row]:
+    """Measure every part in turn."""
     manifest = make_videos(params, folder)
     extractor = Extractor(manifest, params.trajectories, folder / "work")
     extractor.finish(folder / "trajectories", extractor.run(1, lambda _: None))
     yield from time_videos(params, manifest)
     yield from time_pretraining(params, manifest, TrackStore(folder / "trajectories"))
     yield from time_finetuning(params, manifest)
-    yield from time_answers(params, manifest, folder / "model")
+    yield from time_classifier(params, manifest, folder / "model")
 
 
 def main() -> None:
-    """Measure and record."""
+    """Run the benchmark and record it."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
-        record("speed", list(measure(load_params(), Path(name))))
+        record("speed", list(measure_parts(load_params(), Path(name))))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Count what a reader has to hold: entries, folder sizes, lines, parameters, dependencies, names, comments, docstrings.
+"""Size of the code base: entries, folders, lines, parameters, dependencies, names, comments, docstrings.
 
 Run by ``python -m benchmarks.structure [ROOT ...]``: one column per checkout, from its ``src/mme`` and ``serving``.
 """
@@ -20,13 +20,13 @@ from rich.console import Console
 from rich.table import Table
 
 RIDDLE = re.compile(r"(What|Where|Which|Who|How|Whether|Of)\b")
-"""Docstrings that begin so are noun clauses instead of imperatives or names."""
+"""First words of docstrings that are noun clauses instead of imperatives or nouns."""
 
 NUMERIC = ("motion", "targets", "models")
 """Packages whose numeric code needs a comment per step."""
 
 OWN_SECTIONS = ("runtime", "tracking")
-"""Sections of ``params.yaml`` whose values decide no result."""
+"""Sections of ``params.yaml`` that decide no result."""
 
 
 def sources(root: Path) -> list[Path]:
@@ -103,8 +103,8 @@ def num_riddles(paths: list[Path]) -> int:
     return found
 
 
-def figures(root: Path) -> dict[str, float]:
-    """Return every figure of one checkout by its name."""
+def measurements(root: Path) -> dict[str, float]:
+    """Return every count of one checkout by its name."""
     package, paths = root / "src/mme", sources(root)
     folders = Counter(path.parent for path in package.rglob("*.py"))
     entries = [path for path in package.iterdir() if path.suffix == ".py" or (path.is_dir() and any(path.glob("*.py")))]
@@ -123,8 +123,8 @@ def figures(root: Path) -> dict[str, float]:
 def main() -> None:
     """Print the table, one column per checkout."""
     roots = [Path(name) for name in sys.argv[1:]] or [Path()]
-    columns = [figures(root) for root in roots]
-    table = Table("figure", *map(str, roots))
+    columns = [measurements(root) for root in roots]
+    table = Table("count", *map(str, roots))
     for name in columns[0]:
         table.add_row(
             name, *(f"{column[name]:.4g}" if column[name] < 1000 else f"{column[name]:,.0f}" for column in columns)

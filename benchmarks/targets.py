@@ -1,6 +1,6 @@
-"""What the motion targets cost, and how right they are: ``python -m benchmarks targets``.
+"""Cost and accuracy of the motion targets: ``python -m benchmarks targets``.
 
-Medians of CPU time on one core; ratios are of times taken in turn in one run.
+Medians of CPU time on one core; ratios are of times measured in turn in one run.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ NUM_STORED, NUM_READS = 1000, 200
 
 
 def cpu_ms(*actions: Callable[[], object], repeats: int = REPEATS) -> list[float]:
-    """Median CPU times in milliseconds of actions that take turns; the first turn warms up."""
+    """Return median CPU times in milliseconds of actions that take turns; the first turn warms up."""
     times: list[list[float]] = [[] for _ in actions]
     for _ in range(repeats + 1):
         for action, taken in zip(actions, times, strict=True):
@@ -48,14 +48,14 @@ def cpu_ms(*actions: Callable[[], object], repeats: int = REPEATS) -> list[float
 
 
 def large_frames(params: Params, num_frames: int) -> NDArray[np.uint8]:
-    """Two motion primitives side by side, 454 x 256."""
+    """Render two motion primitives side by side, 454 x 256."""
     large = params.synthesize.model_copy(update={"size": HEIGHT, "num_frames": num_frames, "speed_px": (3.0, 6.0)})
     pair = [sample_scene(label, large, (number,)).render() for number, label in enumerate(("right", "clockwise"))]
     return np.concatenate(pair, axis=2)[:, :, :WIDTH]
 
 
-def time_steps(frames: NDArray[np.uint8]) -> Iterator[Row]:
-    """Camera and tracking alone."""
+def time_tracking(frames: NDArray[np.uint8]) -> Iterator[Row]:
+    """Measure camera estimation and tracking alone."""
     gray = list(gray_frames(frames[:2]))
     dense = DenseFlow("medium", 3)
     there, back = dense.pair(gray[0], gray[1]), dense.pair(gray[1], gray[0])
@@ -67,13 +67,13 @@ def time_steps(frames: NDArray[np.uint8]) -> Iterator[Row]:
         return lambda: tracker.step(there, backward) and tracker.pop()
 
     camera, one_way, two_ways = cpu_ms(lambda: estimate_homography(there, 0.5, 0.35, gray[0]), track(None), track(back))
-    yield Row("camera", camera, "ms a frame", of=f"{WIDTH} x {HEIGHT}")
-    yield Row("tracking, forward only", one_way, "ms a start frame", at_most=2, of="L = 6, cell 8")
-    yield Row("tracking, forward-backward", two_ways, "ms a start frame", at_most=2, of="L = 6, cell 8")
+    yield Row("camera", camera, "ms per frame", of=f"{WIDTH} x {HEIGHT}")
+    yield Row("tracking, forward only", one_way, "ms per start frame", at_most=2, of="L = 6, cell 8")
+    yield Row("tracking, forward-backward", two_ways, "ms per start frame", at_most=2, of="L = 6, cell 8")
 
 
 def time_store(frames: NDArray[np.uint8], params: TrajectoriesParams, folder: Path) -> Iterator[Row]:
-    """Tracks of a clip out of a shard of 1,000 videos."""
+    """Measure reading the tracks of a clip from a shard of 1,000 videos."""
     entry = write_part(folder / "part", iter_tracks(frames, params), params.cell)
     parts = {f"video-{number}": folder / "part" for number in range(NUM_STORED)}
     write_index(folder, merge_parts(folder / "shard.safetensors", parts), {})
@@ -88,11 +88,11 @@ def time_store(frames: NDArray[np.uint8], params: TrajectoriesParams, folder: Pa
         "tracks of a clip", statistics.median(times), "ms", at_most=2, of="8 starts, L = 6, a shard of 1,000 videos"
     )
     size = (folder / "shard.safetensors").stat().st_size / NUM_STORED / entry["num_starts"]
-    yield Row("stored", size, "bytes a start frame", of=f"cell {params.cell}, {params.max_length} steps")
+    yield Row("stored", size, "bytes per start frame", of=f"cell {params.cell}, {params.max_length} steps")
 
 
 def time_targets(params: Params) -> Iterator[Row]:
-    """HOG and assembly."""
+    """Measure HOG and the targets of a clip."""
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (16, 224, 224, 3), dtype=np.uint8)
     yield Row(
@@ -108,8 +108,8 @@ def time_targets(params: Params) -> Iterator[Row]:
     yield Row("target of a clip, positions and shapes", both, "ms", of="as in params.yaml")
 
 
-def truth(params: Params) -> Iterator[Row]:
-    """End-point error a step of tracks of the motion primitives, with and without validity."""
+def track_errors(params: Params) -> Iterator[Row]:
+    """Measure the end-point error per step of tracks of the motion primitives, of all and of valid points."""
     length, start, errors = 6, 4, []
     chosen = params.trajectories.model_copy(update={"max_length": length, "cell": 4})
     size = params.synthesize.size
@@ -130,20 +130,20 @@ def truth(params: Params) -> Iterator[Row]:
         for kind, rows in (("all", part), ("valid", valid)):
             for share in (0.5, 0.9):
                 title = "median" if share == 0.5 else f"{share:.0%} quantile"
-                yield Row(f"{name}, {kind} points, {title}", float(np.quantile(rows[:, 0], share)), "px a step")
+                yield Row(f"{name}, {kind} points, {title}", float(np.quantile(rows[:, 0], share)), "px per step")
 
 
 def main() -> None:
-    """Measure and record."""
+    """Run the benchmark and record it."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     params = load_params()
     large = params.trajectories.model_copy(update={"cell": 8, "max_length": 8})
     frames = large_frames(params, NUM_FRAMES)
     with tempfile.TemporaryDirectory() as name:
-        rows = [*time_steps(frames), *time_store(frames, large, Path(name)), *time_targets(params)]
+        rows = [*time_tracking(frames), *time_store(frames, large, Path(name)), *time_targets(params)]
     record("targets", rows)
-    record("targets/errors", list(truth(params)))
+    record("targets/errors", list(track_errors(params)))
 
 
 if __name__ == "__main__":
