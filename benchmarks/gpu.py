@@ -33,7 +33,7 @@ from mme.data.masked.clips import PretrainDataset
 from mme.manifest import Manifest
 from mme.motion.extract import Extractor
 from mme.motion.store import TrackStore
-from mme.training.loop.trainer import training_loader
+from mme.training.loop.loaders import training_loader
 from mme.training.pretrain import PretrainModule, target_statistics
 
 BATCH, STEPS, WARM = 64, 10, 4

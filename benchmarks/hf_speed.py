@@ -31,7 +31,7 @@ from mme.ingest.motion_primitives import sample_scene
 from mme.motion.extract import Extractor
 from mme.motion.store import TrackStore
 from mme.targets.assemble import MotionTarget
-from mme.training.loop.trainer import training_loader
+from mme.training.loop.loaders import training_loader
 from mme.training.pretrain import PretrainModule, target_statistics
 
 STEPS = 12

@@ -32,7 +32,7 @@ from mme.motion.store import TrackStore
 from mme.motion.tracking import extract
 from mme.system.files import sha256_file
 from mme.training.finetune import FinetuneModule
-from mme.training.loop.trainer import training_loader
+from mme.training.loop.loaders import training_loader
 from mme.training.pretrain import PretrainModule, target_statistics
 from mme.video.codec import read_frames, write_video
 

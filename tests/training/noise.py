@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mme.config import Params
-from mme.training.loop.module import SteppedModule
-from mme.training.loop.trainer import build_trainer, fit, training_loader
+from mme.training.loop.loaders import training_loader
+from mme.training.loop.module import TrainingModule
+from mme.training.loop.trainer import build_trainer, fit
 from mme.training.pretrain import PretrainModule
 from tests.small_data import small_params
 
@@ -60,8 +61,8 @@ class Watch(Callback):
         self.weights: list[Tensor] = []
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        assert isinstance(pl_module, SteppedModule)
-        self.losses.append(float(pl_module.terms["loss"]))
+        assert isinstance(pl_module, TrainingModule)
+        self.losses.append(float(pl_module.step_losses["loss"]))
         self.weights.append(flat(pl_module.model))
 
 

@@ -24,7 +24,7 @@ from mme.config import Params
 from mme.manifest import Manifest
 from mme.motion.store import TrackStore
 from mme.training.finetune import run_finetuning
-from mme.training.loop.module import SteppedModule
+from mme.training.loop.module import TrainingModule
 from mme.training.loop.trainer import is_main_process
 from mme.training.pretrain import run_pretraining
 from tests.small_data import small_params
@@ -42,8 +42,8 @@ class GlobalLosses(Callback):
         self.losses: list[float] = []
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        assert isinstance(pl_module, SteppedModule)
-        self.losses.append(float(trainer.strategy.reduce(pl_module.terms["loss"].clone(), reduce_op="mean")))
+        assert isinstance(pl_module, TrainingModule)
+        self.losses.append(float(trainer.strategy.reduce(pl_module.step_losses["loss"].clone(), reduce_op="mean")))
 
 
 def params_of(num_processes: int, device: str, **options: Any) -> Params:

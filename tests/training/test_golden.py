@@ -19,7 +19,7 @@ from pytorch_lightning.callbacks import Callback
 from mme.manifest import Manifest
 from mme.motion.store import TrackStore
 from mme.training.finetune import run_finetuning
-from mme.training.loop.module import SteppedModule
+from mme.training.loop.module import TrainingModule
 from mme.training.pretrain import run_pretraining
 from tests.small_data import make_small_data, small_params
 
@@ -43,8 +43,8 @@ class Losses(Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        assert isinstance(pl_module, SteppedModule)
-        self.values.append(float(pl_module.terms["loss"]))
+        assert isinstance(pl_module, TrainingModule)
+        self.values.append(float(pl_module.step_losses["loss"]))
 
 
 def first_losses(run: str, manifest: Manifest, work: Path) -> list[float]:

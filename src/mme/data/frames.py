@@ -15,7 +15,7 @@ from mme.video.codec import read_frames
 from mme.video.crop import Crop
 
 SampleKey = tuple[int, int]
-"""(draw, index of the video), as `mme.training.loop.sampler.EpochSampler` yields it: the first draw of a video is 0."""
+"""(draw, index of the video), as `mme.training.loop.loaders.EpochSampler` yields it: the first draw of a video is 0."""
 
 SEED_PRETRAIN, SEED_FINETUNE, SEED_ORDER = 1, 2, 3
 """Streams of randomness that never meet, whatever the seed."""

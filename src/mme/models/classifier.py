@@ -22,6 +22,10 @@ class MotionClassifier(nn.Module):
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """Return the layers in timm's form, for its layer-wise learning rates: embedding, each block, norm and head."""
+        return {"stem": r"^encoder\.embed", "blocks": r"^encoder\.blocks\.(\d+)", "head": r"^norm|^head"}
+
     def features(self, clip: Float[Tensor, "B 3 T H W"]) -> Float[Tensor, "B D"]:
         """Mean-pooled, normalised features of a clip."""
         pooled: Tensor = self.norm(self.encoder(clip).mean(dim=1))

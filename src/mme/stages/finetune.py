@@ -11,7 +11,8 @@ from mme.stages.workspace import resumable_run, work_folder
 from mme.system.errors import one_line_errors
 from mme.system.files import sha256_file, write_json
 from mme.training.finetune import run_finetuning
-from mme.training.loop.trainer import is_main_process, nested
+from mme.training.loop.callbacks import nested
+from mme.training.loop.trainer import is_main_process
 
 PRETRAINED = Path("models/pretrain/model.safetensors")
 OUTPUT = Path("models/finetune")

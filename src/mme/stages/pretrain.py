@@ -12,7 +12,8 @@ from mme.motion.store import TrackStore
 from mme.stages.workspace import resumable_run, work_folder
 from mme.system.errors import one_line_errors
 from mme.system.files import write_json
-from mme.training.loop.trainer import is_main_process, nested
+from mme.training.loop.callbacks import nested
+from mme.training.loop.trainer import is_main_process
 from mme.training.pretrain import held_out_dataset, run_pretraining
 from mme.viz.plots import save_figure
 from mme.viz.predictions import draw_predictions

@@ -10,6 +10,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from safetensors.torch import load_file
 from timm.data.mixup import Mixup
+from timm.optim import param_groups_layer_decay
 from torch import Tensor
 from torch.nn import functional
 
@@ -18,21 +19,13 @@ from mme.data.labelled.clips import LabelledDataset
 from mme.manifest import Manifest
 from mme.models.classifier import MotionClassifier
 from mme.models.encoder import model_input
-from mme.training.loop.module import Batch, SteppedModule
-from mme.training.loop.optim import encoder_layer, parameter_groups
-from mme.training.loop.trainer import (
-    Curves,
-    LogMetrics,
-    Pace,
-    build_trainer,
-    fit,
-    share_of,
-    training_loader,
-    validation_loader,
-)
+from mme.training.loop.callbacks import Curves, LogMetrics, Throughput
+from mme.training.loop.loaders import training_loader, validation_loader
+from mme.training.loop.module import Batch, TrainingModule
+from mme.training.loop.trainer import build_trainer, fit, rank_of
 
 
-class FinetuneModule(SteppedModule):
+class FinetuneModule(TrainingModule):
     """The classifier with mixup, cutmix, label smoothing and layer-wise decay.
 
     The weights of the best epoch by validation accuracy (the later of equals) are kept in ``best`` and in checkpoints.
@@ -43,7 +36,8 @@ class FinetuneModule(SteppedModule):
     def __init__(self, params: Params, num_classes: int, steps_per_epoch: int) -> None:
         finetune = params.finetune
         model = MotionClassifier(params.model, params.clip, num_classes, finetune.drop_path)
-        super().__init__(params, finetune, model, steps_per_epoch)
+        super().__init__(finetune, model, steps_per_epoch, params.run.seed)
+        self.params = params
         self.mixup = None
         if finetune.mixup or finetune.cutmix:
             self.mixup = Mixup(  # type: ignore[no-untyped-call]  # timm
@@ -77,7 +71,7 @@ class FinetuneModule(SteppedModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss and accuracy on the centre view."""
-        logits = self.measured(model_input(batch["clip"], self.params.clip))
+        logits = self.eval_model(model_input(batch["clip"], self.params.clip))
         loss = functional.cross_entropy(logits, batch["label"])
         hits = (logits.argmax(dim=1) == batch["label"]).float().mean()
         self.record("val", {"loss": loss, "top1": hits}, len(logits))
@@ -86,7 +80,7 @@ class FinetuneModule(SteppedModule):
         """Keep the best weights."""
         top1 = float(self.trainer.callback_metrics["val/top1"])
         if top1 >= self.best["top1"]:
-            state = {name: value.detach().cpu().clone() for name, value in self.measured.state_dict().items()}
+            state = {name: value.detach().cpu().clone() for name, value in self.eval_model.state_dict().items()}
             self.best = {"top1": top1, "epoch": self.current_epoch, "state": state}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -98,15 +92,13 @@ class FinetuneModule(SteppedModule):
         self.best = checkpoint["best"]
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Rates that fall towards the input, where the encoder is pretrained."""
-        finetune, depth = self.params.finetune, self.params.model.depth
-        return parameter_groups(
-            self.model.named_parameters(),
-            finetune.weight_decay,
-            layer_of=lambda name: encoder_layer(name, depth),
-            num_layers=depth + 1,
-            layer_decay=finetune.layer_decay if finetune.init == "pretrained" else 1.0,
+        """Return the groups for AdamW; a pretrained encoder's learning rates fall towards the input."""
+        finetune = self.params.finetune
+        layer_decay = finetune.layer_decay if finetune.init == "pretrained" else 1.0
+        groups: list[dict[str, Any]] = param_groups_layer_decay(
+            self.model, finetune.weight_decay, layer_decay=layer_decay
         )
+        return groups
 
 
 def load_encoder(path: Path, classifier: MotionClassifier) -> None:
@@ -152,15 +144,15 @@ def run_finetuning(
     params = params.model_copy(update={"finetune": params.finetune.model_copy(update={"init": init})})
     finetune, seed = params.finetune, params.run.seed
     curves = Curves(work / "curves.csv", log_metrics)
-    trainer = build_trainer(work, params.run, finetune, [Pace(log_metrics), curves, *callbacks])
+    trainer = build_trainer(work, params.run, finetune, [Throughput(log_metrics), curves, *callbacks])
     training = LabelledDataset(params, manifest, "train", training=True)
     validation = LabelledDataset(params, manifest, "val", training=False)
-    batches = training_loader(training, finetune, seed, share_of(trainer), finetune.repeats)
+    batches = training_loader(training, finetune, seed, rank_of(trainer), finetune.repeats)
     torch.manual_seed(seed)
     module = FinetuneModule(params, len(manifest.labels), len(batches))
     if pretrained is not None:
         load_encoder(pretrained, module.model)
-        module.measured.load_state_dict(module.model.state_dict())
-    fit(trainer, module, batches, validation_loader(validation, finetune.batch_size, share_of(trainer)), work)
+        module.eval_model.load_state_dict(module.model.state_dict())
+    fit(trainer, module, batches, validation_loader(validation, finetune.batch_size, rank_of(trainer)), work)
     module.model.load_state_dict(module.best["state"])
     return module, curves

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -18,18 +17,10 @@ from mme.models.encoder import gather_tokens, model_input
 from mme.models.losses import masked_mse
 from mme.models.masked_motion import MotionModel
 from mme.motion.store import TrackStore
-from mme.training.loop.module import Batch, SteppedModule
-from mme.training.loop.optim import parameter_groups
-from mme.training.loop.trainer import (
-    Curves,
-    LogMetrics,
-    Pace,
-    build_trainer,
-    fit,
-    share_of,
-    training_loader,
-    validation_loader,
-)
+from mme.training.loop.callbacks import Curves, LogMetrics, Throughput
+from mme.training.loop.loaders import training_loader, validation_loader
+from mme.training.loop.module import Batch, TrainingModule
+from mme.training.loop.trainer import build_trainer, fit, rank_of
 
 NUM_STATISTICS_SAMPLES = 256
 
@@ -64,7 +55,7 @@ def pixel_targets(tubelets: Float[Tensor, "B M P"]) -> Float[Tensor, "B M P"]:
     return (tubelets - mean) / (tubelets.var(dim=-1, keepdim=True) + 1e-6).sqrt()
 
 
-class PretrainModule(SteppedModule):
+class PretrainModule(TrainingModule):
     """The masked motion model with its losses, in units of each target's variance.
 
     Args:
@@ -77,7 +68,8 @@ class PretrainModule(SteppedModule):
 
     def __init__(self, params: Params, statistics: dict[str, tuple[Tensor, Tensor]], steps_per_epoch: int) -> None:
         model = MotionModel(params.model, params.clip, params.pretrain)
-        super().__init__(params, params.pretrain, model, steps_per_epoch)
+        super().__init__(params.pretrain, model, steps_per_epoch, params.run.seed)
+        self.params = params
         for name, (mean, deviation) in statistics.items():
             self.register_buffer(f"{name}_mean", mean)
             self.register_buffer(f"{name}_deviation", deviation)
@@ -116,17 +108,13 @@ class PretrainModule(SteppedModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Losses on held-out clips; batches weigh their points, so that it does not matter how the clips are cut."""
-        self.record("val", self._losses(self.measured, batch), max(1, int(self.num_points(batch))))
+        self.record("val", self._losses(self.eval_model, batch), max(1, int(self.num_points(batch))))
 
-    def record(self, split: str, terms: Mapping[str, Tensor], batch_size: int) -> None:
+    def record(self, split: str, losses: Mapping[str, Tensor], batch_size: int) -> None:
         """Record the losses, and how much of the displacements' variance is explained."""
-        if "position_loss" in terms:
-            terms = {**terms, "position_explained": 1 - terms["position_loss"]}
-        super().record(split, terms, batch_size)
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """All parameters at one rate."""
-        return parameter_groups(self.model.named_parameters(), self.optimised.weight_decay)
+        if "position_loss" in losses:
+            losses = {**losses, "position_explained": 1 - losses["position_loss"]}
+        super().record(split, losses, batch_size)
 
 
 def held_out_dataset(params: Params, manifest: Manifest, tracks: TrackStore) -> PretrainDataset | None:
@@ -159,15 +147,15 @@ def run_pretraining(
     """
     pretrain, seed = params.pretrain, params.run.seed
     curves = Curves(work / "curves.csv", log_metrics)
-    trainer = build_trainer(work, params.run, pretrain, [Pace(log_metrics), curves, *callbacks])
+    trainer = build_trainer(work, params.run, pretrain, [Throughput(log_metrics), curves, *callbacks])
     training = PretrainDataset(params, manifest, tracks, pretrain.splits)
     held_out = held_out_dataset(params, manifest, tracks)
-    batches = training_loader(training, pretrain, seed, share_of(trainer))
+    batches = training_loader(training, pretrain, seed, rank_of(trainer))
     held_out_batches = None
     if held_out is not None:
-        held_out_batches = validation_loader(held_out, pretrain.batch_size, share_of(trainer))
+        held_out_batches = validation_loader(held_out, pretrain.batch_size, rank_of(trainer))
     torch.manual_seed(seed)
     module = PretrainModule(params, target_statistics(training), len(batches))
     fit(trainer, module, batches, held_out_batches, work)
-    module.model.load_state_dict(module.measured.state_dict())
+    module.model.load_state_dict(module.eval_model.state_dict())
     return module, curves

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from mme.training.finetune import FinetuneModule
+from mme.training.loop.callbacks import Throughput
+from mme.training.loop.loaders import training_loader
 from mme.training.loop.module import NonFiniteError, compile_blocks
-from mme.training.loop.trainer import Pace, training_loader
 from mme.training.pretrain import PretrainModule
 from tests.small_data import small_params
 from tests.training.noise import NUM_CLASSES, NUM_CLIPS, STATISTICS, Noise, Watch, flat, params_with, train
@@ -32,14 +33,14 @@ def test_the_average_follows_the_weights(tmp_path: Path) -> None:
     module, seen = train(tmp_path, params)
     for weights in seen.weights:
         expected = 0.75 * expected + 0.25 * weights
-    torch.testing.assert_close(flat(module.measured), expected, atol=1e-6, rtol=0)
-    assert module.measured is not module.model
-    assert not module.measured.training
+    torch.testing.assert_close(flat(module.eval_model), expected, atol=1e-6, rtol=0)
+    assert module.eval_model is not module.model
+    assert not module.eval_model.training
 
 
 def test_without_an_average_the_model_itself_is_measured() -> None:
     module = PretrainModule(params_with(), STATISTICS, 1)
-    assert module.measured is module.model
+    assert module.eval_model is module.model
     assert not [name for name in module.state_dict() if name.startswith("ema")]
 
 
@@ -107,13 +108,13 @@ def test_half_precision_is_near_and_fp16_needs_a_gpu(tmp_path: Path) -> None:
 
 def test_waiting_for_batches_is_recorded_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows: list[dict[str, float]] = []
-    pace = Pace(lambda metrics, epoch: rows.append({"epoch": epoch, **metrics}))
-    train(tmp_path, params_with(), callbacks=[pace], seconds=0.1)
+    throughput = Throughput(lambda metrics, epoch: rows.append({"epoch": epoch, **metrics}))
+    train(tmp_path, params_with(), callbacks=[throughput], seconds=0.1)
     assert [row["epoch"] for row in rows] == [0, 1, 2]
     for row in rows:
         assert 0.5 < row["system/waiting"] < 1
         assert 0 < row["system/clips_per_second"] <= NUM_CLIPS / 0.8
-    (told,) = [record.getMessage() for record in caplog.records if record.name == "mme.training.loop.trainer"]
+    (told,) = [record.getMessage() for record in caplog.records if record.name == "mme.training.loop.callbacks"]
     assert "spent waiting for batches: see num_loader_workers" in told
 
 

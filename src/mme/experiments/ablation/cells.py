@@ -26,7 +26,7 @@ from mme.motion.store import TrackStore
 from mme.system.files import digest, read_json, write_json, write_text
 from mme.tracking import Run, start_run
 from mme.training.finetune import FinetuneModule, run_finetuning
-from mme.training.loop.trainer import nested
+from mme.training.loop.callbacks import nested
 from mme.training.pretrain import PretrainModule, run_pretraining
 
 DIGITS = 6

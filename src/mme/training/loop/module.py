@@ -1,174 +1,220 @@
-"""One optimiser step, which pretraining and finetuning share: parts, global mean, guard, clipping, moving average."""
+"""One optimiser step, shared by pretraining and finetuning."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as lightning
 import torch
 from pytorch_lightning.strategies import ParallelStrategy
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from timm.optim import param_groups_weight_decay
+from timm.scheduler import CosineLRScheduler
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
-from mme.config import OptimisedParams, Params
+from mme.config import OptimisedParams
 from mme.models.encoder import VideoEncoder
-from mme.training.loop.optim import schedule
-from mme.training.loop.trainer import seed_step
 
 Batch = Mapping[str, Tensor]
 
 
 class NonFiniteError(ValueError):
-    """A loss or a gradient is infinite or not a number."""
+    """Raised if a loss or a gradient is infinite or not a number."""
 
 
-class SteppedModule(lightning.LightningModule):
-    """A model that takes one optimiser step a batch.
+class TrainingModule(lightning.LightningModule):
+    """Model that takes one optimiser step per batch (manual optimisation).
 
-    The loss of a step is a mean over the points of the *global* batch (valid hidden points in pretraining, clips in
-    finetuning). That batch is spread over processes, and each process may cut its share into ``accumulate`` parts;
-    every part's mean enters with the part's share of all points, so that neither changes the gradient.
+    The loss of a step is a mean over the points of the *global* batch: valid hidden points in pretraining, clips in
+    finetuning. That batch is spread over processes, and each process may split its share into ``accumulate`` parts. A
+    part's mean is weighted by the part's share of all points, so neither changes the gradient.
 
-    Subclasses give `prepare`, `num_points`, `losses` and `parameter_groups`.
+    A step calls, in this order: `prepare` with the process's share of the batch, `num_points` with each of its parts,
+    `losses` with each of its parts. Subclasses define the latter two.
 
     Args:
-        params: the whole of ``params.yaml``.
-        optimised: the section that this training follows.
-        model: what is trained.
-        steps_per_epoch: optimiser steps, for the schedule.
+        optimised: section of this training.
+        model: model with an ``encoder``.
+        steps_per_epoch: optimiser steps per epoch, for the schedule.
+        seed: seed of everything that a step draws.
 
     Attributes:
-        measured: the model that is validated and kept: the moving average where there is one.
-        terms: the last step's losses over this process's share; over all processes their mean is the global loss.
+        step_losses: losses of the last step over this process's share; their mean over processes is the global loss.
     """
 
-    def __init__(self, params: Params, optimised: OptimisedParams, model: nn.Module, steps_per_epoch: int) -> None:
+    def __init__(self, optimised: OptimisedParams, model: nn.Module, steps_per_epoch: int, seed: int) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.params, self.optimised, self.steps_per_epoch = params, optimised, steps_per_epoch
+        self.optimised = optimised
         self.model = model
+        self.steps_per_epoch = steps_per_epoch
+        self.seed = seed
         self.ema = None if optimised.ema_decay is None else ModelEmaV3(model, optimised.ema_decay)
         encoder = model.encoder
         assert isinstance(encoder, VideoEncoder)
         encoder.gradient_checkpointing = optimised.gradient_checkpointing
         if optimised.compile:
             compile_blocks(model)
-        self.terms: dict[str, Tensor] = {}
+        self.step_losses: dict[str, Tensor] = {}
 
     @property
-    def measured(self) -> nn.Module:
-        """The model that is validated and kept."""
+    def eval_model(self) -> nn.Module:
+        """The model that is validated and saved: the EMA model if there is one."""
         return self.model if self.ema is None else self.ema.module
 
     def prepare(self, batch: Batch) -> Batch:
-        """What is done to this process's whole share of a batch before it is cut into parts."""
+        """Transform this process's whole share of a batch, before it is split into parts."""
         return batch
 
     def num_points(self, part: Batch) -> Tensor:
-        """How many points the means of `losses` are over."""
+        """Count the points that the means of `losses` are over."""
         raise NotImplementedError
 
     def losses(self, part: Batch) -> dict[str, Tensor]:
-        """Means over the part's points: ``loss``, which is minimised, and what else is to be recorded."""
-        raise NotImplementedError
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Groups for AdamW, each with its ``lr_scale``."""
+        """Return means over the part's points: ``loss``, which is minimised, and others to record."""
         raise NotImplementedError
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """One step."""
-        seed_step(self.params.run.seed, self.global_step, self.global_rank)
-        prepared = self.prepare(batch)
-        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
+        """Take one optimiser step."""
+        optimizer = self.optimizers()
+        scheduler = self.lr_schedulers()
         assert isinstance(optimizer, lightning.core.optimizer.LightningOptimizer)
-        assert isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR)
-        optimizer.step(closure=lambda: self._backward(optimizer.optimizer, prepared))
-        scheduler.step()
+        assert isinstance(scheduler, CosineLRScheduler)
+
+        seed_step(self.seed, self.global_step, self.global_rank)
+        parts = split_batch(self.prepare(batch), self.optimised.accumulate)
+        optimizer.zero_grad()
+        self._backward(parts)
+        optimizer.step()  # clips the gradients first, see `on_before_optimizer_step`
+        scheduler.step_update(self.global_step)
         if self.ema is not None:
             self.ema.update(self.model)
-        self.record("train", self.terms, len(prepared["clip"]))
-        self.log("loss", self.terms["loss"], prog_bar=True, on_step=True, on_epoch=False)
 
-    def _backward(self, optimizer: torch.optim.Optimizer, batch: Batch) -> None:
-        """Gradients of the mean over the global batch."""
-        optimizer.zero_grad()
-        parts = list(cut(batch, self.optimised.accumulate))
+        self.record("train", self.step_losses, len(batch["clip"]))
+        self.log("loss", self.step_losses["loss"], prog_bar=True, on_step=True, on_epoch=False)
+
+    def _backward(self, parts: list[Batch]) -> None:
+        """Compute the gradient of the mean over the global batch."""
         counts = [self.num_points(part) for part in parts]
         total = self.trainer.strategy.reduce(torch.stack(counts).sum(), reduce_op="sum").clamp(min=1)
-        self.terms = {}
+        self.step_losses = {}
         for number, (part, count) in enumerate(zip(parts, counts, strict=True)):
-            share = count * self.trainer.world_size / total  # processes' gradients are averaged
-            with self._alone(number < len(parts) - 1):
+            weight = count * self.trainer.world_size / total  # DDP averages the gradients of the processes
+            is_last = number == len(parts) - 1
+            with nullcontext() if is_last else self._without_gradient_sync():
                 losses = self.losses(part)
-                self.manual_backward(losses["loss"] * share)
+                self.manual_backward(losses["loss"] * weight)
             for name, value in losses.items():
-                self.terms[name] = self.terms.get(name, 0) + value.detach() * share
+                self.step_losses[name] = self.step_losses.get(name, 0) + value.detach() * weight
 
-    def _alone(self, alone: bool) -> AbstractContextManager[None]:
-        """Keeps gradients from being averaged over processes before the last part."""
+    def _without_gradient_sync(self) -> AbstractContextManager[None]:
+        """Keep gradients from being averaged over processes."""
         strategy = self.trainer.strategy
-        return strategy.block_backward_sync() if alone and isinstance(strategy, ParallelStrategy) else nullcontext()
+        return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clip the gradients; stop where they or the losses are not finite.
+        """Clip the gradients; stop if they or the losses are not finite.
 
-        With fp16 gradients may overflow: the scaler skips such a step, so losses alone are looked at.
+        With fp16 gradients may overflow and the scaler skips such a step, so only losses are checked.
 
         Raises:
-            NonFiniteError: the message names the step, the losses and the file with the state and the batch's losses.
+            NonFiniteError: the message names the step, the losses and the file with the state before the step.
         """
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, self.optimised.clip_grad)
-        watched = dict(self.terms) if self.optimised.precision == "16-mixed" else {**self.terms, "gradient norm": norm}
-        if torch.stack([value.detach().float() for value in watched.values()]).isfinite().all():
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.optimised.clip_grad)
+        checked = dict(self.step_losses)
+        if self.optimised.precision != "16-mixed":
+            checked["gradient norm"] = norm
+        if torch.stack([value.detach().float() for value in checked.values()]).isfinite().all():
             return
+
         path = Path(self.trainer.default_root_dir) / f"nonfinite-{self.global_rank}.pt"
-        state = {"step": self.global_step, "model": self.model.state_dict(), "optimizer": optimizer.state_dict()}
-        torch.save({**state, "terms": watched}, path)
-        found = ", ".join(f"{name} {float(value):g}" for name, value in watched.items())
+        state = {
+            "step": self.global_step,
+            "model": self.model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "losses": checked,
+        }
+        torch.save(state, path)
+        found = ", ".join(f"{name} {float(value):g}" for name, value in checked.items())
         raise NonFiniteError(
             f"step {self.global_step} in epoch {self.current_epoch} is not finite: {found}. The state before it is in"
             f" {path}, the last whole epoch in last.ckpt beside it. A smaller lr or clip_grad may help, or precision 32"
         )
 
-    def record(self, split: str, terms: Mapping[str, Tensor], batch_size: int) -> None:
-        """Let an epoch's mean be recorded under ``split/name``, each batch weighing its size."""
-        metrics = {f"{split}/{name}": value.detach() for name, value in terms.items()}
-        # Lightning averages the processes' sizes as whole numbers and drops the rest; times their number none is left.
+    def record(self, split: str, losses: Mapping[str, Tensor], batch_size: int) -> None:
+        """Record the epoch's mean under ``split/name``; each batch is weighted by its size."""
+        metrics = {f"{split}/{name}": value.detach() for name, value in losses.items()}
+        # Lightning averages the processes' sizes in whole numbers and drops the remainder; multiplied by the world
+        # size there is none.
         weight = batch_size * self.trainer.world_size
         self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=weight, sync_dist=True)
 
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the groups for AdamW: weight decay on matrices, none on vectors (biases, norms, mask token)."""
+        groups: list[dict[str, Any]] = param_groups_weight_decay(self.model, self.optimised.weight_decay)
+        return groups
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW, warm-up and cosine by the step."""
+        """Build AdamW with a linear warm-up and half a cosine, by the step."""
         optimised = self.optimised
-        fused = optimised.precision != "16-mixed"  # where it would take the scaler's scale off only after the clipping
-        optimizer = torch.optim.AdamW(
-            self.parameter_groups(), lr=optimised.scaled_lr, betas=optimised.betas, fused=fused
-        )
-        scheduler = schedule(
+        lr = optimised.scaled_lr
+        # With fp16 a fused step would remove the scaler's scale only after the clipping.
+        fused = optimised.precision != "16-mixed"
+        optimizer = torch.optim.AdamW(self.parameter_groups(), lr=lr, betas=optimised.betas, fused=fused)
+
+        scheduler = warmup_cosine(
             optimizer,
-            optimised.scaled_lr,
-            optimised.warmup_epochs * self.steps_per_epoch,
-            optimised.epochs * self.steps_per_epoch,
-            optimised.min_lr_ratio,
+            lr,
+            warmup_steps=optimised.warmup_epochs * self.steps_per_epoch,
+            total_steps=optimised.epochs * self.steps_per_epoch,
+            min_ratio=optimised.min_lr_ratio,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-def cut(batch: Batch, num_parts: int) -> Iterator[Batch]:
-    """Equal parts of a batch along its first axis."""
-    pieces = {name: value.chunk(num_parts) for name, value in batch.items()}
-    for number in range(num_parts):
-        yield {name: piece[number] for name, piece in pieces.items()}
+def warmup_cosine(
+    optimizer: torch.optim.Optimizer, lr: float, warmup_steps: float, total_steps: int, min_ratio: float
+) -> CosineLRScheduler:
+    """Build the schedule: linear from ``lr / (warmup_steps + 1)`` to ``lr``, then half a cosine to ``min_ratio * lr``.
+
+    A group's learning rate is the schedule's times its ``lr_scale``.
+    """
+    scheduler = CosineLRScheduler(
+        optimizer,
+        t_initial=total_steps - warmup_steps,  # type: ignore[arg-type]  # fractions of a step are fine
+        lr_min=min_ratio * lr,
+        warmup_t=warmup_steps,  # type: ignore[arg-type]
+        warmup_lr_init=lr / (warmup_steps + 1),  # above 0, so that the first step learns
+        warmup_prefix=True,
+        t_in_epochs=False,
+    )
+    scheduler.step_update(0)
+    return scheduler
+
+
+def seed_step(seed: int, step: int, rank: int = 0) -> None:
+    """Seed what a step draws outside the data sets (drop path, mixup) from its number alone, so that runs resume."""
+    state = np.random.SeedSequence((seed, step, rank) if rank else (seed, step)).generate_state(2)
+    torch.manual_seed(int(state[0]))
+    np.random.seed(int(state[1]))  # noqa: NPY002 - timm's Mixup draws from the global generator
+
+
+def split_batch(batch: Batch, num_parts: int) -> list[Batch]:
+    """Split a batch into equal parts along its first axis."""
+    chunks = {name: value.chunk(num_parts) for name, value in batch.items()}
+    return [{name: chunk[number] for name, chunk in chunks.items()} for number in range(num_parts)]
 
 
 def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
-    """Compile each transformer block in place: they share one shape and one compilation, and masks stay outside."""
+    """Compile each transformer block in place.
+
+    All blocks share one shape and so one compilation; masking, whose shapes vary, stays outside.
+    """
     for module in model.modules():
         if type(module).__name__ == "Block":
             module.compile(backend=backend)

@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mme.training.loop.sampler import EpochSampler, Share
+from mme.training.loop.loaders import EpochSampler, Rank
 
 
 def parts(num_processes: int, num_samples: int, epoch: int = 4, **options: int) -> list[list[tuple[int, int]]]:
     """What each process draws in an epoch."""
     samplers = [
-        EpochSampler(num_samples, seed=3, shuffle=True, share=Share(rank, num_processes), **options)
+        EpochSampler(num_samples, seed=3, shuffle=True, rank=Rank(rank, num_processes), **options)
         for rank in range(num_processes)
     ]
     drawn = []

@@ -1,0 +1,125 @@
+"""Order of the samples and the loaders of a training, for any number of processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from mme.config import OptimisedParams
+from mme.data.frames import SEED_ORDER
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Rank and world size of a process among those that share every batch."""
+
+    rank: int
+    world_size: int
+
+
+SINGLE_PROCESS = Rank(rank=0, world_size=1)
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """Yield ``(draw, index)``: the data set derives a sample's randomness from its draw.
+
+    The order is a function of (seed, epoch) alone. A video is drawn ``repeats`` times in a row in each epoch; draws are
+    numbered through all epochs (without repeats a draw's number is the epoch's). Every process of a distributed run
+    walks the same permutation and takes each ``world_size``-th element from its rank on. So equally many consecutive
+    elements of every process make up the same global batch, whatever the number of processes.
+
+    Args:
+        num_samples: samples of the data set.
+        seed: seed of the order.
+        shuffle: permute anew in each epoch, or keep the order.
+        rank: this process.
+        repeats: draws of a sample per epoch (Hoffer et al. 2020).
+        multiple_of: the epoch is shortened to a multiple of it, so that all processes have equally many samples.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        seed: int,
+        shuffle: bool,
+        rank: Rank = SINGLE_PROCESS,
+        repeats: int = 1,
+        multiple_of: int = 1,
+    ) -> None:
+        self.num_samples = num_samples
+        self.seed = seed
+        self.shuffle = shuffle
+        self.rank = rank
+        self.repeats = repeats
+        self.num_kept = num_samples * repeats // multiple_of * multiple_of
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch; the trainer calls this before each one."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = np.arange(self.num_samples)
+        if self.shuffle:
+            order = np.random.default_rng((SEED_ORDER, self.seed, self.epoch)).permutation(self.num_samples)
+        for place in self._places():
+            draw = self.epoch * self.repeats + place % self.repeats
+            yield draw, int(order[place // self.repeats])
+
+    def __len__(self) -> int:
+        return len(self._places())
+
+    def _places(self) -> range:
+        """Places of this process's draws in the epoch."""
+        return range(self.rank.rank, self.num_kept, self.rank.world_size)
+
+
+def training_loader(
+    dataset: Dataset[Any], optimised: OptimisedParams, seed: int, rank: Rank = SINGLE_PROCESS, repeats: int = 1
+) -> DataLoader[dict[str, Tensor]]:
+    """Build the loader of this process's share of full batches, shuffled anew in each epoch.
+
+    A batch is at most as large as the data set.
+
+    Raises:
+        ValueError: the data set has fewer samples than a batch has parts.
+    """
+    size: int = len(dataset)  # type: ignore[arg-type]
+    parts = rank.world_size * optimised.accumulate
+    batch_size = min(optimised.batch_size, size * repeats) // parts * parts
+    if batch_size == 0:
+        raise ValueError(f"{size} videos are too few for {rank.world_size} processes x {optimised.accumulate} parts")
+    sampler = EpochSampler(size, seed, True, rank, repeats, multiple_of=batch_size)
+    return _loader(dataset, sampler, batch_size // rank.world_size, optimised.num_loader_workers)
+
+
+def validation_loader(
+    dataset: Dataset[Any], batch_size: int, rank: Rank = SINGLE_PROCESS
+) -> DataLoader[dict[str, Tensor]]:
+    """Build the loader of this process's share of all samples, in order; together the processes see each one once.
+
+    Raises:
+        ValueError: there are fewer samples than processes.
+    """
+    size: int = len(dataset)  # type: ignore[arg-type]
+    if size < rank.world_size:
+        raise ValueError(f"{size} videos to validate on are too few for {rank.world_size} processes")
+    local_size = max(1, min(batch_size, size) // rank.world_size)
+    return _loader(dataset, EpochSampler(size, 0, False, rank), local_size, 0)
+
+
+def _loader(dataset: Dataset[Any], sampler: EpochSampler, batch_size: int, num_workers: int) -> DataLoader[Any]:
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )
