@@ -10,7 +10,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from safetensors.torch import load_file
 from timm.data.mixup import Mixup
-from timm.optim import param_groups_layer_decay
+from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
 from torch import Tensor
 from torch.nn import functional
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
 
 import pytest
 import torch
@@ -122,7 +121,7 @@ def test_the_rate_is_proportional_to_the_batch_where_asked_for() -> None:
     assert params_with().pretrain.scaled_lr == params_with().pretrain.lr
     params = params_with(lr=0.001, batch_size=64, lr_batch_size=256)
     assert params.pretrain.scaled_lr == pytest.approx(0.00025)
-    configured = cast(dict[str, Any], PretrainModule(params, STATISTICS, 1).configure_optimizers())
+    configured = PretrainModule(params, STATISTICS, 1).configure_optimizers()
     groups = configured["optimizer"].param_groups
     assert {group["initial_lr"] for group in groups} == {params.pretrain.scaled_lr}
 

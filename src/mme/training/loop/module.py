@@ -11,9 +11,8 @@ import numpy as np
 import pytorch_lightning as lightning
 import torch
 from pytorch_lightning.strategies import ParallelStrategy
-from pytorch_lightning.utilities.types import OptimizerLRScheduler
-from timm.optim import param_groups_weight_decay
-from timm.scheduler import CosineLRScheduler
+from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
+from timm.scheduler.cosine_lr import CosineLRScheduler
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
@@ -159,7 +158,7 @@ class TrainingModule(lightning.LightningModule):
         groups: list[dict[str, Any]] = param_groups_weight_decay(self.model, self.optimised.weight_decay)
         return groups
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
+    def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]  # timm's scheduler is not torch's
         """Build AdamW with a linear warm-up and half a cosine, by the step."""
         optimised = self.optimised
         lr = optimised.scaled_lr
