@@ -1,4 +1,4 @@
-"""``docker/compose.yaml`` as Compose reads it: for checks, and for starting what it says without an engine."""
+"""``docker/compose.yaml`` with its variables replaced, for checks and for a stack without an engine."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ VARIABLE = re.compile(r"\$\$|\$\{(?P<name>\w+)(?:(?P<operator>:?[-?])(?P<rest>[^
 
 
 def interpolate(value: Any, environment: Mapping[str, str]) -> Any:
-    """Put the environment in, in every string below ``value``.
+    """Replace variables by the environment in every string below ``value``.
 
     Raises:
-        ValueError: a variable that has to be set is not.
+        ValueError: a required variable is not set.
     """
     if isinstance(value, Mapping):
         return {key: interpolate(entry, environment) for key, entry in value.items()}
@@ -43,7 +43,7 @@ def _value(found: re.Match[str], environment: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True)
 class Image:
-    """The last stage of a Dockerfile's target: what a container of it starts with."""
+    """Start settings of a Dockerfile's target."""
 
     environment: dict[str, str]
     entrypoint: list[str]
@@ -51,7 +51,7 @@ class Image:
 
 
 def read_image(file: Path, target: str) -> Image:
-    """The instructions ENV, ENTRYPOINT and USER of one stage."""
+    """Read the instructions ENV, ENTRYPOINT and USER of one stage."""
     text = re.sub(r"\\\n", " ", file.read_text(encoding="utf-8"))
     stage = re.split(r"^FROM .* AS ", text, flags=re.MULTILINE)
     (lines,) = [part.splitlines()[1:] for part in stage if part.split(maxsplit=1)[0] == target]
@@ -64,13 +64,13 @@ def read_image(file: Path, target: str) -> Image:
 
 
 def load(environment: Mapping[str, str]) -> dict[str, Any]:
-    """The file with the environment in it."""
+    """Read the file with variables replaced by the environment."""
     document: dict[str, Any] = interpolate(yaml.safe_load(FILE.read_text(encoding="utf-8")), environment)
     return document
 
 
 def example_environment() -> dict[str, str]:
-    """``.env.example`` with every empty value filled in."""
+    """Read ``.env.example`` and fill in every empty value."""
     lines = (DOCKER / ".env.example").read_text(encoding="utf-8").splitlines()
     pairs = [line.split("=", 1) for line in lines if line and not line.startswith("#")]
     return {name: value or f"{name.lower().replace('_', '-')}-of-a-test" for name, value in pairs}

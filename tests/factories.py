@@ -1,4 +1,4 @@
-"""Rows of a manifest for tests that need no video."""
+"""Rows of a manifest for tests without videos."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ROW = Video(
 
 
 def row(video_id: str, split: str, **changes: Any) -> Video:
-    """A row whose file would be ``ID.mp4`` and hold its id."""
+    """Return a row whose file would be ``ID.mp4`` with the id as content."""
     content = hashlib.sha256(video_id.encode()).hexdigest()
     named = replace(
         _ROW, id=video_id, split=split, path=f"{video_id}.mp4", sha256=content, source_path=f"{video_id}.mp4"

@@ -1,7 +1,7 @@
-"""Media files for tests, made with PyAV alone: good ones of many kinds, and broken ones.
+"""Media files for tests, written by PyAV: valid ones of many kinds, and broken ones.
 
-Every frame carries its number as a row of black and white blocks, so that a test can tell which frame it got, whatever
-the codec, the size and the rotation did to it.
+Every frame carries its number as a row of black and white blocks, so that a test can identify a frame after any codec,
+scaling and rotation.
 """
 
 from __future__ import annotations
@@ -28,12 +28,11 @@ _FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm", "
 
 @dataclass(frozen=True)
 class Spec:
-    """One good video file.
+    """Properties of a valid video file.
 
-    ``rotation`` is what a player has to turn by, counter-clockwise degrees, so the stored picture is turned by its
-    opposite; ``size`` is (width, height) as stored. ``variable_rate`` stretches every third frame to three times its
-    duration. ``pixel_aspect`` is a pixel's width over its height. ``sound_s`` is the sound's length, by default that of
-    the video.
+    ``rotation`` is the counter-clockwise angle in degrees by which a player rotates the stored picture; ``size`` is
+    (width, height) as stored. ``variable_rate`` gives every third frame three times its duration. ``pixel_aspect`` is
+    a pixel's width over its height. ``sound_s`` is the length of the sound, by default that of the video.
     """
 
     codec: str = "libx264"
@@ -50,7 +49,7 @@ class Spec:
 
 
 def pictures(num_frames: int, size: tuple[int, int], seed: int = 0) -> NDArray[np.uint8]:
-    """A square moving over a gradient, RGB uint8 ``[T, H, W, 3]``, upright, with the number of each frame on top."""
+    """Draw a square moving over a gradient with each frame's number at the top: upright RGB uint8 ``[T, H, W, 3]``."""
     width, height = size
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width]
@@ -69,7 +68,7 @@ def pictures(num_frames: int, size: tuple[int, int], seed: int = 0) -> NDArray[n
 
 
 def frame_numbers(frames: NDArray[np.uint8]) -> list[int]:
-    """The numbers that ``pictures`` wrote, read from RGB frames ``[T, H, W, 3]`` of any size, upright."""
+    """Read the numbers that ``pictures`` drew from upright RGB frames ``[T, H, W, 3]`` of any size."""
     height, width = frames.shape[1:3]
     strip = frames[:, height // 18 : height // 18 * 2 + 1].mean(axis=(1, 3))  # (T, W)
     numbers = []
@@ -81,7 +80,7 @@ def frame_numbers(frames: NDArray[np.uint8]) -> list[int]:
 
 
 def write(path: Path, spec: Spec | None = None, **changes: Any) -> Path:
-    """Write a good video; the suffix of ``path`` tells the container. Keyword arguments change ``spec``."""
+    """Write a valid video in the container of ``path``'s suffix. Keyword arguments change ``spec``."""
     spec = replace(spec or Spec(), **changes)
     path.parent.mkdir(parents=True, exist_ok=True)
     width, height = spec.size
@@ -115,7 +114,7 @@ def write(path: Path, spec: Spec | None = None, **changes: Any) -> Path:
 
 
 def truncated(path: Path, share: float = 0.5, spec: Spec | None = None) -> Path:
-    """The first part of a good file whose index is at the front, so that it opens but ends too early."""
+    """Write the first part of a valid file whose index is at the front, so that it opens but ends too early."""
     spec = spec or Spec(num_frames=48)
     whole = path.with_name(f".whole{path.suffix}")
     write(whole, spec)
@@ -128,7 +127,7 @@ def truncated(path: Path, share: float = 0.5, spec: Spec | None = None) -> Path:
 
 
 def audio_only(path: Path, seconds: float = 1.0) -> Path:
-    """A tone without a picture."""
+    """Write a tone without a picture."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", format=_FORMATS[path.suffix]) as container:
         _write_tone(container, _add_sound(container), seconds)
@@ -136,7 +135,7 @@ def audio_only(path: Path, seconds: float = 1.0) -> Path:
 
 
 def no_frames(path: Path) -> Path:
-    """A video stream that was announced and never written to."""
+    """Write a file whose video stream has no frame."""
     path.parent.mkdir(parents=True, exist_ok=True)
     options: dict[str, str] = {"movflags": "empty_moov+frag_keyframe"} if path.suffix == ".mp4" else {}
     with av.open(str(path), mode="w", format=_FORMATS[path.suffix], options=options) as container:
@@ -148,7 +147,7 @@ def no_frames(path: Path) -> Path:
 
 
 def damaged(path: Path, spec: Spec | None = None) -> Path:
-    """A good file whose coded pictures, from one third on, are overwritten with noise."""
+    """Write a valid file whose encoded pictures, from one third on, are overwritten with noise."""
     write(path, spec or Spec(num_frames=48))
     _index_first(path)
     data = bytearray(path.read_bytes())
@@ -159,14 +158,14 @@ def damaged(path: Path, spec: Spec | None = None) -> Path:
 
 
 def text(path: Path) -> Path:
-    """No video at all."""
+    """Write text into a file with a video's name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("label,file\nwave,1.mp4\n" * 20, encoding="utf-8")
     return path
 
 
 def empty(path: Path) -> Path:
-    """A file of no bytes."""
+    """Write an empty file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"")
     return path
@@ -198,7 +197,7 @@ def _write_tone(container: av.container.OutputContainer, stream: AudioStream, se
 
 
 def _index_first(path: Path) -> None:
-    """Move the index of an MP4 file to its front, as files made for the web have it."""
+    """Move the index of an MP4 file to its front, as in files for the web."""
     moved = path.with_name(f".moved{path.suffix}")
     options = {"movflags": "+faststart"}
     with (

@@ -1,4 +1,4 @@
-"""Real servers for tests, each in a process group of its own on loopback: PostgreSQL, S3's stand-in, MLflow's."""
+"""Real servers for tests, each in a process group of its own on loopback: PostgreSQL, moto for S3, MLflow."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ import pytest
 from psycopg import sql
 
 START_S = 300.0
-"""How long a server may take to start; generous, since the machine may be busy."""
+"""Longest time until a server is ready; generous, since the machine may be busy."""
 
 STOP_S = 20.0
 
 _SCOPE = "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
-"""What tells moto that a request is one to S3; it checks no signature."""
+"""Header that marks a request to moto as one to S3; moto checks no signature."""
 
 S3_CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "test",
@@ -51,14 +51,14 @@ needs_postgres = pytest.mark.skipif(POSTGRES is None, reason="needs Debian's pac
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """Return a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def answers(address: str) -> Callable[[], bool]:
-    """Whether ``GET address`` succeeds."""
+    """Return a check that ``GET address`` succeeds."""
 
     def ask() -> bool:
         try:
@@ -71,7 +71,7 @@ def answers(address: str) -> Callable[[], bool]:
 
 @dataclass(frozen=True)
 class Server:
-    """A running server: where it answers, its process and what it wrote."""
+    """A running server: address, process and log file."""
 
     address: str
     process: subprocess.Popen[bytes]
@@ -80,15 +80,15 @@ class Server:
 
 @dataclass(frozen=True)
 class Command:
-    """How to start a server.
+    """Command that starts a server.
 
     Attributes:
         words: program and arguments.
-        log: receives what it writes.
-        environment: in addition to ours.
-        user: whom it runs as, if we are root.
-        folder: where it runs, ours by default.
-        end: the signal that asks it to end.
+        log: file for its output.
+        environment: variables in addition to those of the tests.
+        user: account to run as if the tests run as root.
+        folder: working folder, by default that of the tests.
+        end: signal that ends it.
     """
 
     words: Sequence[str]
@@ -101,7 +101,7 @@ class Command:
 
 @contextmanager
 def started(command: Command, address: str, ready: Callable[[], bool]) -> Iterator[Server]:
-    """A server between its readiness and its end; it and its children are gone afterwards."""
+    """Start a server, wait until it is ready, and end it and its children afterwards."""
     with command.log.open("wb") as log:
         process = subprocess.Popen(
             command.words,
@@ -126,7 +126,7 @@ def started(command: Command, address: str, ready: Callable[[], bool]) -> Iterat
 
 
 def stop(process: subprocess.Popen[bytes], end: signal.Signals = signal.SIGTERM) -> None:
-    """End a server's whole process group: asked first, killed if it does not listen."""
+    """End a server's process group by its signal, or by SIGKILL if it does not end in time."""
     for sent in (end, signal.SIGKILL):
         try:
             os.killpg(process.pid, sent)
@@ -140,9 +140,9 @@ def stop(process: subprocess.Popen[bytes], end: signal.Signals = signal.SIGTERM)
 
 @contextmanager
 def postgres(databases: Sequence[str], user: str = "mme", password: str = "secret") -> Iterator[Server]:
-    """PostgreSQL with a superuser and databases; the address has no database: ``f"{server.address}/mlflow"``."""
+    """Start PostgreSQL with a superuser and databases, one of which is at ``f"{server.address}/{name}"``."""
     assert POSTGRES is not None, "mark the test with `needs_postgres`"
-    # Not in pytest's folder, which only its owner may enter: PostgreSQL refuses to run as root.
+    # Outside pytest's folder, which only its owner may enter: PostgreSQL refuses to run as root.
     folder = Path(tempfile.mkdtemp(prefix="mme-postgres-"))
     account = "postgres" if os.geteuid() == 0 else None
     try:
@@ -191,7 +191,7 @@ def _create_databases(address: str, databases: Sequence[str]) -> None:
 
 @contextmanager
 def s3(log: Path, buckets: Sequence[str]) -> Iterator[Server]:
-    """moto's server with buckets; clients take ``S3_CREDENTIALS``. What it holds is gone at its end."""
+    """Start moto's server with buckets in memory; clients use ``S3_CREDENTIALS``."""
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     words = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
@@ -203,7 +203,7 @@ def s3(log: Path, buckets: Sequence[str]) -> Iterator[Server]:
 
 @contextmanager
 def mlflow(log: Path, store: str, artifacts: str, environment: Mapping[str, str]) -> Iterator[Server]:
-    """``mlflow server`` that keeps runs in ``store`` and hands artifacts through from ``artifacts``."""
+    """Start ``mlflow server`` with runs in ``store`` and artifacts proxied from ``artifacts``."""
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     words = [

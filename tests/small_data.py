@@ -1,4 +1,4 @@
-"""A data set in miniature, through the real code: videos, manifest, trajectories, and parameters that fit them."""
+"""A small data set made by the real code: videos, manifest, trajectories, and parameters that fit them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SMALL: dict[str, dict[str, Any]] = {
 
 
 def small_params(**changes: dict[str, Any]) -> Params:
-    """``params.yaml`` with everything made small; ``changes`` by section."""
+    """Return ``params.yaml`` with small sizes; ``changes`` by section."""
     raw = DEFAULTS.model_dump()
     for section, values in [*SMALL.items(), *changes.items()]:
         raw[section] = raw[section] | values
@@ -46,7 +46,7 @@ def small_params(**changes: dict[str, Any]) -> Params:
 
 
 def make_small_data(folder: Path, params: Params) -> Manifest:
-    """12 videos to pretrain on, 8 labelled ones to train on, 4 to validate on; tracks in ``folder/trajectories``."""
+    """Write 12 videos for pretraining, 8 labelled ones for training, 4 for validation, and their tracks."""
     rows = []
     for number, (split, count) in enumerate({"pretrain": 12, "train": 8, "val": 4}.items()):
         for index in range(count):

@@ -1,4 +1,4 @@
-"""The documents: their commands exist and take the options they are given, their code is code, their site builds."""
+"""The documents: commands and options exist, code blocks parse, the site builds."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ COMMON = {
     "sha256sum",
     "sqlite3",
 }
-"""Programs of others that a block may name; their options are theirs."""
+"""Programs outside this project whose options are not checked."""
 
 Words = list[str]
 
@@ -60,7 +60,7 @@ def hooks() -> ModuleType:
 
 
 def commands_in(block: str) -> Iterator[Words]:
-    """Simple commands of a block: parts of pipes and lists apart, without assignments before them and redirections."""
+    """Yield the simple commands of a block, without assignments and redirections."""
     for line in block.replace("\\\n", " ").splitlines():
         tokens = shlex.shlex(line, posix=True, punctuation_chars="|&;()<>")
         tokens.wordchars += "$@{}[],:%+!"
@@ -79,7 +79,7 @@ def commands_in(block: str) -> Iterator[Words]:
 
 
 def check_click(command: Any, words: Words) -> None:
-    """Parse words as a click command would, subcommand by subcommand, without running anything."""
+    """Parse words as click does, subcommand by subcommand, without running them."""
     try:
         context = command.make_context(words[0], words[1:])
     except Exception as error:
@@ -151,12 +151,12 @@ def check_words(words: Words) -> None:
         try:
             CHECKS[program](words)
         except SystemExit as error:
-            raise AssertionError(f"{words} is refused") from error
+            raise AssertionError(f"{words} is not accepted") from error
     else:
-        assert program in COMMON or program in pins(), f"no test knows {words}"
+        assert program in COMMON or program in pins(), f"unknown program: {words}"
 
 
-def test_commands_are_taken_apart() -> None:
+def test_blocks_are_split_into_commands() -> None:
     block = "A=1 mme classify 'a b.mp4' | cat # why\ncd x && make \\\n  test > log\nprintf %s \"$KEY\"\n"
     assert list(commands_in(block)) == [
         ["mme", "classify", "a b.mp4"], ["cat"], ["cd", "x"], ["make", "test"], ["printf", "%s", "$KEY"],
@@ -166,13 +166,13 @@ def test_commands_are_taken_apart() -> None:
 @pytest.mark.parametrize(
     "words", [["mme", "classiffy"], ["mme", "classify", "--no", "x"], ["make", "teste"], ["frobnicate"]]
 )
-def test_wrong_commands_are_noticed(words: Words) -> None:
+def test_wrong_commands_fail(words: Words) -> None:
     with pytest.raises(Exception, match=r".+"):
         check_words(words)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_command_exists(page: Path) -> None:
+def test_commands_exist_and_accept_their_options(page: Path) -> None:
     for block in fenced_in(page, "bash"):
         subprocess.run(["bash", "-n"], input=block, text=True, check=True)
         for words in commands_in(block):
@@ -180,7 +180,7 @@ def test_every_command_exists(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_piece_of_code_and_data_can_be_read(page: Path) -> None:
+def test_code_blocks_parse(page: Path) -> None:
     for block in fenced_in(page, "python"):
         ast.parse(block)
     for block in fenced_in(page, "yaml"):
@@ -189,8 +189,8 @@ def test_every_piece_of_code_and_data_can_be_read(page: Path) -> None:
         json.loads(block)
 
 
-def test_parameters_that_are_named_exist() -> None:
-    """`section.name` in the documents, where the section is one of params.yaml."""
+def test_named_parameters_exist() -> None:
+    """Check `section.name` in the documents if the section is one of params.yaml."""
     sections = {name: set(getattr(field.annotation, "model_fields", ())) for name, field in Params.model_fields.items()}
     wrong = []
     for page in PAGES:
@@ -200,7 +200,7 @@ def test_parameters_that_are_named_exist() -> None:
     assert wrong == []
 
 
-def test_settings_that_are_named_exist() -> None:
+def test_named_settings_exist() -> None:
     from serving.settings import Settings
 
     known = {f"MME_{name.upper()}" for name in Settings.model_fields} | {"MME_API_KEY"}
@@ -226,7 +226,7 @@ def test_generated_pages_are_complete() -> None:
 
 
 @pytest.mark.slow
-def test_the_site_builds_without_warnings_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+def test_site_builds_without_warnings_and_loads_nothing_from_other_hosts(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stdout + answer.stderr
@@ -236,7 +236,7 @@ def test_the_site_builds_without_warnings_and_loads_nothing_from_elsewhere(tmp_p
     for page in (tmp_path / "site").rglob("*.html"):
         text = page.read_text(encoding="utf-8")
         assert loads.search(text) is None, page.name
-        assert 'class="arithmatex"' not in text, f"{page.name}: a formula was left as it is"
+        assert 'class="arithmatex"' not in text, f"{page.name}: a formula is not MathML"
     for sheet in (tmp_path / "site").rglob("*.css"):
         assert not re.search(r"(?:url\(|@import )[\"']?(?:https?:)?//", sheet.read_text(encoding="utf-8")), sheet.name
     for page in SITE_PAGES:

@@ -1,4 +1,4 @@
-"""The servers that other tests rely on."""
+"""The servers of other tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests import servers
 
 
 @servers.needs_postgres
-def test_postgres_makes_databases_and_leaves_nothing() -> None:
+def test_postgres_creates_databases_and_leaves_no_process_or_file() -> None:
     with servers.postgres(["one", "two"]) as server:
         with psycopg.connect(f"{server.address}/two") as connection:
             assert connection.execute("SELECT 1").fetchone() == (1,)

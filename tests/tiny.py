@@ -1,4 +1,4 @@
-"""A model small enough for tests, its folder, and videos whose content tells them apart."""
+"""A small model, its folder, and frames that differ by seed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LABELS = ("down", "left", "right", "up")
 
 
 def tiny_config(**changes: Any) -> FolderConfig:
-    """4 frames at stride 2, 16 x 16 pixels, two blocks of 16 channels, two segments with a centre crop."""
+    """Return a config: 4 frames at stride 2, 16 x 16 pixels, two blocks of 16 channels, two segments, a centre crop."""
     values: dict[str, Any] = {
         "format": 1,
         "name": "tiny",
@@ -47,7 +47,7 @@ def tiny_config(**changes: Any) -> FolderConfig:
 
 
 def tiny_model(config: FolderConfig, seed: int = 0) -> MotionClassifier:
-    """Random weights whose logits differ clearly from video to video."""
+    """Return a model with random weights whose logits differ clearly between videos."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = MotionClassifier(
@@ -68,7 +68,7 @@ def save_tiny_folder(folder: Path, seed: int = 0, **changes: Any) -> Path:
 def moving_frames(
     num_frames: int = 20, height: int = 32, width: int = 48, seed: int = 0
 ) -> UInt8[np.ndarray, "T H W 3"]:
-    """A smooth coloured pattern that drifts to the right by two pixels a frame; every seed has its own."""
+    """Draw a smooth coloured pattern, different for each seed, that moves to the right by two pixels per frame."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width].astype(np.float64)
     phase, waves = rng.uniform(0, 2 * np.pi, 3), rng.uniform(0.1, 0.5, (3, 2))

@@ -26,7 +26,7 @@ def test_sections_are_merged_and_printed(tmp_path: Path, capsys: pytest.CaptureF
     assert "at most 3" in shown
 
 
-def test_aims() -> None:
+def test_target_ranges() -> None:
     assert Row("", 2.5, "ms", at_most=2).missed
     assert not Row("", 2.0, "ms", at_most=2).missed
     assert Row("", 1.7, "x", at_least=1.8).missed
@@ -34,5 +34,5 @@ def test_aims() -> None:
     assert Row("", 0.0, "ms").aim == ""
 
 
-def test_what_is_run_by_default_exists() -> None:
+def test_default_benchmarks_exist() -> None:
     assert all(importlib.util.find_spec(f"benchmarks.{name}") for name in BENCHMARKS)
