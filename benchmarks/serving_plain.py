@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import uvicorn
-from fastapi import FastAPI, UploadFile
+from fastapi import Body, FastAPI, Header
+from multipart import MultipartParser, parse_options_header  # type: ignore[import-untyped]
 
 from mme.evaluation.classifier import Classifier
 
@@ -20,8 +22,9 @@ def create_app(folder: Path) -> FastAPI:
     app, classifier = FastAPI(), Classifier.load(folder)
 
     @app.post("/classify")
-    def classify(file: UploadFile) -> dict[str, Any]:
-        result = classifier.classify(file.file.read())
+    def classify(body: Annotated[bytes, Body()], content_type: Annotated[str, Header()]) -> dict[str, Any]:
+        boundary = parse_options_header(content_type)[1]["boundary"]
+        result = classifier.classify(MultipartParser(io.BytesIO(body), boundary).get("file").raw)
         return {"predictions": [[item.label, item.probability] for item in result.predictions]}
 
     return app

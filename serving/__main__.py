@@ -1,27 +1,28 @@
-"""``python -m serving``: the service on one address, until SIGTERM."""
+"""``python -m serving``: run the service on one address until SIGTERM."""
 
 from __future__ import annotations
 
 import os
 
-LIBRARIES = {
-    "OMP_WAIT_POLICY": "PASSIVE",  # decoders need the cores that a waiting pass would spin on
-    # The registry is asked again at the next look; MLflow's own seven tries would hide for minutes that it is away.
+LIBRARY_SETTINGS = {
+    "OMP_WAIT_POLICY": "PASSIVE",  # threads of a forward pass must not spin on the cores that decoders need
+    # The next poll asks the registry again; MLflow's own seven retries would hide an outage for minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
 }
-"""Their settings, read from the environment when they are imported; what is set already stays."""
+"""Defaults of environment variables that libraries read when they are imported."""
 
 
 def main() -> None:
     """Read the settings and serve."""
-    for name, value in LIBRARIES.items():
+    for name, value in LIBRARY_SETTINGS.items():
         os.environ.setdefault(name, value)
-    # Imported here: a decoding process imports this module, but has no use for the service.
-    from serving.http.server import run
+
+    # Imported here: decoding processes import this module, but do not need the service.
+    from serving.http.server import run_server
     from serving.settings import Settings
 
-    run(Settings())
+    run_server(Settings())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The addresses that clients call."""
+"""Routes for classification, trajectories, labels and the model."""
 
 from __future__ import annotations
 
@@ -7,32 +7,31 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
-from typing import Annotated
+from typing import Annotated, Any
 
+from asgi_correlation_id import correlation_id
 from fastapi import APIRouter, Depends, Query, Request, Security
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from serving.decoding.tracks import LENGTH, windows
-from serving.http.uploads import Upload, UploadLimits, discard_rest, received
-from serving.inference.engine import Classified, Engine, while_connected
-from serving.inference.host import LoadedModel
+from serving.http.uploads import Upload, discard_rest, received
+from serving.inference.engine import Classified, InferenceEngine, while_connected
+from serving.inference.model_reloader import LoadedModel
 from serving.problems import Problem, ProblemDocument, documented
 from serving.schemas import (
+    AnswerTimings,
     BatchAnswer,
     BatchEntry,
     ClassificationAnswer,
     ClipFacts,
-    Crops,
     DefaultViews,
     Labels,
     ModelCard,
     ModelName,
-    Options,
-    Prediction,
-    Timings,
     TracksAnswer,
     VideoFacts,
+    ViewOptions,
     ViewsTaken,
 )
 
@@ -46,138 +45,155 @@ PER_UPLOAD = (
 )  # fmt: skip
 PER_CALL = ("unauthorized", "rate-limited", "overloaded", "model-not-loaded", "internal")
 
+
+def _form(file: dict[str, Any]) -> dict[str, Any]:
+    return {"schema": {"type": "object", "required": ["file"], "properties": {"file": file}}}
+
+
 _BINARY = {"type": "string", "format": "binary"}
 _BODY_ONE = {
     "required": True,
     "description": "A video file, as a form or as the body itself.",
     "content": {
-        "multipart/form-data": {"schema": {"type": "object", "required": ["file"], "properties": {"file": _BINARY}}},
+        "multipart/form-data": _form(_BINARY),
         "video/*": {"schema": _BINARY},
         "application/octet-stream": {"schema": _BINARY},
     },
 }
-_FILES = {"type": "array", "items": _BINARY, "minItems": 1}
 _BODY_MANY = {
     "required": True,
     "description": "Several video files, each a field `file`.",
-    "content": {
-        "multipart/form-data": {"schema": {"type": "object", "required": ["file"], "properties": {"file": _FILES}}}
-    },
+    "content": {"multipart/form-data": _form({"type": "array", "items": _BINARY, "minItems": 1})},
 }
 
-_bearer = HTTPBearer(auto_error=False, description="An API key, where the operator asks for one.")
+_bearer = HTTPBearer(auto_error=False, description="An API key, if the operator requires one.")
 
 
-def engine_of(request: Request) -> Engine:
-    """The running parts."""
-    engine: Engine = request.app.state.engine
+def engine_of(request: Request) -> InferenceEngine:
+    """Return the application's engine."""
+    engine: InferenceEngine = request.app.state.engine
     return engine
 
 
+# Dependencies are coroutines: FastAPI runs plain functions in threads, where they wait for Python's lock.
 async def check_caller(
     request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
 ) -> None:
-    """Turn away callers without a key and callers that call too often.
-
-    A coroutine, as ``read_options``, because FastAPI hands functions to threads, where they wait for the lock that
-    Python's threads share.
-    """
+    """Refuse callers without a valid key, and callers above their rate."""
     caller = request.app.state.api_keys.check(credentials.credentials if credentials else None)
     address = request.client.host if request.client else "unknown"
     request.app.state.rate_limit.check(caller or address)
 
 
-async def read_options(
-    request: Request,
-    top_k: Annotated[int, Query(ge=1, le=1000, description="How many labels to name.")] = 5,
-    segments: Annotated[int | None, Query(ge=1, description="Clips along the video; default: the model's.")] = None,
-    crops: Annotated[Crops | None, Query(description="Squares a frame; default: the model's.")] = None,
-    logits: Annotated[bool, Query(description="Add the logits of all labels.")] = False,
-) -> Options:
-    """The query's parameters."""
-    most = engine_of(request).settings.max_segments
-    if segments is not None and segments > most:
-        errors = [{"location": ["query", "segments"], "message": f"must be at most {most}"}]
-        raise Problem("invalid-parameter", f"segments: {segments} is above {most}", errors=errors)
-    return Options(top_k=top_k, segments=segments, crops=crops, logits=logits)
+async def view_options(request: Request, options: Annotated[ViewOptions, Query()]) -> ViewOptions:
+    """Return the query parameters, with the operator's limit on segments checked."""
+    max_segments = engine_of(request).settings.max_segments
+    if options.segments is not None and options.segments > max_segments:
+        errors = [{"location": ["query", "segments"], "message": f"must be at most {max_segments}"}]
+        raise Problem("invalid-parameter", f"segments: {options.segments} is above {max_segments}", errors=errors)
+    return options
 
 
-router = APIRouter(dependencies=[Depends(check_caller)])
+@asynccontextmanager
+async def admission_slot(request: Request) -> AsyncIterator[None]:
+    """Occupy one of the places for requests in progress; entered before the body is read."""
+    admission = engine_of(request).admission
+    if admission.full:
+        await discard_rest(request)
+        raise admission.refusal()
+    with admission.slot():
+        yield
 
 
-@router.post(
+@asynccontextmanager
+async def admitted_uploads(request: Request, max_files: int) -> AsyncIterator[list[Upload]]:
+    """Admit a request, then receive its files; they are removed at the end of the block."""
+    engine = engine_of(request)
+    async with admission_slot(request), received(request, engine.settings, engine.temp_dir, max_files) as uploads:
+        engine.metrics.upload_bytes.inc(sum(upload.num_bytes for upload in uploads))
+        yield uploads
+
+
+video_router = APIRouter(dependencies=[Depends(check_caller)])
+
+
+@video_router.post(
     "/classify",
-    summary="Which action does a video show?",
+    summary="Classify one video",
     responses=documented(*PER_VIDEO, *PER_UPLOAD, *PER_CALL, "invalid-parameter"),
     openapi_extra={"requestBody": _BODY_ONE},
 )
-async def classify(request: Request, options: Annotated[Options, Depends(read_options)]) -> ClassificationAnswer:
+async def classify_video(
+    request: Request, options: Annotated[ViewOptions, Depends(view_options)]
+) -> ClassificationAnswer:
     """Send one video, `curl -F file=@clip.mp4` or the bytes themselves with a `video/*` type; get the likely labels."""
     engine, started = engine_of(request), time.perf_counter()
-    async with admitted(request, engine), received(request, upload_limits(engine, 1), engine.temp_dir) as uploads:
-        engine.metrics.upload_bytes.inc(uploads[0].num_bytes)
+    async with admitted_uploads(request, max_files=1) as (upload,):
         uploaded = time.perf_counter()
-        classified = await while_connected(request, engine.classify(uploads[0], options))
-        return answer(request, options, classified, (started, uploaded))
+        classified = await while_connected(request, engine.classify(upload, options))
+        return _classification_answer(options, classified, started, uploaded)
 
 
-@router.post(
+@video_router.post(
     "/classify/batch",
-    summary="Several videos in one request",
+    summary="Classify several videos",
     responses=documented(*PER_UPLOAD, *PER_CALL, "invalid-parameter"),
     openapi_extra={"requestBody": _BODY_MANY},
 )
-async def classify_batch(request: Request, options: Annotated[Options, Depends(read_options)]) -> BatchAnswer:
-    """Each file has its own entry with an answer or a problem; a bad one does not fail the others."""
+async def classify_videos(request: Request, options: Annotated[ViewOptions, Depends(view_options)]) -> BatchAnswer:
+    """Each file has its own entry with a result or a problem; a bad file does not fail the others."""
     engine, started = engine_of(request), time.perf_counter()
-    limits = upload_limits(engine, engine.settings.max_files)
-    async with admitted(request, engine), received(request, limits, engine.temp_dir) as uploads:
-        engine.metrics.upload_bytes.inc(sum(upload.num_bytes for upload in uploads))
-        times = (started, time.perf_counter())
-        work = asyncio.gather(*(_outcome(engine, upload, options) for upload in uploads))
-        entries = []
-        for index, (upload, outcome) in enumerate(zip(uploads, await while_connected(request, work), strict=True)):
-            shown = outcome if isinstance(outcome, Problem) else answer(request, options, outcome, times)
-            entries.append(_entry(index, upload, shown))
-        return BatchAnswer(results=entries)
+
+    async def entry(index: int, upload: Upload, uploaded: float) -> BatchEntry:
+        try:
+            classified = await engine.classify(upload, options)
+        except Problem as problem:
+            document = ProblemDocument.model_validate(problem.document())
+            return BatchEntry(index=index, name=upload.name, status=document.status, result=None, problem=document)
+        answer = _classification_answer(options, classified, started, uploaded)
+        return BatchEntry(index=index, name=upload.name, status=HTTPStatus.OK, result=answer, problem=None)
+
+    async with admitted_uploads(request, engine.settings.max_files) as uploads:
+        uploaded = time.perf_counter()
+        entries = asyncio.gather(*(entry(index, upload, uploaded) for index, upload in enumerate(uploads)))
+        return BatchAnswer(results=await while_connected(request, entries))
 
 
-@router.post(
+@video_router.post(
     "/trajectories",
-    summary="How do points in a video move?",
+    summary="Track points through a video",
     responses=documented(*PER_VIDEO, *PER_UPLOAD, *PER_CALL) | {200: {"model": TracksAnswer}},
     openapi_extra={"requestBody": _BODY_ONE},
 )
 async def trajectories(request: Request) -> JSONResponse:
-    """Tracks to be drawn over one video, sent as to `/classify`: the motion that the model was trained to predict."""
+    """Get tracks to draw over one video, sent as to `/classify`: the motion that pretraining predicts."""
     engine, started = engine_of(request), time.perf_counter()
-    async with admitted(request, engine), received(request, upload_limits(engine, 1), engine.temp_dir) as uploads:
-        engine.metrics.upload_bytes.inc(uploads[0].num_bytes)
-        tracks = await while_connected(request, engine.track(uploads[0]))
-        # Not as a model: checking tens of thousands of numbers would take longer than finding them.
+    async with admitted_uploads(request, max_files=1) as (upload,):
+        tracks = await while_connected(request, engine.track(upload))
+        # Not a pydantic model: validating tens of thousands of numbers takes longer than tracking them.
         document = {
             "video": VideoFacts.model_validate(tracks.info, from_attributes=True).model_dump(),
             "num_steps": LENGTH,
             "windows": windows(tracks),
             "total_ms": 1000 * (time.perf_counter() - started),
-            "request_id": request.state.request_id,
+            "request_id": correlation_id.get(),
         }
         return JSONResponse(document)
 
 
-@router.get("/labels", summary="What the model can tell apart", responses=documented(*PER_CALL))
+@video_router.get("/labels", summary="List the labels", responses=documented(*PER_CALL))
 async def labels(request: Request) -> Labels:
     """All labels, in the order of the logits."""
     return Labels(labels=list(engine_of(request).model().classifier.labels))
 
 
-@router.get("/model", summary="Which model answers", responses=documented(*PER_CALL))
+@video_router.get("/model", summary="Describe the loaded model", responses=documented(*PER_CALL))
 async def model(request: Request) -> ModelCard:
-    """Name, version, digest, what it sees of a video, how good it was and where it comes from."""
+    """Name, version, digest, input clip, metrics and provenance."""
     loaded = engine_of(request).model()
     config = loaded.classifier.config
     return ModelCard(
-        **name_of(loaded).model_dump(),
+        **model_name(loaded).model_dump(),
         address=loaded.address,
         loaded_at=loaded.loaded_at.isoformat(),
         num_labels=len(config.labels),
@@ -188,66 +204,34 @@ async def model(request: Request) -> ModelCard:
     )
 
 
-def name_of(loaded: LoadedModel) -> ModelName:
-    """How an answer names its model."""
+def model_name(loaded: LoadedModel) -> ModelName:
+    """Return the model's name as it stands in answers."""
     return ModelName(name=loaded.name, version=loaded.version, digest=loaded.digest)
 
 
-def answer(
-    request: Request, options: Options, classified: Classified, times: tuple[float, float]
+def _classification_answer(
+    options: ViewOptions, classified: Classified, started: float, uploaded: float
 ) -> ClassificationAnswer:
-    """The answer's document; ``times`` are when the request began and when its body was there."""
-    classifier, info, (started, uploaded) = classified.model.classifier, classified.info, times
+    """Build the answer; ``started`` and ``uploaded`` are when the request began and when its body was complete."""
+    classifier = classified.model.classifier
     default = classifier.config.views
     return ClassificationAnswer(
-        predictions=[
-            Prediction(label=item.label, probability=item.probability)
-            for item in classifier.rank(classified.logits, options.top_k)
-        ],
+        predictions=list(classifier.rank(classified.logits, options.top_k)),
         logits=classified.logits.tolist() if options.logits else None,
-        model=name_of(classified.model),
-        video=VideoFacts.model_validate(info, from_attributes=True),
+        model=model_name(classified.model),
+        video=VideoFacts.model_validate(classified.info, from_attributes=True),
         views=ViewsTaken(
             segments=options.segments or default.segments,
             crops=int(options.crops or default.crops),
             num_views=classified.num_views,
         ),
-        timings=Timings(
+        timings=AnswerTimings(
             upload_ms=1000 * (uploaded - started),
             decode_wait_ms=classified.decode_wait_ms,
             decode_ms=classified.decode_ms,
-            queue_ms=classified.answer.queue_ms,
-            inference_ms=classified.answer.inference_ms,
+            queue_ms=classified.queue_ms,
+            inference_ms=classified.inference_ms,
             total_ms=1000 * (time.perf_counter() - started),
         ),
-        request_id=request.state.request_id,
+        request_id=correlation_id.get() or "",
     )
-
-
-@asynccontextmanager
-async def admitted(request: Request, engine: Engine) -> AsyncIterator[None]:
-    """A place among the requests in work; asked for before the body is read."""
-    if engine.admission.full:
-        await discard_rest(request)
-        raise engine.admission.refusal()
-    with engine.admission.slot():
-        yield
-
-
-async def _outcome(engine: Engine, upload: Upload, options: Options) -> Classified | Problem:
-    try:
-        return await engine.classify(upload, options)
-    except Problem as problem:
-        return problem
-
-
-def _entry(index: int, upload: Upload, outcome: ClassificationAnswer | Problem) -> BatchEntry:
-    if isinstance(outcome, Problem):
-        document = ProblemDocument.model_validate(outcome.document())
-        return BatchEntry(index=index, name=upload.name, status=document.status, result=None, problem=document)
-    return BatchEntry(index=index, name=upload.name, status=HTTPStatus.OK, result=outcome, problem=None)
-
-
-def upload_limits(engine: Engine, max_files: int) -> UploadLimits:
-    """What a request's body may be."""
-    return UploadLimits(engine.settings.max_upload_bytes, engine.settings.upload_timeout_s, max_files)

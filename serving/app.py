@@ -1,4 +1,4 @@
-"""The application: ``create_app`` puts settings, engine and addresses together."""
+"""The application: ``create_app`` assembles settings, engine and routes."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
-from prometheus_client import CONTENT_TYPE_LATEST
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
-from serving import api
-from serving.http import open_inference
+from serving.api import engine_of, model_name, video_router
 from serving.http.metrics import Metrics
-from serving.http.middleware import EarlyRefusal, RequestContext
+from serving.http.middleware import EarlyRefusal, RequestContext, is_request_id
+from serving.http.open_inference import InferenceRequest, model_router, server_router
 from serving.http.security import ApiKeys, RateLimit
-from serving.inference.engine import Engine
+from serving.inference.engine import InferenceEngine
 from serving.problems import KINDS, Problem, ProblemDocument, documented
 from serving.schemas import Health, Readiness
 from serving.settings import Settings
@@ -32,18 +33,18 @@ STATIC = Path(__file__).parent / "static"
 DESCRIPTION = """Send a video, get the action it shows.
 
 Every error is a problem document (RFC 9457) whose `type` names its cause; `GET /problems/NAME` explains one. Every
-answer carries `X-Request-ID`, the caller's own if it sent one.
+answer has the header `X-Request-ID`, with the caller's own id if the request had one.
 """
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """The application, with settings from the environment unless given."""
+    """Create the application, with settings from the environment unless given."""
     settings = settings or Settings()
     metrics = Metrics()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        engine = Engine(settings, metrics)
+        engine = InferenceEngine(settings, metrics)
         app.state.engine = engine
         try:
             await engine.start()
@@ -52,24 +53,28 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             await engine.close()
 
     app = FastAPI(
-        title="MME", summary="Action recognition as a service", description=DESCRIPTION, version=_version(),
+        title="MME", summary="Action recognition as a service", description=DESCRIPTION, version=_package_version(),
         lifespan=lifespan, docs_url=None, redoc_url=None,
     )  # fmt: skip
     app.state.api_keys = ApiKeys(settings.api_keys)
     app.state.rate_limit = RateLimit(settings.rate_per_minute)
-    posts = (route for route in api.router.routes if isinstance(route, APIRoute) and "POST" in (route.methods or ()))
-    app.add_middleware(EarlyRefusal, routes={route.path: route for route in posts})
-    app.add_middleware(RequestContext, metrics=metrics)  # the outermost
-    _answer_with_problems(app)
-    app.include_router(api.router)
-    app.include_router(open_inference.router)
+
+    # The last middleware added is the outermost: the log and every answer of the inner ones have a request id.
+    routes = [route for route in video_router.routes if isinstance(route, APIRoute) and "POST" in (route.methods or ())]
+    app.add_middleware(EarlyRefusal, routes={route.path: route for route in routes})
+    app.add_middleware(RequestContext, metrics=metrics)
+    app.add_middleware(CorrelationIdMiddleware, validator=is_request_id, update_request_header=False)
+
+    _add_problem_handlers(app)
+    for router in (video_router, server_router, model_router):
+        app.include_router(router)
     _add_operations(app, metrics)
     _add_page(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 
 
-def _version() -> str:
+def _package_version() -> str:
     try:
         return version("mme")
     except PackageNotFoundError:  # run from a checkout that is not installed
@@ -86,21 +91,21 @@ def _add_operations(app: FastAPI, metrics: Metrics) -> None:
         responses=documented("model-not-loaded", "draining", "internal"),
     )  # fmt: skip
     async def ready(request: Request) -> Readiness:
-        engine = api.engine_of(request)
+        engine = engine_of(request)
         loaded = engine.check_ready()
-        return Readiness(status="ready", model=api.name_of(loaded), last_load_error=engine.host.last_error)
+        return Readiness(status="ready", model=model_name(loaded), last_load_error=engine.reloader.last_error)
 
-    @app.get("/metrics", summary="For Prometheus", tags=["operations"], response_class=Response)
+    @app.get("/metrics", summary="Metrics for Prometheus", tags=["operations"], response_class=Response)
     async def scrape() -> Response:
-        return Response(metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     @app.get(
-        "/problems/{name}", summary="What a problem's type means", tags=["operations"],
+        "/problems/{name}", summary="Explain a problem's type", tags=["operations"],
         responses=documented("not-found"),
     )  # fmt: skip
     async def explain(name: str) -> dict[str, Any]:
         if name not in KINDS:
-            raise Problem("not-found", f"there is no problem called {name}")
+            raise Problem("not-found", f"no problem is called {name}")
         kind = KINDS[name]
         return {"type": f"/problems/{name}", "status": kind.status, "title": kind.title, "advice": kind.advice}
 
@@ -113,46 +118,43 @@ def _add_page(app: FastAPI) -> None:
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
 
 
-def _answer_with_problems(app: FastAPI) -> None:
-    def respond(request: Request, problem: Problem) -> JSONResponse:
-        return problem.response(request.state.request_id)
-
+def _add_problem_handlers(app: FastAPI) -> None:
     @app.exception_handler(Problem)
-    async def known(request: Request, problem: Problem) -> JSONResponse:
-        return respond(request, problem)
+    async def known(_request: Request, problem: Problem) -> JSONResponse:
+        return problem.response()
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+    async def invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
         errors = [{"location": [str(part) for part in item["loc"]], "message": item["msg"]} for item in error.errors()]
         detail = "; ".join(f"{'.'.join(item['location'])}: {item['message']}" for item in errors)
-        return respond(request, Problem("invalid-parameter", detail, errors=errors))
+        return Problem("invalid-parameter", detail, errors=errors).response()
 
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, error: HTTPException) -> JSONResponse:
         path = request.url.path
         if error.status_code == KINDS["method-not-allowed"].status:
-            problem = Problem("method-not-allowed", f"{path} does not take {request.method}")
+            problem = Problem("method-not-allowed", f"{path} does not support {request.method}")
         elif error.status_code == KINDS["not-found"].status:
-            problem = Problem("not-found", f"there is nothing at {path}")
+            problem = Problem("not-found", f"nothing exists at {path}")
         else:
             problem = Problem("malformed-body", error.detail)
         problem.headers |= error.headers or {}
-        return respond(request, problem)
+        return problem.response()
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's document, with the problem's schema in place of FastAPI's own errors, which are never sent."""
+    """Return FastAPI's document, with the problem's schema in place of FastAPI's own errors, which are never sent."""
     if app.openapi_schema is None:
         document = get_openapi(
             title=app.title, version=app.version, summary=app.summary, description=app.description, routes=app.routes
         )
+
+        # Schemas that no route's signature names.
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        for name, model in (
-            ("ProblemDocument", ProblemDocument),
-            ("InferenceRequest", open_inference.InferenceRequest),
-        ):
+        for model in (ProblemDocument, InferenceRequest):
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-            schemas |= schema.pop("$defs", {}) | {name: schema}
+            schemas |= schema.pop("$defs", {}) | {model.__name__: schema}
+
         for unused in ("HTTPValidationError", "ValidationError"):
             schemas.pop(unused, None)
         for operation in (operation for path in document["paths"].values() for operation in path.values()):

@@ -1,4 +1,4 @@
-"""What the service answers with, as it stands in the OpenAPI document."""
+"""Query parameters and answers of the service, as documented in its OpenAPI document."""
 
 from __future__ import annotations
 
@@ -7,36 +7,30 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from mme.evaluation.classifier import Prediction
 from serving.problems import ProblemDocument
 
 
 class Crops(IntEnum):
-    """Squares cut from a frame: the centre, or three along the long side."""
+    """Crops per frame: the centre, or three along the long side."""
 
     CENTRE = 1
     THREE = 3
 
 
-class Options(BaseModel):
-    """How a video is looked at and what the answer holds."""
+class ViewOptions(BaseModel):
+    """Query parameters of a classification."""
 
     model_config = ConfigDict(frozen=True)
 
-    top_k: int = 5
-    segments: int | None = None
-    crops: Crops | None = None
-    logits: bool = False
-
-
-class Prediction(BaseModel):
-    """A label and its probability."""
-
-    label: str
-    probability: Annotated[float, Field(ge=0, le=1)]
+    top_k: Annotated[int, Field(ge=1, le=1000, description="Number of labels in the answer.")] = 5
+    segments: Annotated[int | None, Field(ge=1, description="Clips along the video; default: the model's.")] = None
+    crops: Annotated[Crops | None, Field(description="Crops per frame; default: the model's.")] = None
+    logits: Annotated[bool, Field(description="Add the logits of all labels.")] = False
 
 
 class ModelName(BaseModel):
-    """Which model answered. The digest names its content wherever it came from."""
+    """Name, version and content digest of a model."""
 
     name: str
     version: Annotated[str | None, Field(description="In the registry; null for a folder that was never registered.")]
@@ -44,7 +38,7 @@ class ModelName(BaseModel):
 
 
 class VideoFacts(BaseModel):
-    """What the file holds; width and height after rotation."""
+    """Metadata of a video; width and height after rotation."""
 
     num_frames: int
     fps: float
@@ -55,15 +49,15 @@ class VideoFacts(BaseModel):
 
 
 class ViewsTaken(BaseModel):
-    """The views whose logits were averaged. A short video has fewer than segments x crops."""
+    """Views whose logits were averaged; a short video has fewer than segments x crops."""
 
     segments: int
     crops: int
     num_views: int
 
 
-class Timings(BaseModel):
-    """Milliseconds: receiving, waiting for and doing the decoding, waiting for and in the model, all together."""
+class AnswerTimings(BaseModel):
+    """Milliseconds: upload, wait for a decoder, decoding, wait for the model, the model, and the total."""
 
     upload_ms: float
     decode_wait_ms: float
@@ -73,6 +67,7 @@ class Timings(BaseModel):
     total_ms: float
 
 
+_VIDEO = {"num_frames": 32, "fps": 16.0, "width": 64, "height": 64, "duration_s": 2.0, "codec": "h264"}
 _ANSWER: dict[str, Any] = {
     "predictions": [
         {"label": "rotate-left", "probability": 0.93},
@@ -80,7 +75,7 @@ _ANSWER: dict[str, Any] = {
     ],
     "logits": [-1.2, 2.9, 6.1],
     "model": {"name": "mme-motion-primitives", "version": "3", "digest": "4f1c2a90d7be6358"},
-    "video": {"num_frames": 32, "fps": 16.0, "width": 64, "height": 64, "duration_s": 2.0, "codec": "h264"},
+    "video": _VIDEO,
     "views": {"segments": 2, "crops": 1, "num_views": 2},
     "timings": {
         "upload_ms": 1.2, "decode_wait_ms": 0.3, "decode_ms": 9.1,
@@ -91,38 +86,38 @@ _ANSWER: dict[str, Any] = {
 
 
 class ClassificationAnswer(BaseModel):
-    """The answer for one video."""
+    """Labels of one video."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_ANSWER]})
 
     predictions: Annotated[list[Prediction], Field(description="The most probable labels, best first.")]
     logits: Annotated[
         list[float] | None,
-        Field(description="If asked for: of every label in the order of /labels, mean over the views."),
+        Field(description="On request: one per label in the order of /labels, mean over the views."),
     ]
     model: ModelName
     video: VideoFacts
     views: ViewsTaken
-    timings: Timings
+    timings: AnswerTimings
     request_id: str
 
 
 class TrackWindow(BaseModel):
-    """Points on a grid over one frame, followed through the frames after it."""
+    """Points on a grid over one frame, tracked through the following frames."""
 
     start_frame: int
-    start_s: Annotated[float, Field(description="Of that frame, from the video's start.")]
+    start_s: Annotated[float, Field(description="Time of that frame from the video's start.")]
     paths: Annotated[
         list[list[tuple[float, float]]],
         Field(
-            description="A path for each point: (x, y) at successive frames from the start frame on, as shares of the "
-            "upright picture's width and height. It ends where the point leaves the picture or cannot be followed."
+            description="A path per point: (x, y) at successive frames from the start frame on, as fractions of the "
+            "upright frame's width and height. It ends where the point leaves the frame or cannot be tracked."
         ),
     ]
 
 
 _TRACKS: dict[str, Any] = {
-    "video": {"num_frames": 32, "fps": 16.0, "width": 64, "height": 64, "duration_s": 2.0, "codec": "h264"},
+    "video": _VIDEO,
     "num_steps": 12,
     "windows": [{"start_frame": 0, "start_s": 0.0, "paths": [[[0.03, 0.03], [0.05, 0.03]], [[0.1, 0.03]]]}],
     "total_ms": 101.0,
@@ -131,35 +126,35 @@ _TRACKS: dict[str, Any] = {
 
 
 class TracksAnswer(BaseModel):
-    """How points move, to be drawn over the video."""
+    """Trajectories of points, to be drawn over the video."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_TRACKS]})
 
     video: VideoFacts
-    num_steps: Annotated[int, Field(description="Steps of a path that could be followed to its end.")]
-    windows: Annotated[list[TrackWindow], Field(description="In the order of time; they do not overlap.")]
+    num_steps: Annotated[int, Field(description="Steps of a path that was tracked to its end.")]
+    windows: Annotated[list[TrackWindow], Field(description="In temporal order, without overlap.")]
     total_ms: float
     request_id: str
 
 
 class BatchEntry(BaseModel):
-    """What became of one file: an answer or a problem."""
+    """Outcome of one file: a result or a problem."""
 
     index: Annotated[int, Field(description="Position of the file in the form.")]
-    name: Annotated[str | None, Field(description="The file name that the client gave.")]
+    name: Annotated[str | None, Field(description="File name given by the client.")]
     status: int
     result: ClassificationAnswer | None
     problem: ProblemDocument | None
 
 
 class BatchAnswer(BaseModel):
-    """One entry a file, in the order of the form."""
+    """One entry per file, in the order of the form."""
 
     results: list[BatchEntry]
 
 
 class Labels(BaseModel):
-    """The labels in the order of the logits."""
+    """Labels in the order of the logits."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"labels": ["left", "right"]}]})
 
@@ -167,11 +162,11 @@ class Labels(BaseModel):
 
 
 class ClipFacts(BaseModel):
-    """What the model sees of a video at a time."""
+    """Input clip of the model."""
 
     num_frames: int
     stride_frames: int
-    size: Annotated[int, Field(description="Pixels a side.")]
+    size: Annotated[int, Field(description="Pixels per side.")]
 
 
 class DefaultViews(BaseModel):
@@ -182,9 +177,9 @@ class DefaultViews(BaseModel):
 
 
 class ModelCard(ModelName):
-    """The model that answers now."""
+    """Description of the loaded model."""
 
-    address: Annotated[str, Field(description="What the service was told to load.")]
+    address: Annotated[str, Field(description="Address that the service loads models from.")]
     loaded_at: Annotated[str, Field(description="ISO 8601, UTC.")]
     num_labels: int
     clip: ClipFacts
@@ -194,17 +189,17 @@ class ModelCard(ModelName):
 
 
 class Health(BaseModel):
-    """The process runs."""
+    """Sign that the process runs."""
 
     status: Literal["ok"]
 
 
 class Readiness(BaseModel):
-    """Whether requests are answered, and by which model."""
+    """Readiness to answer, and the model that answers."""
 
     status: Literal["ready"]
     model: ModelName
     last_load_error: Annotated[
         str | None,
-        Field(description="Why the last look for another model failed; the one named here goes on answering."),
+        Field(description="Error of the last attempt to load another model; the model named here still answers."),
     ]

@@ -10,39 +10,38 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-Positive = Annotated[int, Field(ge=1)]
-PositiveFloat = Annotated[float, Field(gt=0)]
+from mme.config.base import NonNegative, Positive, PositiveFloat
 
 _SHA256_DIGITS = 64
 
 
 def available_cpus() -> int:
-    """Cores that this process may run on."""
+    """Return the number of cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Settings(BaseSettings):
-    """What an operator may change; ``MME_MAX_QUEUE=16`` sets ``max_queue``.
+    """Settings of the service; ``MME_MAX_QUEUE=16`` sets ``max_queue``.
 
     Attributes:
         model: a model folder, or ``models:/NAME@alias`` in the MLflow registry.
-        poll_s: how often the folder or the alias is looked at for another version.
-        max_upload_bytes: a request's whole body.
-        upload_timeout_s: a body must have arrived within this time.
+        poll_s: interval at which the folder or the alias is checked for another version.
+        max_upload_bytes: size of a request's whole body.
+        upload_timeout_s: time within which a body must arrive.
         max_files: files of one ``POST /classify/batch``.
-        max_seconds, max_frames, max_pixels: a video's length and picture size, read from its header before decoding.
+        max_seconds, max_frames, max_pixels: a video's length and frame size, read from its header before decoding.
         max_segments: clips that a request may ask for.
-        deadline_s: from the end of the upload to the answer.
-        decode_timeout_s: wall and CPU time for one video; its process is killed after it.
-        decode_memory_mb: address space that a decoding process may take beyond what it has at its start.
-        max_queue: requests in work or waiting; one more is answered with 503.
-        max_batch: views in the model at a time, in all forward passes that run side by side.
-        max_wait_ms: how long the first view of a batch waits for others.
-        num_decode_workers, torch_threads: 0 = chosen by the number of cores.
-        temp_dir: where uploads are kept while they are decoded.
-        api_keys: SHA-256 (hexadecimal, comma-separated) of the keys that may call; none = open to all.
-        rate_per_minute: requests of one key or address; 0 = unlimited.
-        drain_s: after SIGTERM, how long ``/ready`` says no while requests are still taken.
+        deadline_s: time from the end of the upload to the answer.
+        decode_timeout_s: wall and CPU time of decoding one video; its process is killed after it.
+        decode_memory_mb: address space that a decoding process may take beyond its size at start.
+        max_queue: requests in progress or waiting; one more is answered with 503.
+        max_batch: views in the model at a time, over all concurrent forward passes.
+        max_wait_ms: time for which the first view of a batch waits for others.
+        num_decode_workers, torch_threads: 0 = the number of cores.
+        temp_dir: folder of uploads while they are decoded.
+        api_keys: SHA-256 (hexadecimal, comma-separated) of the accepted keys; none = open to all.
+        rate_per_minute: requests per key or address; 0 = unlimited.
+        drain_s: time after SIGTERM in which ``/ready`` answers 503 while requests are still accepted.
     """
 
     model_config = SettingsConfigDict(env_prefix="MME_", frozen=True)
@@ -67,14 +66,14 @@ class Settings(BaseSettings):
     decode_memory_mb: Positive = 1024
     max_queue: Positive = 64
     max_batch: Positive = 32
-    max_wait_ms: Annotated[float, Field(ge=0)] = 5.0
+    max_wait_ms: NonNegative = 5.0
     num_decode_workers: Annotated[int, Field(ge=0)] = 0
     torch_threads: Annotated[int, Field(ge=0)] = 0
     temp_dir: Path = Path(tempfile.gettempdir())
 
     api_keys: Annotated[tuple[str, ...], NoDecode] = ()
     rate_per_minute: Annotated[int, Field(ge=0)] = 0
-    drain_s: Annotated[float, Field(ge=0)] = 0.0
+    drain_s: NonNegative = 0.0
 
     @field_validator("api_keys", mode="before")
     @classmethod
@@ -93,10 +92,10 @@ class Settings(BaseSettings):
 
     @property
     def num_decoders(self) -> int:
-        """Decoding processes: as many as cores, unless set."""
+        """Number of decoding processes."""
         return self.num_decode_workers or available_cpus()
 
     @property
     def num_threads(self) -> int:
-        """Threads of the model, all forward passes together: as many as cores, unless set."""
+        """Threads of the model, over all concurrent forward passes."""
         return self.torch_threads or available_cpus()

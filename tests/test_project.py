@@ -118,9 +118,8 @@ def test_service_needs_only_the_client_of_mlflow() -> None:
     missing = {"scikit_learn": "sklearn"}
     absent = sorted(missing.get(name, name) for name in whole - client - ours if not name.startswith("mlflow"))
     assert {"pandas", "sklearn", "sqlalchemy"} <= set(absent)
-    code = (
-        f"import sys; sys.modules |= dict.fromkeys({absent}); import mme.tracking, serving.app, serving.inference.host"
-    )
+    imports = "mme.tracking, serving.app, serving.inference.model_reloader"
+    code = f"import sys; sys.modules |= dict.fromkeys({absent}); import {imports}"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
     answer = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr

@@ -1,1 +1,1 @@
-"""Decoding of uploads in expendable processes."""
+"""Decoding of uploads in isolated processes that can be killed and replaced."""

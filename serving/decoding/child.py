@@ -1,7 +1,7 @@
-"""What runs in a decoding process: one video after another, under limits that the kernel enforces.
+"""Decoding process: one video after another, under limits that the kernel enforces.
 
-The parent never unpickles what a child says: an answer is a line of JSON, followed by pixels. A child that a crafted
-file takes over can give wrong frames, but no code to the parent.
+The parent never unpickles what a child sends: an answer is a line of JSON, followed by raw bytes. A child that a
+malicious file has taken over can send wrong frames, but cannot run code in the parent.
 """
 
 from __future__ import annotations
@@ -34,19 +34,17 @@ from mme.video.sampling import Views, sample_open_video
 
 MEBIBYTE = 2**20
 
-Result_co = TypeVar("Result_co", covariant=True)
-
 READY = b"ready"
 TASK_SIZE = struct.Struct("!I")
 SIZES = struct.Struct("!IQ")
-"""Of an answer's header and payload."""
+"""Sizes of an answer's header and payload."""
 
-_BYTES_A_PIXEL = 3
+Parsed_co = TypeVar("Parsed_co", covariant=True)
 
 
 @dataclass(frozen=True)
 class VideoLimits:
-    """What a video may ask for, checked before its frames are decoded."""
+    """Limits on a video, checked before its frames are decoded, and on the CPU time of its task."""
 
     max_seconds: float
     max_frames: int
@@ -54,8 +52,8 @@ class VideoLimits:
     max_cpu_s: float
 
 
-class Task(Protocol[Result_co]):
-    """What a decoding process can be asked for: sent to it pickled, answered with a line of JSON and bytes."""
+class DecodeTask(Protocol[Parsed_co]):
+    """Task of a decoding process: sent to it pickled, answered with a line of JSON and bytes."""
 
     @property
     def path(self) -> Path:
@@ -63,26 +61,26 @@ class Task(Protocol[Result_co]):
 
     @property
     def limits(self) -> VideoLimits:
-        """What it may ask for."""
+        """Limits on the video."""
 
     @property
     def max_bytes(self) -> int:
-        """Of the answer's payload."""
+        """Largest payload that the parent accepts."""
 
     def work(self, video: OpenVideo) -> tuple[dict[str, Any], bytes | memoryview]:
-        """In the process: a header for JSON, and the payload.
+        """Return a header for JSON and the payload; runs in the decoding process.
 
         Raises:
             VideoError: the video cannot be decoded.
         """
 
-    def parse(self, header: dict[str, Any], payload: bytes | bytearray) -> Result_co:
-        """The inverse of ``work``, in the parent."""
+    def parse(self, header: dict[str, Any], payload: bytes | bytearray) -> Parsed_co:
+        """Invert ``work``; runs in the parent."""
 
 
 @dataclass(frozen=True)
-class Job:
-    """One video and the views to take of it."""
+class ViewsTask:
+    """Decode the views of one video."""
 
     path: Path
     clip: ClipParams
@@ -92,8 +90,8 @@ class Job:
 
     @property
     def max_bytes(self) -> int:
-        """Of all views."""
-        return self.segments * self.crops * self.clip.num_frames * self.clip.size**2 * _BYTES_A_PIXEL
+        """Bytes of all views."""
+        return self.segments * self.crops * self.clip.num_frames * self.clip.size**2 * 3
 
     def work(self, video: OpenVideo) -> tuple[dict[str, Any], memoryview]:
         """Decode, resize and crop.
@@ -106,22 +104,22 @@ class Job:
         return header, views.frames.data.cast("B")
 
     def parse(self, header: dict[str, Any], payload: bytes | bytearray) -> Views:
-        """The views again."""
-        frames = np.frombuffer(payload, dtype=np.uint8).reshape(header["shape"])
+        """Return the views."""
+        frames = np.frombuffer(payload, dtype=np.uint8).reshape(header["shape"])  # (V, T, S, S, 3)
         return Views(frames, VideoInfo(**header["info"]), float(header["decode_ms"]))
 
 
-def packed(task: Task[object]) -> bytes:
-    """A task as it is sent to a process."""
+def packed(task: DecodeTask[object]) -> bytes:
+    """Return the bytes that send a task to a process."""
     content = pickle.dumps(task)
     return TASK_SIZE.pack(len(content)) + content
 
 
 def serve(connection: socket.socket, memory_mb: int) -> None:
-    """Answer jobs until the parent hangs up: with the sizes of two parts, a header in JSON, and a payload.
+    """Answer tasks until the parent closes the connection: sizes of two parts, a header in JSON, and a payload.
 
-    Signals that a terminal or a service manager sends to the whole group are the parent's business: it finishes its
-    requests first.
+    Signals that a terminal or a service manager sends to the whole process group are ignored: the parent handles
+    them, and finishes its requests first.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -129,69 +127,72 @@ def serve(connection: socket.socket, memory_mb: int) -> None:
     _silence()
     _limit_process(memory_mb)
     connection.sendall(READY)
+
     tasks = connection.makefile("rb")
     while size := tasks.read(TASK_SIZE.size):
-        task: Task[object] = pickle.loads(tasks.read(*TASK_SIZE.unpack(size)))  # noqa: S301 - of our own parent
+        task: DecodeTask[object] = pickle.loads(tasks.read(*TASK_SIZE.unpack(size)))  # noqa: S301 - from the parent
         header, payload = _answer(task)
-        told = json.dumps(header).encode()
+        header_bytes = json.dumps(header).encode()
         try:
-            connection.sendall(SIZES.pack(len(told), len(payload)) + told)
+            connection.sendall(SIZES.pack(len(header_bytes), len(payload)) + header_bytes)
             connection.sendall(payload)
         except BrokenPipeError:
             return
 
 
 @contextmanager
-def admitted(task: Task[object]) -> Iterator[OpenVideo]:
-    """A task's video, open and checked against the limits by what its header claims.
+def open_within_limits(task: DecodeTask[object]) -> Iterator[OpenVideo]:
+    """Open a task's video and check its metadata against the limits.
 
     Raises:
-        VideoError: it is no video, or beyond a limit.
+        VideoError: it is not a video, or exceeds a limit.
     """
+    limits = task.limits
     with open_video(task.path, partial(_check_size, task)) as video:
         info = video.info
         _check_size(task, info.width, info.height)
-        if info.num_frames > task.limits.max_frames:
-            raise _too_large(task, f"{info.num_frames} frames; at most {task.limits.max_frames} are allowed")
-        if not info.duration_s <= task.limits.max_seconds:  # NaN is not below anything
-            raise _too_large(task, f"{info.duration_s:g} s; at most {task.limits.max_seconds:g} s are allowed")
+        if info.num_frames > limits.max_frames:
+            raise _too_large(task, f"{info.num_frames} frames; at most {limits.max_frames} are allowed")
+        if not info.duration_s <= limits.max_seconds:  # negated, so that NaN is refused
+            raise _too_large(task, f"{info.duration_s:g} s; at most {limits.max_seconds:g} s are allowed")
         yield video
 
 
-def _check_size(task: Task[object], width: int, height: int) -> None:
+def _check_size(task: DecodeTask[object], width: int, height: int) -> None:
     if width * height > task.limits.max_pixels:
         raise _too_large(task, f"{width} x {height} pixels; at most {task.limits.max_pixels} in all are allowed")
 
 
-def _too_large(task: Task[object], detail: str) -> VideoError:
+def _too_large(task: DecodeTask[object], detail: str) -> VideoError:
     return VideoError("too-large", task.path, detail)
 
 
-def _answer(task: Task[object]) -> tuple[dict[str, Any], bytes | memoryview]:
+def _answer(task: DecodeTask[object]) -> tuple[dict[str, Any], bytes | memoryview]:
     limit_cpu(task.limits.max_cpu_s)
     try:
-        with admitted(task) as video:
+        with open_within_limits(task) as video:
             return task.work(video)
     except VideoError as error:
         return {"reason": error.reason, "detail": error.detail}, b""
     except MemoryError:
-        return {"reason": "too-large", "detail": "decoding it needs more memory than is allowed", "spent": True}, b""
-    except Exception as error:  # noqa: BLE001 - whatever a library makes of a hostile file is the file's fault
+        return {"reason": "too-large", "detail": "decoding needs more memory than is allowed", "spent": True}, b""
+    except Exception as error:  # noqa: BLE001 - any error that a library raises on a bad file is the file's fault
         cause = f"{type(error).__name__}: {error}"
-        return {"reason": "undecodable", "detail": "a decoder gave up", "cause": cause}, b""
+        return {"reason": "undecodable", "detail": "the decoder failed", "cause": cause}, b""
 
 
 def _silence() -> None:
-    """What libraries print about hostile files belongs nowhere, and the limit on files written would turn it down."""
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 1)
-        os.dup2(nowhere.fileno(), 2)
+    """Send the output of libraries to /dev/null: under RLIMIT_FSIZE, writing it to a file would fail."""
+    with open(os.devnull, "wb") as devnull:
+        os.dup2(devnull.fileno(), 1)
+        os.dup2(devnull.fileno(), 2)
 
 
 def _limit_process(memory_mb: int) -> None:
-    """Address space beyond what is mapped already; no core dumps; no files written."""
+    """Limit the address space beyond what is mapped already; forbid core dumps and writing files."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
     mapped = Path("/proc/self/statm")
     if mapped.exists():
         pages = int(mapped.read_text().split()[0])
@@ -200,7 +201,7 @@ def _limit_process(memory_mb: int) -> None:
 
 
 def limit_cpu(seconds: float) -> None:
-    """The kernel kills the process when this job has used so much processor time, rounded up to whole seconds."""
+    """Let the kernel kill the process after this much more processor time, rounded up to whole seconds."""
     spent = time.process_time()
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
     resource.setrlimit(resource.RLIMIT_CPU, (max(1, math.ceil(spent + seconds)), hard))

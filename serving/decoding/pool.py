@@ -1,4 +1,4 @@
-"""A pool of decoding processes, each killed and replaced when a video makes it exceed a limit."""
+"""Pool of decoding processes; a process is killed and replaced when a video makes it exceed a limit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from mme.video.containers import Reason, VideoError
 from serving.decoding import child
-from serving.decoding.child import Task
+from serving.decoding.child import DecodeTask
 from serving.http.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -26,54 +26,54 @@ log = logging.getLogger(__name__)
 START_TIMEOUT_S = 120.0
 MAX_HEADER_BYTES = 64 * 1024
 SOCKET_BYTES = 2**20
-"""What a process may send before we read it, if the system allows so much: it need not wait for us."""
+"""Send buffer of a process, if the system allows it: it holds most answers, so that the process need not wait."""
 
-MAX_JOBS = 1000
-"""A process is replaced after so many videos, so that what a decoder leaks is bounded."""
+MAX_TASKS = 1000
+"""Tasks after which a process is replaced, which bounds what a decoder leaks."""
 
-Result = TypeVar("Result")
+Parsed = TypeVar("Parsed")
 
 
 @dataclass(frozen=True)
 class DecodeLimits:
-    """Wall time of one video and address space of one process."""
+    """Wall time per task and address space per process."""
 
     timeout_s: float
     memory_mb: int
 
 
 class DecodePool:
-    """Decodes videos in child processes; as many at once as there are processes, others wait their turn.
+    """Run tasks in child processes, as many at once as there are processes.
 
     The processes are forked from a server process that has imported the decoders and nothing of the service, so a
-    replacement is there within milliseconds. The event loop itself speaks to them: a thread for each would have to
-    wait for Python's lock at every step, and its process for the thread.
+    process is replaced within milliseconds. The event loop reads from their sockets directly: threads in between
+    would wait for Python's lock at every step.
     """
 
     def __init__(self, num_workers: int, limits: DecodeLimits, metrics: Metrics) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["serving.decoding.child", "serving.decoding.tracks"])
         self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="decode")
-        self._workers = [_Worker(context, limits, metrics, self._threads) for _ in range(num_workers)]
-        self._idle: asyncio.LifoQueue[_Worker] = asyncio.LifoQueue()
+        self._workers = [_DecodeProcess(context, limits, metrics, self._threads) for _ in range(num_workers)]
+        self._idle: asyncio.LifoQueue[_DecodeProcess] = asyncio.LifoQueue()
         self._running: set[asyncio.Task[Any]] = set()
 
     async def start(self) -> None:
-        """Start all processes; returns when each has said that it is ready."""
+        """Start all processes and wait until each is ready."""
         await asyncio.gather(*(worker.start() for worker in self._workers))
         for worker in self._workers:
             self._idle.put_nowait(worker)
 
-    async def decode(self, task: Task[Result]) -> Result:
-        """What a task asks of its video. If the caller is cancelled, the process that works for it is killed.
+    async def run(self, task: DecodeTask[Parsed]) -> Parsed:
+        """Run a task. If the caller is cancelled, the process that works for it is killed.
 
         Raises:
-            VideoError: the video cannot be decoded, or only beyond the limits.
+            VideoError: the video cannot be decoded within the limits.
         """
         worker = await self._idle.get()
         running = asyncio.get_running_loop().create_task(worker.run(task))
         self._running.add(running)
-        running.add_done_callback(lambda done: self._give_back(worker, done))
+        running.add_done_callback(lambda done: self._release(worker, done))
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
@@ -81,58 +81,64 @@ class DecodePool:
                 worker.abandon()
             raise
 
-    def _give_back(self, worker: _Worker, done: asyncio.Task[Any]) -> None:
+    def _release(self, worker: _DecodeProcess, done: asyncio.Task[Any]) -> None:
         if not done.cancelled():
-            done.exception()  # a caller that went away leaves nobody to look at it
+            done.exception()  # marks it as retrieved: the caller may be gone
         self._running.discard(done)
         self._idle.put_nowait(worker)
 
     @property
     def process_ids(self) -> list[int]:
-        """The processes that are alive."""
+        """Ids of the live processes."""
         return [worker.process_id for worker in self._workers if worker.process_id is not None]
 
     async def close(self) -> None:
-        """Kill all processes and wait until they are gone."""
+        """Kill all processes and wait until they have ended."""
         await asyncio.gather(*(worker.close() for worker in self._workers))
         if self._running:
             await asyncio.wait(self._running)
         await asyncio.to_thread(self._threads.shutdown)
         for worker in self._workers:
-            worker.hang_up()
+            worker.disconnect()
 
 
-class _Lost(Exception):  # noqa: N818 - an outcome of one attempt, never seen outside
-    """The process is gone or must go; ``again`` if that says nothing about the video."""
+class _ProcessLost(Exception):  # noqa: N818 - an outcome of one attempt, never seen outside
+    """The process has ended or must be killed; ``retry`` if the video is not the likely cause."""
 
-    def __init__(self, reason: Reason, detail: str, *, again: bool = False) -> None:
+    def __init__(self, reason: Reason, detail: str, *, retry: bool = False) -> None:
         super().__init__(detail)
-        self.reason, self.detail, self.again = reason, detail, again
+        self.reason: Reason = reason
+        self.detail = detail
+        self.retry = retry
 
     @classmethod
-    def by_exit_code(cls, code: int | None) -> _Lost:
+    def by_exit_code(cls, code: int | None) -> _ProcessLost:
         if code == -signal.SIGXCPU:
             return cls("timed-out", "decoding used more processor time than is allowed")
-        if code == -signal.SIGKILL:  # an operator, or the kernel when the machine's memory ran out
-            return cls("too-large", "the decoding process was killed", again=True)
+        if code == -signal.SIGKILL:  # by an operator, or by the kernel when the machine ran out of memory
+            return cls("too-large", "the decoding process was killed", retry=True)
         return cls("undecodable", "the decoder crashed, or needed more memory than is allowed")
 
 
-class _Worker:
-    """One process and the socket to it. All methods belong to the event loop; what blocks is done in a thread."""
+class _DecodeProcess:
+    """One process and the socket to it. All methods run in the event loop; blocking calls are made in a thread."""
 
     def __init__(
         self, context: ForkServerContext, limits: DecodeLimits, metrics: Metrics, threads: ThreadPoolExecutor
     ) -> None:
-        self._context, self._limits, self._metrics, self._threads = context, limits, metrics, threads
+        self._context = context
+        self._limits = limits
+        self._metrics = metrics
+        self._threads = threads
         self._process: ForkServerProcess | None = None
         self._socket: socket.socket | None = None
-        self._num_jobs = 0
-        self._abandoned = self._closed = False
+        self._num_tasks = 0
+        self._abandoned = False
+        self._closed = False
 
     @property
     def process_id(self) -> int | None:
-        """The process, if it is alive."""
+        """Id of the process; None if it is not alive."""
         process = self._process
         return process.pid if process is not None and process.is_alive() else None
 
@@ -140,84 +146,88 @@ class _Worker:
         """Start the process and wait until it is ready.
 
         Raises:
-            RuntimeError: it does not come up.
+            RuntimeError: it does not start.
         """
-        self.hang_up()
+        self.disconnect()
         await self._in_thread(self._start)
 
     def _start(self) -> None:
-        ours, theirs = socket.socketpair()
-        for end in (ours, theirs):
+        own_end, child_end = socket.socketpair()
+        for end in (own_end, child_end):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
         process = self._context.Process(
-            target=child.serve, args=(theirs, self._limits.memory_mb), name="decode", daemon=True
+            target=child.serve, args=(child_end, self._limits.memory_mb), name="decode", daemon=True
         )
         process.start()
-        theirs.close()
-        self._process, self._socket, self._num_jobs = process, ours, 0
-        atexit.register(self._kill)  # multiprocessing joins at exit, and the process ignores SIGTERM
+        child_end.close()
+        self._process = process
+        self._socket = own_end
+        self._num_tasks = 0
+        atexit.register(self._kill)  # multiprocessing joins its children at exit, and this one ignores SIGTERM
         if self._closed:
             self._kill()
-        ours.settimeout(START_TIMEOUT_S)
+
+        own_end.settimeout(START_TIMEOUT_S)
         try:
-            ready = ours.recv(len(child.READY)) == child.READY
+            ready = own_end.recv(len(child.READY)) == child.READY
         except OSError:
             ready = False
-        ours.setblocking(False)
+        own_end.setblocking(False)
         if not ready and not self._closed:
             raise RuntimeError(f"a decoding process did not start: exit code {process.exitcode}")
 
-    async def run(self, task: Task[Result]) -> Result:
-        """Do it in the process; whatever goes wrong, a live process stands ready afterwards.
+    async def run(self, task: DecodeTask[Parsed]) -> Parsed:
+        """Run a task; on return or error, a live process is ready for the next one.
 
         Raises:
-            VideoError: the video cannot be decoded, or only beyond the limits.
+            VideoError: the video cannot be decoded within the limits.
         """
         self._abandoned = False
-        if not self._is_fit():
+        if not self._is_silent():
             await self._replace("died while idle")
+
         try:
             return await self._attempt(task)
-        except _Lost as lost:
-            if not lost.again or self._abandoned or self._closed:
+        except _ProcessLost as lost:
+            if not lost.retry or self._abandoned or self._closed:
                 raise VideoError(lost.reason, task.path, lost.detail) from lost
         try:
-            return await self._attempt(task)
-        except _Lost as lost:
+            return await self._attempt(task)  # a second process that is lost is taken for the video's fault
+        except _ProcessLost as lost:
             raise VideoError(lost.reason, task.path, lost.detail) from lost
 
-    async def _attempt(self, task: Task[Result]) -> Result:
-        self._num_jobs += 1
+    async def _attempt(self, task: DecodeTask[Parsed]) -> Parsed:
+        self._num_tasks += 1
         try:
             answer = await self._ask(task)
-        except _Lost as lost:
+        except _ProcessLost as lost:
             await self._replace(lost.detail)
             raise
-        if self._num_jobs >= MAX_JOBS:
-            await self._replace("has had its number of videos", planned=True)
+        if self._num_tasks >= MAX_TASKS:
+            await self._replace("reached its maximum number of tasks", planned=True)
         return answer
 
-    async def _ask(self, task: Task[Result]) -> Result:
+    async def _ask(self, task: DecodeTask[Parsed]) -> Parsed:
         assert self._socket is not None
         assert self._process is not None
         try:
             async with asyncio.timeout(self._limits.timeout_s):
                 await asyncio.get_running_loop().sock_sendall(self._socket, child.packed(task))
-                header, payload = await receive(self._socket, MAX_HEADER_BYTES, task.max_bytes)
-                refusal = _refusal(task, header) if "reason" in header else None
+                header, payload = await _receive_answer(self._socket, task.max_bytes)
+                refusal = _video_error(task, header) if "reason" in header else None
                 if refusal is None:
                     return task.parse(header, payload)
         except TimeoutError as error:
-            raise _Lost("timed-out", f"decoding took more than {self._limits.timeout_s:g} s") from error
+            raise _ProcessLost("timed-out", f"decoding took more than {self._limits.timeout_s:g} s") from error
         except (EOFError, OSError) as error:
             await self._in_thread(self._process.join, 1.0)
-            raise _Lost.by_exit_code(self._process.exitcode) from error
+            raise _ProcessLost.by_exit_code(self._process.exitcode) from error
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise _Lost("undecodable", "the decoder gave no answer that makes sense") from error
+            raise _ProcessLost("undecodable", "the decoder's answer is malformed") from error
         raise refusal
 
-    def _is_fit(self) -> bool:
-        """Whether the process lives and is silent: it has not been asked anything yet."""
+    def _is_silent(self) -> bool:
+        """Return whether the process lives and has sent nothing: before a task, any bytes are from a rogue process."""
         if self._socket is None:
             return False
         try:
@@ -232,7 +242,7 @@ class _Worker:
         await self._in_thread(self._kill)
         if self._closed:
             return
-        if not planned and not self._abandoned:  # neither says anything about videos or limits
+        if not planned and not self._abandoned:  # neither of the two is a sign of bad videos or tight limits
             self._metrics.decoders_replaced.inc()
         log.info("decoding process replaced", extra={"cause": cause})
         await self.start()
@@ -244,7 +254,7 @@ class _Worker:
             self._process.join()
 
     def abandon(self) -> None:
-        """Kill the process because nobody waits for its answer; ``run`` sees its end closed and replaces it."""
+        """Kill the process because its caller is gone; ``run`` notices the closed socket and replaces it."""
         self._abandoned = True
         if self._process is not None:
             self._process.kill()
@@ -253,11 +263,11 @@ class _Worker:
         """Kill the process for good."""
         self._closed = True
         if self._process is not None:
-            self._process.kill()  # at once: threads may all be waiting for processes to start
+            self._process.kill()  # at once: all threads may be waiting for processes to start
         await self._in_thread(self._kill)
 
-    def hang_up(self) -> None:
-        """Close our end."""
+    def disconnect(self) -> None:
+        """Close this end of the socket."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -266,50 +276,37 @@ class _Worker:
         await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
 
-async def receive(
-    source: socket.socket, max_header_bytes: int, max_payload_bytes: int
-) -> tuple[dict[str, Any], bytearray]:
-    """An answer, as ``child.serve`` sends it.
+async def _receive_answer(source: socket.socket, max_payload_bytes: int) -> tuple[dict[str, Any], bytearray]:
+    """Receive an answer in the format of ``child.serve``.
 
     Raises:
-        EOFError: it ends before its end.
-        OSError: it is larger than allowed, or the connection is broken.
+        EOFError: the connection ends early.
+        OSError: the answer is larger than allowed, or the connection is broken.
     """
-    loop = asyncio.get_running_loop()
-    begun = bytearray(max_header_bytes)
-    size = child.SIZES.size
-    count = await _fill(loop, source, begun, 0, size)
-    num_header, num_payload = child.SIZES.unpack_from(begun)
-    if num_header > max_header_bytes - size or num_payload > max_payload_bytes:
+    num_header, num_payload = child.SIZES.unpack(await _receive_exactly(source, child.SIZES.size))
+    if num_header > MAX_HEADER_BYTES or num_payload > max_payload_bytes:
         raise OSError(errno.EMSGSIZE, "a decoding process sent more than it may")
-    count = await _fill(loop, source, begun, count, size + num_header)
-    header: dict[str, Any] = json.loads(begun[size : size + num_header])
-    payload = bytearray(num_payload)
-    there = count - size - num_header
-    if there > num_payload:
-        raise OSError(errno.EMSGSIZE, "a decoding process sent more than it said")
-    payload[:there] = begun[size + num_header : count]
-    await _fill(loop, source, payload, there, num_payload)
-    return header, payload
+    header: dict[str, Any] = json.loads(await _receive_exactly(source, num_header))
+    return header, await _receive_exactly(source, num_payload)
 
 
-async def _fill(
-    loop: asyncio.AbstractEventLoop, source: socket.socket, buffer: bytearray, count: int, needed: int
-) -> int:
-    """Receive into a buffer that has ``count`` bytes until it has ``needed``; how many it has then."""
+async def _receive_exactly(source: socket.socket, num_bytes: int) -> bytearray:
+    loop = asyncio.get_running_loop()
+    buffer = bytearray(num_bytes)
+    done = 0
     with memoryview(buffer) as view:
-        while count < needed:
-            received = await loop.sock_recv_into(source, view[count:])
+        while done < num_bytes:
+            received = await loop.sock_recv_into(source, view[done:])
             if not received:
                 raise EOFError
-            count += received
-    return count
+            done += received
+    return buffer
 
 
-def _refusal(task: Task[object], header: dict[str, Any]) -> VideoError | _Lost:
-    """The error of a video that the process answered for; one that ran out of memory is not used again."""
+def _video_error(task: DecodeTask[object], header: dict[str, Any]) -> VideoError | _ProcessLost:
+    """Return the error that a process reported; a process that ran out of memory is replaced."""
     if "cause" in header:
-        log.warning("decoder gave up", extra={"cause": header["cause"]})
+        log.warning("decoder failed", extra={"cause": header["cause"]})
     if header.get("spent"):
-        return _Lost(header["reason"], header["detail"])
+        return _ProcessLost(header["reason"], header["detail"])
     return VideoError(header["reason"], task.path, header["detail"])

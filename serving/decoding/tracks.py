@@ -1,4 +1,4 @@
-"""Tracks of a video for the eye: runs in a decoding process, on a few windows of small frames."""
+"""Tracks of a video for display: computed in a decoding process, on a few windows of small frames."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from serving.decoding.child import VideoLimits
 
 NUM_WINDOWS = 8
 LENGTH = 12
-"""Steps of a track. Windows of them follow each other through a short video and are spread over a long one."""
+"""Steps of a track. Windows of them cover a short video one after the other, and are spread over a long one."""
 
 NUM_PIXELS = 28_672
-"""Of the frames that are tracked: 224 x 128, on which flow both ways takes some 10 ms."""
+"""Pixels of the tracked frames: 224 x 128, for which flow in both directions takes some 10 ms."""
 
-NUM_POINTS = 250
-"""Points of a window, about."""
+POINTS_PER_WINDOW = 250
+"""Approximate number of points."""
 
-MAX_BYTES = 256 * 2**20
-"""Decoded frames that are held at a time, as far as windows are small enough."""
+MAX_FRAME_BYTES = 256 * 2**20
+"""Decoded frames held at a time, unless one window needs more."""
 
 _MAX_POINTS = 1024
 _MAX_SIDE = 2048
@@ -42,15 +42,15 @@ _MEDIAN_PX = 3
 
 @dataclass(frozen=True)
 class VideoTracks:
-    """Where points go, from several start frames of one video.
+    """Tracks of points from several start frames of one video.
 
     Attributes:
-        points: float32 ``[S, P, L + 1, 2]``, ``(x, y)`` as shares of the upright picture's width and height; after
+        points: float32 ``[S, P, L + 1, 2]``, ``(x, y)`` as fractions of the upright frame's width and height; after
             its last valid step a point stays where it is.
-        num_valid: uint8 ``[S, P]``, steps for which the point could be followed.
+        num_valid: uint8 ``[S, P]``, steps for which the point was tracked.
         starts: start frames, ``[S]``.
-        info: what the file says of itself.
-        seconds: time spent on decoding and tracking.
+        info: the file's metadata.
+        seconds: time of decoding and tracking.
     """
 
     points: Float32[np.ndarray, "S P L 2"]
@@ -61,19 +61,19 @@ class VideoTracks:
 
 
 @dataclass(frozen=True)
-class TrackJob:
-    """One video to be tracked."""
+class TracksTask:
+    """Track the points of one video."""
 
     path: Path
     limits: VideoLimits
 
     @property
     def max_bytes(self) -> int:
-        """Of the answer's payload."""
+        """Largest payload of an answer."""
         return NUM_WINDOWS * _MAX_POINTS * (8 * (LENGTH + 1) + 1)
 
     def work(self, video: OpenVideo) -> tuple[dict[str, Any], bytes]:
-        """Track, in the decoding process: a line for JSON, and the numbers.
+        """Track; return a header for JSON and the arrays' bytes.
 
         Raises:
             VideoError: the video cannot be decoded, or has one frame only.
@@ -81,10 +81,11 @@ class TrackJob:
         info = video.info
         if info.num_frames < 2:
             raise VideoError("too-short", self.path, "one frame has no motion")
+
         starts = window_starts(info.num_frames)
         tracked = [track(frames) for frames in _windows(video, starts)]
-        points = np.stack([points for points, _ in tracked])
-        num_valid = np.stack([num_valid for _, num_valid in tracked])
+        points = np.stack([points for points, _ in tracked])  # (S, P, L + 1, 2)
+        num_valid = np.stack([num_valid for _, num_valid in tracked])  # (S, P)
         header = {
             "shape": points.shape, "starts": starts, "info": dataclasses.asdict(info),
             "seconds": time.perf_counter() - video.opened_s,
@@ -92,7 +93,7 @@ class TrackJob:
         return header, points.tobytes() + num_valid.tobytes()
 
     def parse(self, header: dict[str, Any], payload: bytes | bytearray) -> VideoTracks:
-        """The inverse of ``work``, in the parent."""
+        """Invert ``work``, in the parent."""
         shape = tuple(header["shape"])
         num_floats = math.prod(shape)
         points = np.frombuffer(payload, np.float32, num_floats).reshape(shape)
@@ -101,11 +102,11 @@ class TrackJob:
 
 
 def window_starts(num_frames: int) -> list[int]:
-    """Start frames, evenly spread; each but the last of a video has a frame after it.
+    """Return start frames of at most ``NUM_WINDOWS`` windows, evenly spread and without overlap.
 
-    As many as cover the video, each from where the one before it ends, but at most ``NUM_WINDOWS``.
+    Windows that cover the whole video follow each other without gaps. Each has at least two frames.
     """
-    last = num_frames - 2  # a window needs two frames
+    last = num_frames - 2
     count = min(NUM_WINDOWS, math.ceil((num_frames - 1) / LENGTH))
     if count * LENGTH >= num_frames - 1:
         return [LENGTH * number for number in range(count)]
@@ -113,34 +114,42 @@ def window_starts(num_frames: int) -> list[int]:
 
 
 def tracked_size(height: int, width: int) -> tuple[int, int]:
-    """Height and width on which flow is computed: not above ``NUM_PIXELS`` by much, and no side below its minimum."""
+    """Return height and width for flow: about ``NUM_PIXELS`` at most, and no side below the flow's minimum."""
     scale = min(1.0, math.sqrt(NUM_PIXELS / (height * width)))
     return (min(max(MIN_SIDE, round(height * scale)), _MAX_SIDE), min(max(MIN_SIDE, round(width * scale)), _MAX_SIDE))
 
 
 def track(frames: UInt8[np.ndarray, "T H W 3"]) -> tuple[Float32[np.ndarray, "P L 2"], UInt8[np.ndarray, " P"]]:
-    """Points and valid steps of the first frame's grid, followed through all; as in `VideoTracks`."""
+    """Track the first frame's grid through all frames; return points and valid steps as in `VideoTracks`."""
     height, width = frames.shape[1:3]
-    cell = min(max(4, round(math.sqrt(height * width / NUM_POINTS))), height, width)
-    dense, tracker = DenseFlow("medium", _MEDIAN_PX), GridTracker(height, width, cell, LENGTH)
+    cell = min(max(4, round(math.sqrt(height * width / POINTS_PER_WINDOW))), height, width)
+    flow = DenseFlow("medium", _MEDIAN_PX)
+    tracker = GridTracker(height, width, cell, LENGTH)
+
+    # Flow in both directions: steps that are not consistent forward and backward are invalid.
     for first, second in itertools.pairwise(gray_frames(frames)):
-        tracker.step(dense.pair(first, second), dense.pair(second, first))
-    displacements, num_valid = tracker.pop()  # [h, w, L, 2], [h, w]
-    points = np.zeros((num_valid.size, LENGTH + 1, 2), dtype=np.float32)
+        tracker.step(flow.pair(first, second), flow.pair(second, first))
+    displacements, num_valid = tracker.pop()  # (h, w, L, 2), (h, w)
+
+    # Positions: the cell centre, then the running sum of the displacements.
+    points = np.zeros((num_valid.size, LENGTH + 1, 2), dtype=np.float32)  # (P, L + 1, 2)
     points[:, 0] = cell_centres(height, width, cell).reshape(-1, 2)
     points[:, 1:] = displacements.reshape(num_valid.size, LENGTH, 2)
     points = np.cumsum(points, axis=1, dtype=np.float32)
+
+    # Pixel centres are at integers, so fractions of the frame start half a pixel before the first.
     return (points + np.float32(0.5)) / np.array([width, height], dtype=np.float32), num_valid.reshape(-1)
 
 
 def _windows(video: OpenVideo, starts: list[int]) -> Iterator[UInt8[np.ndarray, "T H W 3"]]:
-    """Frames of each window at the size to be tracked, decoded in as few passes as memory allows."""
+    """Yield the frames of each window at the tracked size, decoded in as few passes as memory allows."""
     info = video.info
-    ends = [min(start + LENGTH + 1, info.num_frames) for start in starts]
-    at_once = max(1, MAX_BYTES // (3 * info.height * info.width * (LENGTH + 1)))
     size = tracked_size(info.height, info.width)
-    for part in range(0, len(starts), at_once):
-        chosen = list(zip(starts[part : part + at_once], ends[part : part + at_once], strict=True))
+    ends = [min(start + LENGTH + 1, info.num_frames) for start in starts]
+    windows_per_pass = max(1, MAX_FRAME_BYTES // (3 * info.height * info.width * (LENGTH + 1)))
+
+    for part in range(0, len(starts), windows_per_pass):
+        chosen = list(zip(starts, ends, strict=True))[part : part + windows_per_pass]
         needed = sorted({index for start, end in chosen for index in range(start, end)})
         frames = video.read(needed)
         place = {index: number for number, index in enumerate(needed)}
@@ -149,12 +158,12 @@ def _windows(video: OpenVideo, starts: list[int]) -> Iterator[UInt8[np.ndarray, 
 
 
 def windows(tracks: VideoTracks) -> list[dict[str, Any]]:
-    """The member ``windows`` of an answer; paths end with their last valid step."""
-    rounded, fps = tracks.points.astype(np.float64).round(4), tracks.info.fps
+    """Return the member ``windows`` of an answer; paths end with their last valid step."""
+    rounded = tracks.points.astype(np.float64).round(4)
     return [
         {
             "start_frame": start,
-            "start_s": start / fps,
+            "start_s": start / tracks.info.fps,
             "paths": [path[: steps + 1].tolist() for path, steps in zip(points, num_valid, strict=True)],
         }
         for start, points, num_valid in zip(tracks.starts, rounded, tracks.num_valid.tolist(), strict=True)

@@ -1,1 +1,1 @@
-"""HTTP plumbing: uploads, middleware, metrics, logs, the server."""
+"""HTTP layer: uploads, middleware, metrics, logs, security, the Open Inference Protocol, the server."""

@@ -1,44 +1,42 @@
-"""Logs as one JSON object a line, each with the id of the request it belongs to."""
+"""Logs on stdout: one JSON object per line, with the id of the request that it belongs to."""
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
-from contextvars import ContextVar
-from datetime import UTC, datetime
 from typing import Any
 
-request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
-"""Of the request that is being answered."""
-
-_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
-
-
-class JsonFormatter(logging.Formatter):
-    """Time (UTC), level, logger, message, request id, and whatever was given as ``extra``."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """One line."""
-        entry: dict[str, Any] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if (current := request_id.get()) is not None:
-            entry["request_id"] = current
-        entry |= {key: value for key, value in vars(record).items() if key not in _STANDARD}
-        if record.exc_info:
-            entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry, default=str, ensure_ascii=False)
+from asgi_correlation_id import correlation_id
+from pythonjsonlogger.core import RESERVED_ATTRS
+from pythonjsonlogger.json import JsonFormatter
 
 
-def configure(level: str) -> None:
-    """Send everything from ``level`` up to stdout; uvicorn's own access lines are ours already."""
+class RequestJsonFormatter(JsonFormatter):
+    """Format time (UTC), level, logger, message, request id, and the fields given as ``extra``."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            ["levelname", "name", "message"],
+            rename_fields={"levelname": "level", "name": "logger", "exc_info": "exception"},
+            reserved_attrs=[*RESERVED_ATTRS, "color_message"],  # uvicorn's second copy of a message
+            timestamp="time",
+            json_ensure_ascii=False,
+        )
+
+    def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
+        """Write the level in lower case and add the request's id."""
+        log_data["level"] = log_data["level"].lower()
+        if (request_id := correlation_id.get()) is not None:
+            log_data["request_id"] = request_id
+        return log_data
+
+
+def configure_logging(level: str) -> None:
+    """Send records from ``level`` up to stdout; `RequestContext` replaces uvicorn's access log."""
     handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(JsonFormatter())
+    handler.setFormatter(RequestJsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
     for name in ("uvicorn", "uvicorn.error"):
         logging.getLogger(name).handlers.clear()
     logging.getLogger("uvicorn.access").disabled = True

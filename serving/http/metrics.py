@@ -1,16 +1,15 @@
-"""What Prometheus scrapes from ``GET /metrics``."""
+"""Prometheus metrics of the service, scraped from ``GET /metrics``."""
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-PREFIX = "mme"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _VIEWS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Metrics:
-    """All series of one application, in a registry of their own."""
+    """Metrics of one application, in a registry of their own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -22,23 +21,17 @@ class Metrics:
         self.tracking_seconds = self._histogram("tracking_seconds", "Decoding and tracking one video", _SECONDS)
         self.inference_seconds = self._histogram("inference_seconds", "One forward pass", _SECONDS)
         self.batch_views = self._histogram("batch_views", "Views in one forward pass", _VIEWS)
-        self.admitted = self._gauge("admitted_requests", "Requests in work or waiting for it")
+        self.admitted = self._gauge("admitted_requests", "Requests in progress or waiting")
         self.queued = self._gauge("queued_videos", "Decoded videos that wait for the model")
-        self.decoders_replaced = self._counter(
-            "decoders_replaced", "Decoding processes that died, or that a video cost"
-        )
+        self.decoders_replaced = self._counter("decoders_replaced", "Decoding processes that died or were killed")
         self.model_loads = self._counter("model_loads", "Attempts to load a model", "outcome")
         self.model_info = self._gauge("model_info", "1 for the model that answers", "name", "version", "digest")
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"{PREFIX}_{name}", text, labels, registry=self.registry)
+        return Counter(f"mme_{name}", text, labels, registry=self.registry)
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
-        return Gauge(f"{PREFIX}_{name}", text, labels, registry=self.registry)
+        return Gauge(f"mme_{name}", text, labels, registry=self.registry)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-        return Histogram(f"{PREFIX}_{name}", text, labels, buckets=buckets, registry=self.registry)
-
-    def exposition(self) -> bytes:
-        """The text format."""
-        return generate_latest(self.registry)
+        return Histogram(f"mme_{name}", text, labels, buckets=buckets, registry=self.registry)

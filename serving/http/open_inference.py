@@ -1,9 +1,8 @@
-"""The Open Inference Protocol, version 2: tensors in, logits out, for clients that decode and crop by themselves."""
+"""Open Inference Protocol, version 2: tensors in, logits out, for clients that decode and crop by themselves."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -13,15 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mme.config.base import faults
 from mme.video.sampling import Views
-from serving.api import PER_CALL, admitted, check_caller, engine_of, upload_limits
+from serving.api import PER_CALL, admission_slot, check_caller, engine_of
 from serving.http.uploads import body_bytes
-from serving.inference.engine import Engine, while_connected
-from serving.inference.host import LoadedModel
+from serving.inference.engine import while_connected
+from serving.inference.model_reloader import LoadedModel
 from serving.problems import Problem, documented
 
-INPUT, OUTPUT = "frames", "logits"
 UNVERSIONED = "1"
-"""What the protocol calls a model folder that was never registered."""
+"""Version, in the protocol's answers, of a model folder that was never registered."""
 
 
 class InputTensor(BaseModel):
@@ -36,7 +34,7 @@ class InputTensor(BaseModel):
 
 
 class InferenceRequest(BaseModel):
-    """The protocol's request."""
+    """Request of the protocol."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -44,17 +42,22 @@ class InferenceRequest(BaseModel):
     inputs: Annotated[list[InputTensor], Field(min_length=1, max_length=1)]
 
 
-class OutputTensor(BaseModel):
-    """Logits, one row a view."""
+class TensorMetadata(BaseModel):
+    """Name, type and shape of a tensor; -1 is any number."""
 
-    name: Literal["logits"]
+    name: str
+    datatype: str
     shape: list[int]
-    datatype: Literal["FP32"]
+
+
+class OutputTensor(TensorMetadata):
+    """Logits, one row per view."""
+
     data: list[float]
 
 
 class InferenceResponse(BaseModel):
-    """The protocol's answer."""
+    """Answer of the protocol."""
 
     model_name: str
     model_version: str
@@ -62,16 +65,8 @@ class InferenceResponse(BaseModel):
     outputs: list[OutputTensor]
 
 
-class TensorMetadata(BaseModel):
-    """What a tensor looks like; -1 is any number."""
-
-    name: str
-    datatype: str
-    shape: list[int]
-
-
 class ModelMetadata(BaseModel):
-    """What the model takes and gives."""
+    """Inputs and outputs of the model."""
 
     name: str
     versions: list[str]
@@ -81,86 +76,81 @@ class ModelMetadata(BaseModel):
 
 
 class ServerMetadata(BaseModel):
-    """The service."""
+    """Name, version and extensions of the service."""
 
     name: Literal["mme"]
     version: str
     extensions: list[str]
 
 
-class Live(BaseModel):
-    """The process runs."""
-
-    live: Literal[True]
-
-
-class Ready(BaseModel):
-    """Requests are answered."""
-
-    ready: Literal[True]
+async def requested_model(request: Request, name: str, version: str | None = None) -> LoadedModel:
+    """Return the loaded model, if it is the one that the path names."""
+    loaded = engine_of(request).model()
+    if name != loaded.name or version not in (None, loaded.version or UNVERSIONED):
+        detail = f"loaded is {loaded.name}, version {loaded.version or UNVERSIONED}"
+        raise Problem("not-found", detail, error=detail)
+    return loaded
 
 
-router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
+RequestedModel = Annotated[LoadedModel, Depends(requested_model)]
+
+_TAGS: list[str | Any] = ["Open Inference Protocol"]
+server_router = APIRouter(prefix="/v2", tags=_TAGS)
+model_router = APIRouter(
+    prefix="/v2/models/{name}",
+    tags=_TAGS,
+    dependencies=[Depends(check_caller)],
+    responses=documented("not-found", *PER_CALL),
+)
 
 
-@router.get("", summary="The service")
+@server_router.get("", summary="Describe the service")
 async def server_metadata(request: Request) -> ServerMetadata:
     """Name, version and extensions."""
     return ServerMetadata(name="mme", version=request.app.version, extensions=[])
 
 
-@router.get("/health/live", summary="Is the process alive?")
-async def live() -> Live:
-    """As /health."""
-    return Live(live=True)
+@server_router.get("/health/live", summary="Is the process alive?")
+async def live() -> dict[Literal["live"], bool]:
+    """Same as /health."""
+    return {"live": True}
 
 
-@router.get(
+@server_router.get(
     "/health/ready",
     summary="Are requests answered?",
     responses=documented("model-not-loaded", "draining", "internal"),
 )
-async def ready(request: Request) -> Ready:
-    """As /ready."""
+async def ready(request: Request) -> dict[Literal["ready"], bool]:
+    """Same as /ready."""
     engine_of(request).check_ready()
-    return Ready(ready=True)
+    return {"ready": True}
 
 
-_PER_MODEL = documented("not-found", *PER_CALL)
-_CHECKED = [Depends(check_caller)]
-
-
-@router.get("/models/{name}", summary="A model", dependencies=_CHECKED, responses=_PER_MODEL)
-@router.get("/models/{name}/versions/{version}", summary="A version", dependencies=_CHECKED, responses=_PER_MODEL)
-async def model_metadata(request: Request, name: str, version: str | None = None) -> ModelMetadata:
-    """What the model takes and gives."""
-    loaded = _named(engine_of(request), name, version)
+@model_router.get("", summary="Describe a model")
+@model_router.get("/versions/{version}", summary="Describe a version")
+async def model_metadata(loaded: RequestedModel) -> ModelMetadata:
+    """Name, versions, inputs and outputs."""
     clip = loaded.classifier.config.clip
-    taken = [-1, clip.num_frames, clip.size, clip.size, 3]
+    frames = TensorMetadata(name="frames", datatype="UINT8", shape=[-1, clip.num_frames, clip.size, clip.size, 3])
+    logits = TensorMetadata(name="logits", datatype="FP32", shape=[-1, len(loaded.classifier.labels)])
     return ModelMetadata(
         name=loaded.name,
-        versions=[_version_of(loaded)],
+        versions=[loaded.version or UNVERSIONED],
         platform="pytorch",
-        inputs=[TensorMetadata(name=INPUT, datatype="UINT8", shape=taken)],
-        outputs=[TensorMetadata(name=OUTPUT, datatype="FP32", shape=[-1, len(loaded.classifier.labels)])],
+        inputs=[frames],
+        outputs=[logits],
     )
 
 
-@router.get("/models/{name}/ready", summary="Is the model loaded?", dependencies=_CHECKED, responses=_PER_MODEL)
-@router.get(
-    "/models/{name}/versions/{version}/ready",
-    summary="Is the version loaded?",
-    dependencies=_CHECKED,
-    responses=_PER_MODEL,
-)
-async def model_ready(request: Request, name: str, version: str | None = None) -> Ready:
-    """Whether this model answers."""
-    _named(engine_of(request), name, version)
-    return Ready(ready=True)
+@model_router.get("/ready", summary="Is the model loaded?")
+@model_router.get("/versions/{version}/ready", summary="Is the version loaded?")
+async def model_ready(_loaded: RequestedModel) -> dict[Literal["ready"], bool]:
+    """Readiness of this model."""
+    return {"ready": True}
 
 
 _INFER: dict[str, Any] = {
-    "dependencies": _CHECKED,
     "responses": documented(
         "malformed-body", "invalid-parameter", "not-found", "upload-too-large", "upload-timed-out",
         "deadline-exceeded", *PER_CALL,
@@ -174,65 +164,54 @@ _INFER: dict[str, Any] = {
 }  # fmt: skip
 
 
-@router.post("/models/{name}/infer", summary="Logits of views", **_INFER)
-@router.post("/models/{name}/versions/{version}/infer", summary="Logits of views", **_INFER)
-async def infer(request: Request, name: str, version: str | None = None) -> InferenceResponse:
-    """Logits of each view; the views of a video are to be averaged by the client."""
+@model_router.post("/infer", summary="Logits of views", **_INFER)
+@model_router.post("/versions/{version}/infer", summary="Logits of views", **_INFER)
+async def infer(request: Request, loaded: RequestedModel) -> InferenceResponse:
+    """Logits of each view; the client averages the views of a video."""
     engine = engine_of(request)
-    loaded = _named(engine, name, version)
-    async with admitted(request, engine):
-        body = await body_bytes(request, upload_limits(engine, 1))
-        wanted, frames = await asyncio.to_thread(_parse, body, loaded, engine.settings.max_batch)
-        logits = await while_connected(request, _predict(engine, loaded, frames))
-        shape = [len(logits), len(loaded.classifier.labels)]
-        flat = [value for row in logits for value in row]
-        output = OutputTensor(name=OUTPUT, shape=shape, datatype="FP32", data=flat)
-        return InferenceResponse(
-            model_name=loaded.name, model_version=_version_of(loaded), id=wanted.id, outputs=[output]
-        )
+    async with admission_slot(request):
+        body = await body_bytes(request, engine.settings)
+        tensors, frames = await asyncio.to_thread(_parse_request, body, loaded, engine.settings.max_batch)
+        views = [Views(view[None], None, 0.0) for view in frames]
+        rows = await while_connected(request, engine.predict(loaded, views))
+
+    data = np.stack([row.logits for row in rows])  # (V, K)
+    logits = OutputTensor(name="logits", datatype="FP32", shape=list(data.shape), data=data.ravel().tolist())
+    return InferenceResponse(
+        model_name=loaded.name,
+        model_version=loaded.version or UNVERSIONED,
+        id=tensors.id,
+        outputs=[logits],
+    )
 
 
-async def _predict(engine: Engine, loaded: LoadedModel, frames: UInt8[np.ndarray, "V T S S 3"]) -> list[list[float]]:
-    views = [Views(view[None], None, 0.0) for view in frames]
-    answers = await engine.predict(loaded, views)
-    return [answer.logits.tolist() for answer in answers]
-
-
-def _parse(body: bytes, loaded: LoadedModel, max_views: int) -> tuple[InferenceRequest, UInt8[np.ndarray, "V T S S 3"]]:
+def _parse_request(
+    body: bytes, loaded: LoadedModel, max_views: int
+) -> tuple[InferenceRequest, UInt8[np.ndarray, "V T S S 3"]]:
     try:
-        wanted = InferenceRequest.model_validate(json.loads(body))
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, ValidationError):
-            raise _refusal(faults(error)) from error
-        raise Problem("malformed-body", "not JSON", error="not JSON") from error
-    (tensor,) = wanted.inputs
+        request = InferenceRequest.model_validate_json(body)
+    except ValidationError as error:
+        if any(fault["type"] == "json_invalid" for fault in error.errors()):
+            raise Problem("malformed-body", "not JSON", error="not JSON") from error
+        raise _invalid_tensor(faults(error)) from error
+
+    (tensor,) = request.inputs
     clip = loaded.classifier.config.clip
     num_views, *shape = tensor.shape
     if shape != [clip.num_frames, clip.size, clip.size, 3] or num_views > max_views:
         expected = f"[1 to {max_views}, {clip.num_frames}, {clip.size}, {clip.size}, 3]"
-        raise _refusal(f"inputs.0.shape: {tensor.shape} must be {expected}")
+        raise _invalid_tensor(f"inputs.0.shape: {tensor.shape} must be {expected}")
+
     try:
         values = np.asarray(tensor.data)
     except ValueError as error:
-        raise _refusal("inputs.0.data: the nested lists have different lengths") from error
+        raise _invalid_tensor("inputs.0.data: the nested lists have different lengths") from error
     if values.dtype.kind not in "iu" or values.size != num_views * np.prod(shape):
-        raise _refusal(f"inputs.0.data: {values.size} values of {values.dtype} are not {tensor.shape} of UINT8")
+        raise _invalid_tensor(f"inputs.0.data: {values.size} values of {values.dtype} are not {tensor.shape} of UINT8")
     if values.min() < 0 or values.max() > np.iinfo(np.uint8).max:
-        raise _refusal(f"inputs.0.data: [{values.min()}, {values.max()}] is not within [0, 255]")
-    return wanted, values.astype(np.uint8).reshape(tensor.shape)
+        raise _invalid_tensor(f"inputs.0.data: [{values.min()}, {values.max()}] is not within [0, 255]")
+    return request, values.astype(np.uint8).reshape(tensor.shape)
 
 
-def _refusal(detail: str) -> Problem:
+def _invalid_tensor(detail: str) -> Problem:
     return Problem("invalid-parameter", detail, error=detail)  # the protocol's own member for errors is `error`
-
-
-def _named(engine: Engine, name: str, version: str | None) -> LoadedModel:
-    loaded = engine.model()
-    if name != loaded.name or version not in (None, _version_of(loaded)):
-        detail = f"loaded is {loaded.name}, version {_version_of(loaded)}"
-        raise Problem("not-found", detail, error=detail)
-    return loaded
-
-
-def _version_of(loaded: LoadedModel) -> str:
-    return loaded.version or UNVERSIONED

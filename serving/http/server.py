@@ -1,8 +1,7 @@
-"""uvicorn, told to log as we do and to finish what it has taken when it must stop."""
+"""uvicorn server with JSON logs that drains before it stops."""
 
 from __future__ import annotations
 
-import logging
 import threading
 from types import FrameType
 
@@ -10,37 +9,42 @@ import uvicorn
 from fastapi import FastAPI
 
 from serving.app import create_app
-from serving.http import logs
+from serving.http.logs import configure_logging
 from serving.settings import Settings
 
-log = logging.getLogger(__name__)
 
+class DrainingServer(uvicorn.Server):
+    """Server that, on the first SIGTERM, sets ``/ready`` to 503 and shuts down ``drain_s`` later.
 
-class Server(uvicorn.Server):
-    """On the first SIGTERM, ``/ready`` says no; ``drain_s`` later no more is taken, and what was taken is answered."""
+    Requests accepted until then are answered.
+    """
 
     def __init__(self, config: uvicorn.Config, app: FastAPI, drain_s: float) -> None:
         super().__init__(config)
-        self._app, self._drain_s, self._told = app, drain_s, False
+        self._app = app
+        self._drain_s = drain_s
+        self._draining = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Called by the signal."""
-        if self._told or not self._drain_s or not self.started:
+        """Handle SIGTERM or SIGINT; a second one shuts down at once."""
+        if self._draining or not self._drain_s or not self.started:
             super().handle_exit(sig, frame)
             return
-        self._told = self._app.state.engine.draining = True
+
+        self._draining = True
+        self._app.state.engine.draining = True
         timer = threading.Timer(self._drain_s, super().handle_exit, (sig, frame))
         timer.daemon = True
         timer.start()
 
 
-def run(settings: Settings) -> None:
-    """Serve until told to stop."""
-    logs.configure(settings.log_level)
+def run_server(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    configure_logging(settings.log_level)
     app = create_app(settings)
     config = uvicorn.Config(
         app,
-        http="h11",  # httptools, which uvicorn prefers where it is installed, takes headers of any size
+        http="h11",  # httptools, uvicorn's first choice, has no limit on the size of headers
         host=settings.host,
         port=settings.port,
         log_config=None,
@@ -48,4 +52,4 @@ def run(settings: Settings) -> None:
         server_header=False,
         timeout_graceful_shutdown=int(settings.upload_timeout_s + settings.deadline_s),
     )
-    Server(config, app, settings.drain_s).run()
+    DrainingServer(config, app, settings.drain_s).run()

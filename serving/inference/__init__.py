@@ -1,1 +1,1 @@
-"""The model in service: loading, replacement, batching."""
+"""The model: loading, hot reload, batching, and the path of a video through the service."""

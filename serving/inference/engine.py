@@ -1,15 +1,14 @@
-"""From an upload to an answer: admission, decoding, model, within a deadline."""
+"""Path from an upload to an answer: admission, decoding and model, within a deadline."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -22,28 +21,26 @@ from mme.video.codec import write_video
 from mme.video.containers import VideoError
 from mme.video.metadata import VideoInfo
 from mme.video.sampling import Views
-from serving.decoding.child import Job, VideoLimits
+from serving.decoding.child import VideoLimits, ViewsTask
 from serving.decoding.pool import DecodeLimits, DecodePool
-from serving.decoding.tracks import TrackJob, VideoTracks
+from serving.decoding.tracks import TracksTask, VideoTracks
 from serving.http.metrics import Metrics
 from serving.http.uploads import Upload
-from serving.inference.batcher import Answer, Batcher, BatchLimits
-from serving.inference.host import LoadedModel, ModelHost
+from serving.inference.batcher import Batcher, BatchLimits, VideoLogits
+from serving.inference.model_reloader import LoadedModel, ModelReloader
 from serving.problems import Problem
-from serving.schemas import Options
+from serving.schemas import ViewOptions
 from serving.settings import Settings
 
-log = logging.getLogger(__name__)
-
 MODEL_WAIT_S = 20.0
-"""The service starts without its model if that is not there by then."""
+"""Time that the start waits for the model; the service then starts without one."""
 
-Result = TypeVar("Result")
+Returned = TypeVar("Returned")
 
 
 @dataclass(frozen=True)
 class Classified:
-    """One video's logits, and all that is to be said about how they came to be."""
+    """Logits of one video, with the metadata and the timings of its answer."""
 
     model: LoadedModel
     logits: Float32[np.ndarray, " K"]
@@ -51,30 +48,32 @@ class Classified:
     num_views: int
     decode_wait_ms: float
     decode_ms: float
-    answer: Answer
+    queue_ms: float
+    inference_ms: float
 
 
 class Admission:
-    """How many requests are in work or waiting, and the bound on it."""
+    """Counter of requests in progress or waiting, with an upper bound."""
 
     def __init__(self, max_admitted: int, metrics: Metrics) -> None:
-        self._max, self._metrics = max_admitted, metrics
-        self._mean_s = 1.0
+        self._max = max_admitted
+        self._metrics = metrics
+        self._mean_s = 1.0  # moving average of the time for which a request holds its slot
         self.num_admitted = 0
 
     @property
     def full(self) -> bool:
-        """Whether all places are taken."""
+        """True if no slot is free."""
         return self.num_admitted >= self._max
 
     def refusal(self) -> Problem:
-        """What a request is told that finds no place."""
+        """Return the problem of a request that found no free slot."""
         wait_s = max(1, math.ceil(self._mean_s))
-        return Problem("overloaded", f"{self._max} requests are in work already", retry_after_s=wait_s)
+        return Problem("overloaded", f"{self._max} requests are already in progress", retry_after_s=wait_s)
 
     @contextmanager
     def slot(self) -> Iterator[None]:
-        """A place for one request; only if there is one."""
+        """Hold a slot for one request; check ``full`` first."""
         self.num_admitted += 1
         self._metrics.admitted.set(self.num_admitted)
         started = time.perf_counter()
@@ -86,107 +85,113 @@ class Admission:
             self._mean_s += 0.1 * (time.perf_counter() - started - self._mean_s)
 
 
-class Engine:
-    """The parts of the running service and the way of a video through them."""
+class InferenceEngine:
+    """The running components, and the path of a video through them."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
-        self.settings, self.metrics = settings, metrics
+        self.settings = settings
+        self.metrics = metrics
         self.admission = Admission(settings.max_queue, metrics)
         self.draining = False
+
         self._folder = tempfile.TemporaryDirectory(prefix="mme-serving-", dir=settings.temp_dir)
         self.temp_dir = Path(self._folder.name)
-        self.host = ModelHost(settings.model, self.temp_dir / "warm.mp4", metrics)
-        limits = DecodeLimits(settings.decode_timeout_s, settings.decode_memory_mb)
-        self._pool = DecodePool(settings.num_decoders, limits, metrics)
+        self.reloader = ModelReloader(settings.model, self.temp_dir / "warm.mp4", metrics)
+
         self._video_limits = VideoLimits(
             settings.max_seconds, settings.max_frames, settings.max_pixels, settings.decode_timeout_s
         )
-        self._batcher = Batcher(
-            BatchLimits(settings.max_batch, settings.max_wait_ms / 1000, settings.num_threads), metrics
-        )
+        decode_limits = DecodeLimits(settings.decode_timeout_s, settings.decode_memory_mb)
+        self._pool = DecodePool(settings.num_decoders, decode_limits, metrics)
+        batch_limits = BatchLimits(settings.max_batch, settings.max_wait_ms / 1000, settings.num_threads)
+        self._batcher = Batcher(batch_limits, metrics)
 
     async def start(self) -> None:
-        """Processes, threads and the model; a model that is not there yet is looked for again and again."""
-        await asyncio.to_thread(_write_warm_clip, self.host.warm_clip)
-        self.host.start(self.settings.poll_s)
-        await asyncio.gather(self._pool.start(), asyncio.to_thread(self.host.wait, MODEL_WAIT_S))
+        """Start processes, threads and the polling for the model, then send a clip through all of them."""
+        await asyncio.to_thread(_write_warm_up_clip, self.reloader.warm_up_clip)
+        self.reloader.start(self.settings.poll_s)
+        await asyncio.gather(self._pool.start(), asyncio.to_thread(self.reloader.wait, MODEL_WAIT_S))
         self._batcher.start(lambda: self.admission.num_admitted)
-        await self._warm_up()
 
-    async def _warm_up(self) -> None:
-        """Send a clip through all parts, so that the first request finds them warm."""
-        if self.host.current is None:
-            return
-        clip = self.host.current.classifier.config.clip
-        limits = VideoLimits(math.inf, sys.maxsize, sys.maxsize, self.settings.decode_timeout_s)
-        views = await self._pool.decode(Job(self.host.warm_clip, clip, 1, 1, limits))
-        await self._batcher.predict(self.host.current.classifier, views)
+        if self.reloader.current is not None:
+            classifier = self.reloader.current.classifier
+            limits = VideoLimits(math.inf, sys.maxsize, sys.maxsize, self.settings.decode_timeout_s)
+            views = await self._pool.run(ViewsTask(self.reloader.warm_up_clip, classifier.config.clip, 1, 1, limits))
+            await self._batcher.predict(classifier, views)
 
     async def close(self) -> None:
-        """Stop all of it; by now every request has its answer."""
+        """Stop everything, once every request has been answered."""
         self.draining = True
-        self.host.close()
+        self.reloader.close()
         await self._batcher.close()
         await self._pool.close()
         self._folder.cleanup()
 
     @property
     def decoder_ids(self) -> list[int]:
-        """Process ids of the decoders that are alive."""
+        """Process ids of the live decoders."""
         return self._pool.process_ids
 
     def model(self) -> LoadedModel:
-        """The model that answers now.
+        """Return the current model.
 
         Raises:
-            Problem: there is none yet.
+            Problem: none has been loaded yet.
         """
-        if self.host.current is None:
+        if self.reloader.current is None:
             wait_s = math.ceil(self.settings.poll_s)
             raise Problem("model-not-loaded", "the model has not been loaded; see the log", retry_after_s=wait_s)
-        return self.host.current
+        return self.reloader.current
 
     def check_ready(self) -> LoadedModel:
-        """The model that answers now, if requests are answered.
+        """Return the current model, if requests are answered.
 
         Raises:
-            Problem: there is no model, or the service is stopping.
+            Problem: no model is loaded, or the service is shutting down.
         """
         if self.draining:
-            raise Problem("draining", "the service has been told to stop")
+            raise Problem("draining", "the service is shutting down")
         if not self._batcher.alive:
             raise Problem("internal", "the batcher has stopped; see the log")
         return self.model()
 
-    async def classify(self, upload: Upload, options: Options) -> Classified:
-        """Logits of one video.
+    async def classify(self, upload: Upload, options: ViewOptions) -> Classified:
+        """Decode one video and return its logits.
 
         Raises:
-            Problem: it is no usable video, or the deadline has passed.
+            Problem: it is not a usable video, or the deadline has passed.
         """
-        return await self._in_time(self._classify(upload, options))
+        async with self._counted_video(upload):
+            model = self.model()
+            config = model.classifier.config
+            segments = config.views.segments if options.segments is None else options.segments
+            crops = config.views.crops if options.crops is None else int(options.crops)
+
+            started = time.perf_counter()
+            views = await self._pool.run(ViewsTask(upload.path, config.clip, segments, crops, self._video_limits))
+            decode_wait_ms = max(0.0, 1000 * (time.perf_counter() - started) - views.decode_ms)
+            self.metrics.decode_seconds.observe(views.decode_ms / 1000)
+            assert views.info is not None
+
+            row = await self._batcher.predict(model.classifier, views)
+            return Classified(
+                model, row.logits, views.info, len(views.frames),
+                decode_wait_ms, views.decode_ms, row.queue_ms, row.inference_ms,
+            )  # fmt: skip
 
     async def track(self, upload: Upload) -> VideoTracks:
-        """Where points of one video go.
+        """Decode one video and return tracks of its points.
 
         Raises:
-            Problem: it is no usable video, or the deadline has passed.
+            Problem: it is not a usable video, or the deadline has passed.
         """
-        return await self._in_time(self._track(upload))
+        async with self._counted_video(upload):
+            tracks = await self._pool.run(TracksTask(upload.path, self._video_limits))
+            self.metrics.tracking_seconds.observe(tracks.seconds)
+            return tracks
 
-    async def _in_time(self, work: Awaitable[Result]) -> Result:
-        try:
-            async with asyncio.timeout(self.settings.deadline_s):
-                result = await work
-        except TimeoutError as error:
-            raise self._counted(self._late()) from error
-        except VideoError as error:
-            raise self._counted(Problem.of_video(error)) from error
-        self.metrics.videos.labels("ok").inc()
-        return result
-
-    async def predict(self, model: LoadedModel, videos: list[Views]) -> list[Answer]:
-        """Logits of videos that a client decoded by itself.
+    async def predict(self, model: LoadedModel, videos: list[Views]) -> list[VideoLogits]:
+        """Return logits of videos that a client decoded by itself.
 
         Raises:
             Problem: the deadline has passed.
@@ -197,45 +202,34 @@ class Engine:
         except TimeoutError as error:
             raise self._late() from error
 
+    @asynccontextmanager
+    async def _counted_video(self, upload: Upload) -> AsyncIterator[None]:
+        """Enforce the deadline on the work for one video, and count its outcome."""
+        cause: Exception
+        try:
+            async with asyncio.timeout(self.settings.deadline_s):
+                if not upload.num_bytes:
+                    raise VideoError("empty", upload.path, "0 bytes were uploaded")
+                yield
+        except TimeoutError as error:
+            problem, cause = self._late(), error
+        except VideoError as error:
+            problem, cause = Problem.of_video(error), error
+        else:
+            self.metrics.videos.labels("ok").inc()
+            return
+        self.metrics.videos.labels(problem.name).inc()
+        raise problem from cause
+
     def _late(self) -> Problem:
         return Problem("deadline-exceeded", f"no answer within {self.settings.deadline_s:g} s")
 
-    def _counted(self, problem: Problem) -> Problem:
-        self.metrics.videos.labels(problem.name).inc()
-        return problem
 
-    async def _track(self, upload: Upload) -> VideoTracks:
-        _check_not_empty(upload)
-        tracks = await self._pool.decode(TrackJob(upload.path, self._video_limits))
-        self.metrics.tracking_seconds.observe(tracks.seconds)
-        return tracks
-
-    async def _classify(self, upload: Upload, options: Options) -> Classified:
-        _check_not_empty(upload)
-        model = self.model()
-        default = model.classifier.config.views
-        segments = default.segments if options.segments is None else options.segments
-        crops = default.crops if options.crops is None else int(options.crops)
-        job = Job(upload.path, model.classifier.config.clip, segments, crops, self._video_limits)
-        started = time.perf_counter()
-        views = await self._pool.decode(job)
-        decode_wait_ms = max(0.0, 1000 * (time.perf_counter() - started) - views.decode_ms)
-        self.metrics.decode_seconds.observe(views.decode_ms / 1000)
-        answer = await self._batcher.predict(model.classifier, views)
-        assert views.info is not None
-        return Classified(model, answer.logits, views.info, len(views.frames), decode_wait_ms, views.decode_ms, answer)
-
-
-def _check_not_empty(upload: Upload) -> None:
-    if not upload.num_bytes:
-        raise VideoError("empty", upload.path, "0 bytes were uploaded")
-
-
-async def while_connected(request: Request, work: Awaitable[Result]) -> Result:
-    """The result of ``work``, which is cancelled if the client goes away. The request's body must have been read.
+async def while_connected(request: Request, work: Awaitable[Returned]) -> Returned:
+    """Await ``work``, and cancel it if the client disconnects. The request's body must have been read.
 
     Raises:
-        ClientDisconnect: it went away.
+        ClientDisconnect: the client disconnected.
     """
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnected(request))
@@ -255,8 +249,8 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def _write_warm_clip(path: Path) -> None:
-    """Two seconds of a square that moves over noise."""
+def _write_warm_up_clip(path: Path) -> None:
+    """Write two seconds of a square that moves over noise."""
     frames = np.random.default_rng(0).integers(0, 64, (32, 64, 96, 3), dtype=np.uint8)
     for position, frame in enumerate(frames):
         frame[20:44, 2 * position : 2 * position + 24] = 200

@@ -18,7 +18,7 @@ import httpx
 import psutil  # type: ignore[import-untyped]
 from fastapi import FastAPI
 
-from serving.inference.engine import Engine
+from serving.inference.engine import InferenceEngine
 from serving.settings import Settings
 
 BOUNDARY = "b0undary"
@@ -42,7 +42,7 @@ def form(*parts: tuple[str, str | None, bytes]) -> bytes:
 
 
 @asynccontextmanager
-async def running(app: FastAPI) -> AsyncIterator[Engine]:
+async def running(app: FastAPI) -> AsyncIterator[InferenceEngine]:
     """The application between its start and its end."""
     async with app.router.lifespan_context(app):
         yield app.state.engine

@@ -13,7 +13,7 @@ from jaxtyping import Float32
 from mme.evaluation.classifier import Classifier
 from mme.video.sampling import Views
 from serving.http.metrics import Metrics
-from serving.inference.batcher import Answer, Batcher, BatchLimits
+from serving.inference.batcher import Batcher, BatchLimits, VideoLogits
 from tests.serving.service import until
 from tests.tiny import moving_frames, save_tiny_folder
 
@@ -56,7 +56,7 @@ def test_videos_share_a_forward_pass_and_keep_their_own_answer(classifier: Class
 
 
 def test_a_batch_waits_only_while_others_are_coming(classifier: Classifier) -> None:
-    async def one(*, others: bool) -> Answer:
+    async def one(*, others: bool) -> VideoLogits:
         batcher = await started(Metrics(), others=others, max_wait_s=0.5)
         answer = await batcher.predict(classifier, prepared(classifier, 0))
         await batcher.close()
@@ -187,11 +187,11 @@ def test_closing_waits_for_what_is_being_answered(classifier: Classifier) -> Non
 
 
 @pytest.mark.parametrize(
-    ("max_views", "num_threads", "num_passes", "views_a_pass"),
+    ("max_views", "num_threads", "num_passes", "views_per_pass"),
     [(32, 1, 1, 32), (32, 2, 2, 16), (32, 16, 4, 8), (1, 8, 1, 1), (3, 2, 2, 1)],
 )
 def test_all_passes_together_keep_the_limits(
-    max_views: int, num_threads: int, num_passes: int, views_a_pass: int
+    max_views: int, num_threads: int, num_passes: int, views_per_pass: int
 ) -> None:
     limits = BatchLimits(max_views, 0.0, num_threads)
-    assert (limits.num_passes, limits.views_a_pass) == (num_passes, views_a_pass)
+    assert (limits.num_passes, limits.views_per_pass) == (num_passes, views_per_pass)

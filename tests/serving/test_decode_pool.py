@@ -15,7 +15,7 @@ import pytest
 
 from mme.video.containers import VideoError
 from mme.video.sampling import sample_views
-from serving.decoding.child import Job, VideoLimits
+from serving.decoding.child import VideoLimits, ViewsTask
 from serving.decoding.pool import DecodeLimits, DecodePool
 from serving.http.metrics import Metrics
 from tests import media
@@ -26,8 +26,8 @@ from tests.tiny import tiny_config
 NO_LIMITS = VideoLimits(math.inf, 10**9, 10**9, 60.0)
 
 
-def job(path: Path, limits: VideoLimits = NO_LIMITS) -> Job:
-    return Job(path, tiny_config().clip, 2, 3, limits)
+def job(path: Path, limits: VideoLimits = NO_LIMITS) -> ViewsTask:
+    return ViewsTask(path, tiny_config().clip, 2, 3, limits)
 
 
 @asynccontextmanager
@@ -45,7 +45,7 @@ async def pool(num_workers: int = 1, timeout_s: float = 60.0, memory_mb: int = 1
 def test_views_equal_those_made_here(clip: Path) -> None:
     async def scenario() -> None:
         async with pool() as decoders:
-            there = await decoders.decode(job(clip))
+            there = await decoders.run(job(clip))
             here = sample_views(clip, tiny_config().clip, 2, 3)
             np.testing.assert_array_equal(there.frames, here.frames)
             assert there.info == here.info
@@ -59,17 +59,17 @@ def test_a_video_that_takes_too_long_costs_its_process(clip: Path) -> None:
             (process,) = decoders.process_ids
             os.kill(process, signal.SIGSTOP)  # a decoder that hangs
             with pytest.raises(VideoError) as caught:
-                await decoders.decode(job(clip))
+                await decoders.run(job(clip))
             assert caught.value.reason == "timed-out"
             assert not is_alive(process)
-            assert len((await decoders.decode(job(clip))).frames) == 6
+            assert len((await decoders.run(job(clip))).frames) == 6
 
     asyncio.run(scenario())
 
 
 def test_only_processes_that_videos_cost_are_counted(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A busy service replaces many by plan: an alert on the count would ring for nothing."""
-    monkeypatch.setattr("serving.decoding.pool.MAX_JOBS", 2)
+    monkeypatch.setattr("serving.decoding.pool.MAX_TASKS", 2)
     metrics = Metrics()
 
     def count() -> float:
@@ -82,21 +82,21 @@ def test_only_processes_that_videos_cost_are_counted(clip: Path, monkeypatch: py
             seen = set()
             for _ in range(5):
                 seen |= set(decoders.process_ids)
-                await decoders.decode(job(clip))
+                await decoders.run(job(clip))
             assert len(seen) == 3
             assert count() == 0
             (process,) = decoders.process_ids
             os.kill(process, signal.SIGSTOP)
-            given_up = asyncio.ensure_future(decoders.decode(job(clip)))
+            given_up = asyncio.ensure_future(decoders.run(job(clip)))
             await asyncio.sleep(0.2)
             given_up.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await given_up
-            assert len((await decoders.decode(job(clip))).frames) == 6
+            assert len((await decoders.run(job(clip))).frames) == 6
             assert count() == 0
             (process,) = decoders.process_ids
             os.kill(process, signal.SIGKILL)
-            assert len((await decoders.decode(job(clip))).frames) == 6
+            assert len((await decoders.run(job(clip))).frames) == 6
             assert count() == 1
         finally:
             await decoders.close()
@@ -110,9 +110,9 @@ def test_a_video_that_takes_too_much_memory(clip: Path, tmp_path: Path) -> None:
     async def scenario() -> None:
         async with pool(memory_mb=24) as decoders:
             with pytest.raises(VideoError) as caught:
-                await decoders.decode(job(large))
+                await decoders.run(job(large))
             assert caught.value.reason in {"too-large", "undecodable"}  # as the libraries take it
-            assert len((await decoders.decode(job(clip))).frames) == 6
+            assert len((await decoders.run(job(clip))).frames) == 6
 
     asyncio.run(scenario())
 
@@ -128,14 +128,14 @@ def test_a_process_that_is_killed_costs_no_video(slow: Path, clip: Path) -> None
     async def scenario() -> None:
         async with pool() as decoders:
             (process,) = decoders.process_ids
-            decoding = asyncio.ensure_future(decoders.decode(job(slow)))
+            decoding = asyncio.ensure_future(decoders.run(job(slow)))
             await asyncio.sleep(0.05)
             os.kill(process, signal.SIGKILL)
             assert len((await decoding).frames) == 6
             (process,) = decoders.process_ids
             os.kill(process, signal.SIGKILL)  # while idle
             await asyncio.sleep(0.1)
-            assert len((await decoders.decode(job(clip))).frames) == 6
+            assert len((await decoders.run(job(clip))).frames) == 6
 
     asyncio.run(scenario())
 
@@ -145,13 +145,13 @@ def test_a_crash_is_the_videos_fault(slow: Path, clip: Path, number: int, reason
     async def scenario() -> None:
         async with pool() as decoders:
             (process,) = decoders.process_ids
-            decoding = asyncio.ensure_future(decoders.decode(job(slow)))
+            decoding = asyncio.ensure_future(decoders.run(job(slow)))
             await asyncio.sleep(0.05)
             os.kill(process, number)
             with pytest.raises(VideoError) as caught:
                 await decoding
             assert caught.value.reason == reason
-            assert len((await decoders.decode(job(clip))).frames) == 6
+            assert len((await decoders.run(job(clip))).frames) == 6
 
     asyncio.run(scenario())
 
@@ -160,11 +160,11 @@ def test_whoever_goes_away_frees_the_process(slow: Path, clip: Path) -> None:
     async def scenario() -> None:
         async with pool() as decoders:
             (process,) = decoders.process_ids
-            decoding = asyncio.ensure_future(decoders.decode(job(slow)))
+            decoding = asyncio.ensure_future(decoders.run(job(slow)))
             await asyncio.sleep(0.05)
             decoding.cancel()
             await until(lambda: not is_alive(process))
-            assert len((await decoders.decode(job(clip))).frames) == 6
+            assert len((await decoders.run(job(clip))).frames) == 6
 
     asyncio.run(scenario())
 
@@ -173,7 +173,7 @@ def test_signals_to_the_whole_group_do_not_stop_a_process(slow: Path) -> None:
     async def scenario() -> None:
         async with pool() as decoders:
             (process,) = decoders.process_ids
-            decoding = asyncio.ensure_future(decoders.decode(job(slow)))
+            decoding = asyncio.ensure_future(decoders.run(job(slow)))
             await asyncio.sleep(0.05)
             os.kill(process, signal.SIGTERM)
             os.kill(process, signal.SIGINT)
@@ -186,7 +186,7 @@ def test_signals_to_the_whole_group_do_not_stop_a_process(slow: Path) -> None:
 def test_a_process_is_small_and_has_no_model(clip: Path) -> None:
     async def scenario() -> None:
         async with pool() as decoders:
-            await decoders.decode(job(clip))
+            await decoders.run(job(clip))
             (process,) = decoders.process_ids
             assert not any("torch" in library for library in libraries(process))
 
@@ -210,10 +210,10 @@ def test_an_answer_without_sense_costs_the_process(clip: Path, header: bytes, pa
         async with pool() as decoders:
             (process,) = decoders.process_ids
             with pytest.raises(VideoError) as caught:
-                await decoders.decode(Answers(clip, header, payload))
+                await decoders.run(Answers(clip, header, payload))
             assert caught.value.reason == "undecodable"
             assert not is_alive(process)
-            assert len((await decoders.decode(job(clip))).frames) == 6
+            assert len((await decoders.run(job(clip))).frames) == 6
 
     asyncio.run(scenario())
 
@@ -222,10 +222,10 @@ def test_a_process_that_speaks_unasked_is_not_asked(clip: Path) -> None:
     async def scenario() -> None:
         async with pool() as decoders:
             (process,) = decoders.process_ids
-            told = await decoders.decode(Answers(clip, b'{"shape": [2]}', b"no", delay_s=0.2))
+            told = await decoders.run(Answers(clip, b'{"shape": [2]}', b"no", delay_s=0.2))
             assert told == b"ok"
-            await until(lambda: not decoders._workers[0]._is_fit())
-            there, here = await decoders.decode(job(clip)), sample_views(clip, tiny_config().clip, 2, 3)
+            await until(lambda: not decoders._workers[0]._is_silent())
+            there, here = await decoders.run(job(clip)), sample_views(clip, tiny_config().clip, 2, 3)
             np.testing.assert_array_equal(there.frames, here.frames)
             assert not is_alive(process)
 

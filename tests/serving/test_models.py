@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 from mme.models.checkpoints import CONFIG_FILE, WEIGHTS_FILE, content_digest
 from serving.app import create_app
 from serving.http.metrics import Metrics
-from serving.inference.host import ModelHost
+from serving.inference.model_reloader import ModelReloader
 from tests.serving.service import RAW, make_settings, wait_until
 from tests.tiny import save_tiny_folder
 
@@ -22,23 +22,23 @@ def own(folder: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def host(own: Path, clip: Path) -> ModelHost:
-    return ModelHost(str(own), clip, Metrics())
+def host(own: Path, clip: Path) -> ModelReloader:
+    return ModelReloader(str(own), clip, Metrics())
 
 
-def current_digest(host: ModelHost) -> str:
+def current_digest(host: ModelReloader) -> str:
     assert host.current is not None
     return host.current.digest
 
 
-def test_a_folder_is_loaded_once(host: ModelHost, own: Path) -> None:
+def test_a_folder_is_loaded_once(host: ModelReloader, own: Path) -> None:
     assert host.refresh()
     assert current_digest(host) == content_digest(own)
     assert not host.refresh()
     assert host.last_error is None
 
 
-def test_another_model_in_the_folder_replaces_it(host: ModelHost, own: Path) -> None:
+def test_another_model_in_the_folder_replaces_it(host: ModelReloader, own: Path) -> None:
     host.refresh()
     before = current_digest(host)
     save_tiny_folder(own, seed=1)
@@ -46,7 +46,7 @@ def test_another_model_in_the_folder_replaces_it(host: ModelHost, own: Path) -> 
     assert current_digest(host) == content_digest(own) != before
 
 
-def test_the_same_model_written_again_changes_nothing(host: ModelHost, own: Path, folder: Path) -> None:
+def test_the_same_model_written_again_changes_nothing(host: ModelReloader, own: Path, folder: Path) -> None:
     host.refresh()
     before = host.current
     shutil.copy(folder / WEIGHTS_FILE, own / WEIGHTS_FILE)
@@ -55,7 +55,7 @@ def test_the_same_model_written_again_changes_nothing(host: ModelHost, own: Path
 
 
 @pytest.mark.parametrize("damage", ["missing", "weights", "config"])
-def test_a_model_that_cannot_be_loaded_leaves_the_last_good_one(host: ModelHost, own: Path, damage: str) -> None:
+def test_a_model_that_cannot_be_loaded_leaves_the_last_good_one(host: ModelReloader, own: Path, damage: str) -> None:
     host.refresh()
     before = host.current
     if damage == "missing":
@@ -73,7 +73,7 @@ def test_a_model_that_cannot_be_loaded_leaves_the_last_good_one(host: ModelHost,
 
 def test_the_version_is_what_the_folder_records(own: Path, clip: Path) -> None:
     save_tiny_folder(own, provenance={"version": 7})
-    host = ModelHost(str(own), clip, Metrics())
+    host = ModelReloader(str(own), clip, Metrics())
     host.refresh()
     assert host.current is not None
     assert host.current.version == "7"

@@ -6,9 +6,10 @@ import re
 from typing import Any
 
 import pytest
+from asgi_correlation_id import correlation_id
 from starlette.testclient import TestClient
 
-from serving.http.logs import JsonFormatter, request_id
+from serving.http.logs import RequestJsonFormatter
 from serving.problems import KINDS, MEDIA_TYPE
 
 
@@ -105,14 +106,14 @@ class TestOpenApi:
 
 
 def test_a_log_line_is_one_json_object_with_the_request() -> None:
-    token = request_id.set("r-1")
+    token = correlation_id.set("r-1")
     try:
         record = logging.makeLogRecord(
             {"name": "n", "levelno": logging.INFO, "levelname": "INFO", "msg": "a %s", "args": ("b",), "path": "/x\n"}
         )
-        line = JsonFormatter().format(record)
+        line = RequestJsonFormatter().format(record)
     finally:
-        request_id.reset(token)
+        correlation_id.reset(token)
     entry = json.loads(line)
     assert "\n" not in line
     assert {key: entry[key] for key in ("level", "logger", "message", "request_id", "path")} == {

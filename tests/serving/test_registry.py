@@ -10,7 +10,7 @@ from mlflow.tracking import MlflowClient
 from mme.models.checkpoints import WEIGHTS_FILE, content_digest
 from mme.tracking.store import open_store
 from serving.http.metrics import Metrics
-from serving.inference.host import ModelHost
+from serving.inference.model_reloader import ModelReloader
 from tests.tiny import save_tiny_folder
 
 ADDRESS = "models:/tiny@champion"
@@ -34,9 +34,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture
-def host(store: Path, clip: Path) -> ModelHost:
+def host(store: Path, clip: Path) -> ModelReloader:
     promote(1)
-    host = ModelHost(ADDRESS, clip, Metrics())
+    host = ModelReloader(ADDRESS, clip, Metrics())
     assert host.refresh(), host.last_error
     return host
 
@@ -45,12 +45,12 @@ def promote(version: int) -> None:
     MlflowClient().set_registered_model_alias("tiny", "champion", str(version))
 
 
-def answering(host: ModelHost) -> tuple[str | None, str]:
+def answering(host: ModelReloader) -> tuple[str | None, str]:
     assert host.current is not None
     return host.current.version, host.current.digest
 
 
-def test_the_alias_is_followed(host: ModelHost, store: Path) -> None:
+def test_the_alias_is_followed(host: ModelReloader, store: Path) -> None:
     assert answering(host) == ("1", content_digest(store / "made-1" / "export"))
     assert not host.refresh()
     promote(2)
@@ -58,7 +58,7 @@ def test_the_alias_is_followed(host: ModelHost, store: Path) -> None:
     assert answering(host) == ("2", content_digest(store / "made-2" / "export"))
 
 
-def test_the_last_good_model_answers_while_the_registry_is_away(host: ModelHost, store: Path) -> None:
+def test_the_last_good_model_answers_while_the_registry_is_away(host: ModelReloader, store: Path) -> None:
     before = host.current
     (store / "mlflow.db").rename(store / "away.db")
     try:
@@ -75,14 +75,14 @@ def test_the_last_good_model_answers_while_the_registry_is_away(host: ModelHost,
 
 @pytest.mark.parametrize("address", ["models:/tiny@nobody", "models:/tiny", "models:/other@champion"])
 def test_an_address_that_leads_nowhere_is_named(store: Path, clip: Path, address: str) -> None:
-    host = ModelHost(address, clip, Metrics())
+    host = ModelReloader(address, clip, Metrics())
     assert not host.refresh()
     assert host.current is None
     assert host.last_error is not None
     assert address in host.last_error
 
 
-def test_a_model_that_is_not_what_was_registered_is_refused(host: ModelHost, store: Path) -> None:
+def test_a_model_that_is_not_what_was_registered_is_refused(host: ModelReloader, store: Path) -> None:
     before = host.current
     weights = store / "made-2" / "export" / WEIGHTS_FILE
     shutil.copy(weights, store / "kept")
@@ -108,7 +108,7 @@ def test_a_damaged_download_is_removed(store: Path, tmp_path: Path, clip: Path) 
     tags = {"digest": digest, "folder": digest}
     version = MlflowClient().create_model_version("tiny", tmp_path.as_uri(), tags=tags).version
     (copy / WEIGHTS_FILE).write_bytes(b"damaged")
-    host = ModelHost(f"models:/tiny/{version}", clip, Metrics())
+    host = ModelReloader(f"models:/tiny/{version}", clip, Metrics())
     assert not host.refresh()
     assert not copy.exists()
     good.rename(copy)

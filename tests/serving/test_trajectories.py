@@ -90,11 +90,11 @@ def test_large_frames_are_decoded_in_parts(client: TestClient, tmp_path: Path, m
     write_video(tmp_path / "clip.mp4", moving_frames(40, 64, 96), 16, 10, 8)
     whole = tracks(client, tmp_path / "clip.mp4")
     from serving.decoding import tracks as track_job
-    from serving.decoding.child import VideoLimits, admitted
+    from serving.decoding.child import VideoLimits, open_within_limits
 
-    monkeypatch.setattr(track_job, "MAX_BYTES", 1)
-    task = track_job.TrackJob(tmp_path / "clip.mp4", VideoLimits(math.inf, 10**9, 10**9, 60.0))
-    with admitted(task) as video:
+    monkeypatch.setattr(track_job, "MAX_FRAME_BYTES", 1)
+    task = track_job.TracksTask(tmp_path / "clip.mp4", VideoLimits(math.inf, 10**9, 10**9, 60.0))
+    with open_within_limits(task) as video:
         header, payload = task.work(video)
     assert track_job.windows(task.parse(header, bytes(payload))) == whole["windows"]
     assert len(payload) <= task.max_bytes
