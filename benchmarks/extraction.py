@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from benchmarks.report import Row, record
 from benchmarks.targets import cpu_ms, large_frames
-from mme.config import TrajectoriesParams, load_params
+from mme.config import DEFAULT_RUNTIME, TrajectoriesParams, load_params
 from mme.manifest import Manifest, Video
 from mme.motion.extract import Extractor, extract_part
 from mme.motion.flow import gray_frames
@@ -143,8 +143,8 @@ def cost_model(path: Path, params: TrajectoriesParams, cpu: dict[str, float], fo
         kind = f"cell {cell}, max_length {max_length}"
         yield Row("stored", size * 30 / 2**20, "MiB per video-second", of=f"{kind}, 30 frames per second, 454 x 256")
         yield Row("Kinetics-400", frames * size / 1e12, "TB", of=kind)
-    shards = -(-KINETICS_VIDEOS // params.videos_per_shard)
-    yield Row("Kinetics-400", shards, "shards", of=f"{params.videos_per_shard} videos per shard")
+    shards = -(-KINETICS_VIDEOS // DEFAULT_RUNTIME.videos_per_shard)
+    yield Row("Kinetics-400", shards, "shards", of=f"{DEFAULT_RUNTIME.videos_per_shard} videos per shard")
 
 
 def main() -> None:

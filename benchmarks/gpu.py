@@ -40,11 +40,11 @@ BATCH, STEPS, WARM = 64, 10, 4
 NUM_VIDEOS, NUM_FRAMES = 64, 80
 LOADED_BATCH, LOADED_BATCHES = 16, 60
 
-CASES: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("32", {"precision": "32"}),
-    ("bf16-mixed", {"precision": "bf16-mixed"}),
-    ("bf16-mixed, compile", {"precision": "bf16-mixed", "compile": True}),
-    ("bf16-mixed, gradient_checkpointing", {"precision": "bf16-mixed", "gradient_checkpointing": True}),
+CASES: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("32", "32", {}),
+    ("bf16-mixed", "bf16-mixed", {}),
+    ("bf16-mixed, compile", "bf16-mixed", {"compile": True}),
+    ("bf16-mixed, gradient_checkpointing", "bf16-mixed", {"gradient_checkpointing": True}),
 )
 
 
@@ -104,8 +104,9 @@ def time_gpu_steps(params: Params, dataset: PretrainDataset) -> Iterator[Row]:
     batch = {name: value.cuda() for name, value in default_collate(samples).items()}
     of = f"{BATCH} clips of 16 x 224, {params.pretrain.mask_ratio:.0%} hidden"
     mme = {}
-    for name, changes in CASES:
-        step = mme_step(changed(params, {"pretrain": changes}), statistics_, batch)
+    for name, precision, runtime in CASES:
+        case = changed(params, {"pretrain": {"precision": precision}, "runtime": runtime})
+        step = mme_step(case, statistics_, batch)
         mme[name], memory = measure_steps(step, BATCH)
         yield Row(f"{name}: clips per second", mme[name], "clips per second", of=of)
         yield Row(f"{name}: memory", memory, "GiB", of=of)
@@ -130,7 +131,7 @@ def make_data(params: Params, folder: Path) -> Manifest:
 def time_extraction(params: Params, manifest: Manifest, cores: int) -> Row:
     """Measure the extraction of tracks on all cores."""
     folder = manifest.folder
-    extractor = Extractor(manifest, params.trajectories, folder / "work")
+    extractor = Extractor(manifest, params.trajectories, folder / "work", params.runtime)
     begin = time.perf_counter()
     extraction = extractor.run(cores, lambda _: None)
     minutes = (time.perf_counter() - begin) / 60
@@ -149,14 +150,15 @@ def time_loading(params: Params, manifest: Manifest, cores: int) -> Iterator[Row
     )
     for name, objective, shape in cases:
         changes = {
-            "objective": objective, "shape": shape, "num_loader_workers": cores - 1, "frame_cache_mb": 0,
+            "objective": objective, "shape": shape,
             "batch_size": LOADED_BATCH,
         }  # fmt: skip
-        case = changed(params, {"pretrain": changes})
+        runtime = {"num_loader_workers": cores - 1, "frame_cache_mb": 0}
+        case = changed(params, {"pretrain": changes, "runtime": runtime})
         dataset = PretrainDataset(case, manifest, tracks, ["pretrain"])
         num_batches = LOADED_BATCHES + 3 * cores
         repeats = -(-num_batches * LOADED_BATCH // NUM_VIDEOS)
-        batches = iter(training_loader(dataset, case.pretrain, 0, repeats=repeats))
+        batches = iter(training_loader(dataset, case.pretrain, case.runtime, 0, repeats=repeats))
         for _ in itertools.islice(batches, 2 * cores):  # each worker has begun its third
             pass
         begin = time.perf_counter()
@@ -172,8 +174,9 @@ def main() -> None:
         sys.exit("no CUDA device: nothing measured")
     cv2.setNumThreads(1)
     cores = os.cpu_count() or 1
-    data = {
-        "trajectories": {"splits": ("pretrain",), "videos_per_shard": max(1, NUM_VIDEOS // cores)},
+    data: dict[str, dict[str, Any]] = {
+        "trajectories": {"splits": ("pretrain",)},
+        "runtime": {"videos_per_shard": max(1, NUM_VIDEOS // cores)},
         "pretrain": {"splits": ("pretrain",), "batch_size": BATCH, "min_scale": 0.66},
     }
     params = changed(changed(load_params(), VIT_B), data)

@@ -137,16 +137,18 @@ def waiting(params: Params, folder: Path) -> Iterator[Row]:
     module = PretrainModule(params, target_statistics(dataset), 1)  # it also fills the cache of frames
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, fused=True)
     for num_workers in (0, 1):
-        optimised = params.pretrain.model_copy(update={"num_loader_workers": num_workers})
+        optimised = params.pretrain
+        runtime = params.runtime.model_copy(update={"num_loader_workers": num_workers})
+        repeats = STEPS * optimised.batch_size // len(dataset)
         shares, begin = [], time.perf_counter()
-        for batch in training_loader(dataset, optimised, 0, repeats=STEPS * optimised.batch_size // len(dataset)):
+        for batch in training_loader(dataset, optimised, runtime, 0, repeats=repeats):
             waited = time.perf_counter() - begin
             optimizer.zero_grad()
             module.losses(batch)["loss"].backward()
             optimizer.step()
             shares.append(waited / (time.perf_counter() - begin))
             begin = time.perf_counter()
-        is_default = num_workers == params.pretrain.num_loader_workers
+        is_default = num_workers == params.runtime.num_loader_workers
         name = f"waiting for a batch, num_loader_workers: {num_workers}" + (" (default)" if is_default else "")
         of = f"batch {optimised.batch_size}"
         share = statistics.median(shares[1:])

@@ -18,7 +18,7 @@ import cv2
 
 from benchmarks.report import Row, record
 from benchmarks.targets import large_frames
-from mme.config import Params, load_params
+from mme.config import Params, RuntimeParams, load_params
 from mme.ingest.run import Ingest
 from mme.ingest.transcode import Job, NormalForm, Outcome, normalise
 from mme.ingest.validate import Look, examine
@@ -32,6 +32,7 @@ SHORT_SIDES = (256, 128)
 LONG = 10
 """Length of a long video as a multiple of the clip that is cut from it."""
 
+PATIENT = RuntimeParams(deadline_s=600.0)
 NUM_COPIES, NUM_WARM = 24, 4
 """Videos given to two workers, and the number of them that are finished before the measurement starts."""
 
@@ -63,10 +64,10 @@ def main() -> None:
         begin_s = NUM_FRAMES / FPS * (LONG - 2)
         cut = Job(long, folder / "out.mp4", form, (begin_s, begin_s + NUM_FRAMES / FPS))
         rows.append(per_minute("ingest of a clip", [long], lambda _: good(cut), f"in a video {LONG} times as long"))
-        changes = {"source": "folder", "root": folder / "raw", "short_side": SHORT_SIDES[0], "deadline_s": 600.0}
+        changes = {"source": "folder", "root": folder / "raw", "short_side": SHORT_SIDES[0]}
         seconds = []
         for num_workers in (1, 2):
-            stage = Ingest(params.ingest.model_copy(update=changes), 0, folder / f"work-{num_workers}")
+            stage = Ingest(params.ingest.model_copy(update=changes), 0, folder / f"work-{num_workers}", PATIENT)
             begin = time.perf_counter()
             stage.run(num_workers, lambda: None)
             seconds.append(time.perf_counter() - begin)
@@ -86,21 +87,23 @@ def throughput(params: Params, file: Path, folder: Path) -> Iterator[Row]:
         path = folder / f"raw/{'ab'[number % 2]}/{number}.mp4"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(file.read_bytes())
-    changes = {"source": "folder", "root": folder / "raw", "short_side": SHORT_SIDES[0], "deadline_s": 600.0}
+    changes = {"source": "folder", "root": folder / "raw", "short_side": SHORT_SIDES[0]}
     engines: list[Engine] = ["local", "ray"] if find_spec("ray") else ["local"]
     of = f"CPU time of all processes, start-up left out; {NUM_COPIES} videos of 454 x 256, {NUM_FRAMES} frames"
     for engine in engines:
         what = "2-worker Ray" if engine == "ray" else "2 processes"
         output = folder / engine
-        stage = Ingest(params.ingest.model_copy(update={**changes, "engine": engine}), 0, folder / f"work-{engine}")
+        runtime = PATIENT.model_copy(update={"executor": engine})
+        stage = Ingest(params.ingest.model_copy(update=changes), 0, folder / f"work-{engine}", runtime)
         meter = Meter()
         result = stage.run(2, meter.advance)
         stage.finish(result, output)
         yield Row(f"ingest, {what}", meter.per_minute(), "videos per core-minute", of=of)
-        chosen = {"splits": ("train", "val", "test"), "compensate_camera": True, "engine": engine}
+        chosen = {"splits": ("train", "val", "test"), "compensate_camera": True}
         tracks = params.trajectories.model_copy(update=chosen)
         meter = Meter()
-        Extractor(Manifest.load(output / MANIFEST_FILE), tracks, folder / f"tracks-{engine}").run(2, meter.advance)
+        manifest = Manifest.load(output / MANIFEST_FILE)
+        Extractor(manifest, tracks, folder / f"tracks-{engine}", runtime).run(2, meter.advance)
         yield Row(f"extraction, {what}", meter.per_minute(), "videos per core-minute", of=of)
 
 

@@ -101,7 +101,7 @@ def time_videos(params: Params, manifest: Manifest) -> Iterator[Row]:
 def time_pretraining(params: Params, manifest: Manifest, tracks: TrackStore) -> Iterator[Row]:
     """Measure a sample and a step of pretraining."""
     dataset = PretrainDataset(params, manifest, tracks, ["train"])
-    batches = training_loader(dataset, params.pretrain, 0)
+    batches = training_loader(dataset, params.pretrain, params.runtime, 0)
     batch = next(iter(batches))
     module = PretrainModule(params, target_statistics(dataset), len(batches))
     sample = median_ms(lambda: [dataset[0, index] for index in range(NUM_VIDEOS)]) / NUM_VIDEOS
@@ -113,7 +113,7 @@ def time_pretraining(params: Params, manifest: Manifest, tracks: TrackStore) -> 
 def time_finetuning(params: Params, manifest: Manifest) -> Iterator[Row]:
     """Measure a step of finetuning."""
     dataset = LabelledDataset(params, manifest, "train", training=True)
-    batch = next(iter(training_loader(dataset, params.finetune, 0)))
+    batch = next(iter(training_loader(dataset, params.finetune, params.runtime, 0)))
     module = FinetuneModule(params, len(manifest.labels), 1)
 
     def loss() -> torch.Tensor:
@@ -137,7 +137,7 @@ def time_classifier(params: Params, manifest: Manifest, folder: Path) -> Iterato
 def measure_parts(params: Params, folder: Path) -> Iterator[Row]:
     """Measure every part in turn."""
     manifest = make_videos(params, folder)
-    extractor = Extractor(manifest, params.trajectories, folder / "work")
+    extractor = Extractor(manifest, params.trajectories, folder / "work", params.runtime)
     extractor.finish(folder / "trajectories", extractor.run(1, lambda _: None))
     yield from time_videos(params, manifest)
     yield from time_pretraining(params, manifest, TrackStore(folder / "trajectories"))

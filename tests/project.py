@@ -22,7 +22,7 @@ NUM_PRETRAIN = 8
 CLASSES = ["left", "right", "grow", "clockwise", "up", "down"]
 
 SMALL: dict[str, dict[str, Any]] = {
-    "run": {"num_workers": 1},
+    "runtime": {"num_workers": 1},
     "synthesize": {
         "classes": CLASSES, "num_pretrain": NUM_PRETRAIN, "train_per_class": 1, "val_per_class": 1, "test_per_class": 1,
     },

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mme.config import Params, load_params
+from mme.config import Params, RuntimeParams, load_params
 from mme.ingest.motion_primitives import CLASSES, sample_scene
 from mme.manifest import Manifest, Video
 from mme.motion.extract import Extractor
@@ -15,9 +15,10 @@ from mme.video.codec import write_video
 DEFAULTS = load_params(Path(__file__).parents[1] / "params.yaml")
 
 SMALL: dict[str, dict[str, Any]] = {
+    "runtime": {"num_loader_workers": 0, "videos_per_shard": 5},
     "synthesize": {"size": 32, "num_frames": 16, "drift_px": 0.0},
     "ingest": {"short_side": 32, "min_frames": 12},
-    "trajectories": {"splits": ("pretrain", "val"), "cell": 4, "max_length": 4, "videos_per_shard": 5},
+    "trajectories": {"splits": ("pretrain", "val"), "cell": 4, "max_length": 4},
     "clip": {"num_frames": 4, "size": 32},
     "model": {"patch_size": 8, "dim": 32, "depth": 2, "num_heads": 2, "positions": "axes"},
     "pretrain": {
@@ -31,18 +32,23 @@ SMALL: dict[str, dict[str, Any]] = {
         "warmup_epochs": 1,
         "batch_size": 4,
         "objective": "mme",
-        "num_loader_workers": 0,
     },
     "finetune": {"epochs": 3, "warmup_epochs": 1, "batch_size": 4, "horizontal_flip": False, "flip_pairs": ()},
 }
 
 
-def small_params(**changes: dict[str, Any]) -> Params:
+def small_params(seed: int = 0, **changes: dict[str, Any]) -> Params:
     """Return ``params.yaml`` with small sizes; ``changes`` by section."""
-    raw = DEFAULTS.model_dump()
+    raw = DEFAULTS.model_dump() | {"seed": seed}
     for section, values in [*SMALL.items(), *changes.items()]:
         raw[section] = raw[section] | values
     return Params.model_validate(raw)
+
+
+def split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Separate the options of ``runtime`` from those of another section."""
+    runtime = {name: value for name, value in options.items() if name in RuntimeParams.model_fields}
+    return runtime, {name: value for name, value in options.items() if name not in runtime}
 
 
 def make_small_data(folder: Path, params: Params) -> Manifest:
@@ -59,7 +65,7 @@ def make_small_data(folder: Path, params: Params) -> Manifest:
             rows.append(_row(video_id, path, labelled, split, len(frames)))
     manifest = Manifest(rows, folder)
     manifest.save(folder / "manifest.parquet")
-    extractor = Extractor(manifest, params.trajectories, folder / "work")
+    extractor = Extractor(manifest, params.trajectories, folder / "work", params.runtime)
     extractor.finish(folder / "trajectories", extractor.run(1, lambda _: None))
     return manifest
 

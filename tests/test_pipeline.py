@@ -111,7 +111,7 @@ def test_another_source_leaves_the_motion_primitives_alone(project: Project) -> 
         suffix, codec = ((".mp4", "libx264"), (".webm", "libvpx-vp9"))[index % 2]
         media.write(source / ("wave", "jump")[index % 2] / f"{index}{suffix}", codec=codec, num_frames=40, seed=index)
     media.text(source / "wave" / "broken.mp4")
-    project.set(ingest={"source": "folder", "root": str(source), "max_bad_ratio": 0.2})
+    project.set(ingest={"source": "folder", "root": str(source)}, runtime={"max_bad_ratio": 0.2})
     shutil.rmtree(project.folder / "data/raw")
     assert project.repro("ingest") == ["ingest"]
     assert project.report("ingest.json")["videos"] == 10

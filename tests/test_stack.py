@@ -197,7 +197,7 @@ def test_sweep_refuses_a_local_storage(stack: Stack, tmp_path: Path) -> None:
     folder = Project(tmp_path).folder
     answer = subprocess.run(stack.words("sweep"), cwd=folder, capture_output=True, text=True, check=False)
     assert answer.returncode == 2
-    assert "sweep.storage" in answer.stdout
+    assert "runtime.sweep_storage" in answer.stdout
 
 
 def test_service_answers_while_mlflow_is_down(stack: Stack, without_mlflow: Project) -> None:

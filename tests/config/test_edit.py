@@ -30,7 +30,7 @@ def test_only_the_values_change_and_the_difference_is_shown(file: Path) -> None:
     params = load_params(file)
     assert (params.pretrain.mask_ratio, params.pretrain.length, params.pretrain.hog_steps) == (0.75, 4, "all")
     former = load_params(ROOT / "params.yaml").pretrain.model_dump()
-    write_values(file, {f"pretrain.{name}": former[name] for name in ("mask_ratio", "length", "shape")}, write=True)
+    write_values(file, {f"pretrain.{name}": former[name] for name in ("mask_ratio", "length", "hog_steps")}, write=True)
     assert file.read_text(encoding="utf-8") == before
 
 

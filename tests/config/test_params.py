@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from mme.config import Params, frames_needed, load_params
+from mme.config import Params, RuntimeParams, frames_needed, load_params
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,7 +19,7 @@ def raw() -> dict[str, Any]:
     return parsed
 
 
-SECTIONS = sorted(set(raw()) - {"datasets"})  # which has names of the user's in it
+SECTIONS = sorted(set(raw()) - {"seed", "datasets"})  # a number; names of the user's
 
 
 def written(folder: Path, params: dict[str, Any]) -> Path:
@@ -28,10 +28,10 @@ def written(folder: Path, params: dict[str, Any]) -> Path:
     return path
 
 
-def changed(**sections: dict[str, Any]) -> dict[str, Any]:
+def changed(**sections: Any) -> dict[str, Any]:
     params = raw()
     for section, values in sections.items():
-        params[section] |= values
+        params[section] = params[section] | values if isinstance(values, dict) else values
     return params
 
 
@@ -40,12 +40,33 @@ def test_the_committed_parameters_are_valid_and_complete() -> None:
     assert params.model_dump(mode="json").keys() == raw().keys()
 
 
-def test_nothing_is_defaulted_in_code() -> None:
-    sections = [field.annotation for name, field in Params.model_fields.items() if name != "datasets"]
+def test_only_runtime_has_defaults() -> None:
+    sections = [Params.model_fields[name].annotation for name in SECTIONS if name != "runtime"]
     for section in sections:
         assert isinstance(section, type)
         for name, field in section.model_fields.items():
             assert field.is_required(), f"{section.__name__}.{name}"
+
+
+def test_runtime_may_be_left_out(tmp_path: Path) -> None:
+    """In the file only keys, and values, that the code has as well."""
+    params = raw()
+    assert RuntimeParams.model_validate(params["runtime"]) == RuntimeParams()
+    del params["runtime"]["num_workers"]
+    assert load_params(written(tmp_path, params)).runtime == RuntimeParams()
+    del params["runtime"]
+    assert load_params(written(tmp_path, params)).runtime == RuntimeParams()
+
+
+def test_password_in_storage_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="password"):
+        load_params(written(tmp_path, changed(runtime={"sweep_storage": "postgresql://me:secret@host/db"})))
+
+
+def test_batch_that_devices_and_parts_cannot_share_names_the_keys(tmp_path: Path) -> None:
+    keys = r"pretrain\.batch_size: 32 .*runtime\.devices x runtime\.num_nodes x runtime\.accumulate = 6"
+    with pytest.raises(ValueError, match=keys):
+        load_params(written(tmp_path, changed(runtime={"devices": 3, "accumulate": 2})))
 
 
 def test_parameters_are_frozen() -> None:
@@ -60,7 +81,7 @@ def test_an_unknown_key_is_named(section: str, tmp_path: Path) -> None:
         load_params(written(tmp_path, changed(**{section: {"mask_ration": 0.5}})))
 
 
-@pytest.mark.parametrize("section", SECTIONS)
+@pytest.mark.parametrize("section", sorted(set(SECTIONS) - {"runtime"}))
 def test_every_missing_key_is_named(section: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"params\.yaml: ") as caught:
         load_params(written(tmp_path, raw() | {section: {}}))
@@ -104,8 +125,8 @@ def test_a_missing_and_an_unknown_section_are_both_named(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"run": {"seed": -1}}, "run.seed"),
-        ({"run": {"device": "tpu"}}, "run.device"),
+        ({"seed": -1}, "seed"),
+        ({"runtime": {"device": "tpu"}}, "runtime.device"),
         ({"pretrain": {"mask_ratio": 1.0}}, "pretrain.mask_ratio"),
         ({"pretrain": {"objective": "MME"}}, "pretrain.objective"),
         ({"pretrain": {"epochs": 0}}, "pretrain.epochs"),
@@ -136,7 +157,7 @@ def test_a_missing_and_an_unknown_section_are_both_named(tmp_path: Path) -> None
         ),
     ],
 )
-def test_values_that_cannot_be_are_named(changes: dict[str, dict[str, Any]], message: str, tmp_path: Path) -> None:
+def test_values_that_cannot_be_are_named(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         load_params(written(tmp_path, changed(**changes)))
     assert "params.yaml" in str(caught.value)
@@ -152,13 +173,18 @@ def test_files_that_hold_no_parameters(content: str | None, tmp_path: Path) -> N
 
 
 def test_the_digest_follows_values_and_nothing_else(tmp_path: Path) -> None:
-    reordered = {section: dict(reversed(values.items())) for section, values in reversed(raw().items())}
+    reordered = {
+        section: dict(reversed(values.items())) if isinstance(values, dict) else values
+        for section, values in reversed(raw().items())
+    }
     before = load_params(ROOT / "params.yaml")
     assert load_params(written(tmp_path, reordered)).digest() == before.digest()
     other = load_params(written(tmp_path, changed(finetune={"epochs": before.finetune.epochs + 1})))
     assert other.digest() != before.digest()
     assert other.finetune.digest() != before.finetune.digest()
     assert other.pretrain.digest() == before.pretrain.digest()
+    elsewhere = load_params(written(tmp_path, changed(runtime={"num_workers": 7, "frame_cache_mb": 0})))
+    assert elsewhere.digest() == before.digest()
 
 
 @given(

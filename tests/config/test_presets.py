@@ -126,10 +126,10 @@ def test_faults_are_named(file: Path) -> None:
 
 def one_step(params: Params) -> Params:
     """The smallest batch, one step in each phase, in 32 bits: without bf16 a processor is four times as slow in it."""
-    step = {"epochs": 1, "warmup_epochs": 0, "num_loader_workers": 0, "precision": "32"}
+    step = {"epochs": 1, "warmup_epochs": 0, "precision": "32"}
     return params.model_copy(
         update={
-            "run": params.run.model_copy(update={"device": "cpu"}),
+            "runtime": params.runtime.model_copy(update={"device": "cpu", "num_loader_workers": 0}),
             "pretrain": params.pretrain.model_copy(update={**step, "batch_size": 1, "splits": ("train",)}),
             "finetune": params.finetune.model_copy(
                 update={**step, "batch_size": 2, "horizontal_flip": False, "flip_pairs": ()}  # there are two labels

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mme.config import EvaluateParams
+from mme.config import EvaluateParams, RuntimeParams
 from mme.evaluation.classifier import Classifier
 from mme.evaluation.multiview import (
     CALIBRATION_BINS,
@@ -26,7 +26,8 @@ from mme.viz.plots import calibration_figure, confusion_figure, save_figure
 from tests.factories import row
 from tests.tiny import LABELS, moving_frames, save_tiny_folder
 
-PARAMS = EvaluateParams(split="test", segments=2, crops=1, batch_size=3, protocols=("finetuned",))
+PARAMS = EvaluateParams(split="test", segments=2, crops=1, protocols=("finetuned",))
+ONE, TWO = (RuntimeParams(num_workers=count, eval_batch_size=3) for count in (1, 2))
 
 
 QUARANTINED: dict[str, Any] = {"path": "", "label": None, "num_frames": 0, "status": "quarantined"}
@@ -72,7 +73,7 @@ def random_evaluation(num_videos: int = 200, num_labels: int = 7, seed: int = 0)
 
 
 def test_every_video_of_the_split_gets_the_classifiers_logits(classifier: Classifier, manifest: Manifest) -> None:
-    result = evaluate(classifier, manifest, PARAMS, num_workers=2, progress=False)
+    result = evaluate(classifier, manifest, PARAMS, TWO, progress=False)
     assert result.ids == tuple(f"v{i}" for i in range(8))
     assert result.targets.tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
     for video_id, logits in zip(result.ids, result.logits, strict=True):
@@ -83,25 +84,25 @@ def test_every_video_of_the_split_gets_the_classifiers_logits(classifier: Classi
 
 
 def test_views_follow_the_parameters(classifier: Classifier, manifest: Manifest) -> None:
-    params = EvaluateParams(split="val", segments=3, crops=3, batch_size=4, protocols=("finetuned",))
-    result = evaluate(classifier, manifest, params, num_workers=1, progress=False)
+    params = EvaluateParams(split="val", segments=3, crops=3, protocols=("finetuned",))
+    result = evaluate(classifier, manifest, params, RuntimeParams(num_workers=1, eval_batch_size=4), progress=False)
     path = manifest.path_of(manifest["other"])
     assert result.ids == ("other",)
     assert result.logits[0] == pytest.approx(classifier.classify(path, segments=3, crops=3).logits, abs=1e-5)
 
 
 def test_batch_size_and_threads_do_not_change_the_answer(classifier: Classifier, manifest: Manifest) -> None:
-    result = evaluate(classifier, manifest, PARAMS, num_workers=1, progress=False)
+    result = evaluate(classifier, manifest, PARAMS, ONE, progress=False)
     for batch_size, num_workers in ((1, 2), (100, 3)):
-        params = PARAMS.model_copy(update={"batch_size": batch_size})
-        other = evaluate(classifier, manifest, params, num_workers, progress=False)
+        runtime = RuntimeParams(num_workers=num_workers, eval_batch_size=batch_size)
+        other = evaluate(classifier, manifest, PARAMS, runtime, progress=False)
         assert other.ids == result.ids
         assert other.logits == pytest.approx(result.logits, abs=1e-5)
 
 
 def test_videos_are_told_apart_by_id_not_by_file_name(classifier: Classifier, tmp_path: Path) -> None:
     rows = [row("a/video", "test", label="left"), row("b/video", "test", label="right")]
-    result = evaluate(classifier, manifest_of(tmp_path, rows), PARAMS, num_workers=1, progress=False)
+    result = evaluate(classifier, manifest_of(tmp_path, rows), PARAMS, ONE, progress=False)
     assert result.ids == ("a/video", "b/video")
     assert not np.allclose(result.logits[0], result.logits[1], atol=1e-3)
 
@@ -109,7 +110,7 @@ def test_videos_are_told_apart_by_id_not_by_file_name(classifier: Classifier, tm
 def test_unreadable_videos_are_reported_and_counted(classifier: Classifier, manifest: Manifest) -> None:
     manifest.path_of(manifest["v2"]).write_bytes(b"")
     manifest.path_of(manifest["v5"]).unlink()
-    result = evaluate(classifier, manifest, PARAMS, num_workers=2, progress=False)
+    result = evaluate(classifier, manifest, PARAMS, TWO, progress=False)
     assert [(video.id, video.reason) for video in result.unreadable] == [
         ("v2", "empty"),
         ("v5", "FileNotFoundError: No such file or directory"),
@@ -123,7 +124,7 @@ def test_no_readable_video_is_an_error(classifier: Classifier, manifest: Manifes
     for video in manifest.videos("test"):
         manifest.path_of(video).write_bytes(b"")
     with pytest.raises(ValueError, match="none of its 8 videos can be decoded"):
-        evaluate(classifier, manifest, PARAMS, num_workers=1, progress=False)
+        evaluate(classifier, manifest, PARAMS, ONE, progress=False)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +139,13 @@ def test_a_split_that_does_not_fit_the_model_is_an_error(
     classifier: Classifier, tmp_path: Path, rows: list[Video], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        evaluate(classifier, Manifest(rows, tmp_path), PARAMS, num_workers=1, progress=False)
+        evaluate(
+            classifier,
+            Manifest(rows, tmp_path),
+            PARAMS,
+            ONE,
+            progress=False,
+        )
 
 
 def test_metrics_agree_with_a_recount() -> None:

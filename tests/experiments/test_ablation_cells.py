@@ -19,7 +19,7 @@ from mme.video.codec import write_video
 from tests.factories import row
 from tests.small_data import make_small_data, small_params
 
-PARAMS = small_params(run={"device": "cpu", "num_workers": 1})
+PARAMS = small_params(runtime={"device": "cpu", "num_workers": 1})
 BUDGET = Budget(
     objectives=("scratch", "mme"),
     seeds=(0,),

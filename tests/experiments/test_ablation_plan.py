@@ -59,7 +59,7 @@ def test_cells_differ_from_the_parameters_in_what_they_name_alone() -> None:
     params = cell_params(PARAMS, BUDGET, Cell("pixel", 5, 0.002, 0.75, False))
     pretrain = PARAMS.pretrain.model_copy(update={"objective": "pixel", "lr": 0.002, "mask_ratio": 0.75, "epochs": 5})
     assert params.pretrain == pretrain
-    assert (params.run.seed, params.finetune.epochs, params.finetune.lr) == (5, 6, PARAMS.finetune.lr)
+    assert (params.seed, params.finetune.epochs, params.finetune.lr) == (5, 6, PARAMS.finetune.lr)
     assert params.model == PARAMS.model
     assert cell_params(PARAMS, BUDGET, Cell("pixel", 5, 0.002, 0.75, True)).pretrain.epochs == 2
     scratch = cell_params(PARAMS, BUDGET, Cell("scratch", 5, 0.002, None, False))
@@ -75,7 +75,7 @@ def test_a_budget_below_the_warm_up_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("changes", "same"),
     [
-        ({"evaluate": {"batch_size": 7}, "run": {"num_workers": 1, "seed": 9}, "registry": {"minimum": 0.1}}, True),
+        ({"runtime": {"num_workers": 1, "eval_batch_size": 7}, "seed": 9, "registry": {"minimum": 0.1}}, True),
         ({"pretrain": {"epochs": 9, "lr": 0.5, "mask_ratio": 0.1}, "finetune": {"epochs": 9}}, True),
         ({"pretrain": {"weight_decay": 0.1}}, False),
         ({"finetune": {"lr": 0.1}}, False),
@@ -83,9 +83,7 @@ def test_a_budget_below_the_warm_up_is_an_error() -> None:
         ({"clip": {"stride_frames": 1}}, False),
     ],
 )
-def test_a_result_is_kept_as_long_as_nothing_it_follows_from_changes(
-    changes: dict[str, dict[str, Any]], same: bool
-) -> None:
+def test_a_result_is_kept_as_long_as_nothing_it_follows_from_changes(changes: dict[str, Any], same: bool) -> None:
     cell = Cell("mme", 0, 0.001, 0.5, False)
     assert (depends_on(PARAMS, BUDGET, cell) == depends_on(small_params(**changes), BUDGET, cell)) is same
     more = BUDGET.model_copy(update={"seeds": (7,), "objectives": ("mme",), "lrs": (0.1,)})

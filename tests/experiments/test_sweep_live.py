@@ -36,8 +36,9 @@ OPENED: list[RDBStorage] = []
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
-def params(**sweep: Any) -> Params:
+def params(runtime: dict[str, Any] | None = None, **sweep: Any) -> Params:
     return small_params(
+        runtime=runtime or {},
         sweep={
             "trials": NUM_TRIALS, "startup_trials": 2, "num_clips": 8, "probe_epochs": 1, "prune_after_trials": 1,
             "prune_after_epochs": 1, "fixed": {"pretrain.epochs": 4, "pretrain.warmup_epochs": 1},
@@ -113,7 +114,7 @@ def study(folder: Path) -> optuna.Study:
     """The sweep's only study that is none of repetitions."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        storage = open_storage(load_params(folder / "params.yaml").sweep)
+        storage = open_storage(load_params(folder / "params.yaml").runtime)
         if isinstance(storage, RDBStorage):
             OPENED.append(storage)
         (name,) = [name for name in optuna.get_all_study_names(storage) if not name.endswith("-repeats")]
@@ -184,7 +185,7 @@ def test_a_trial_is_repeated_with_other_seeds(project: Path) -> None:
     output = finish(start(project, "sweep", "repeat", "--seeds", "1", "--workers", "1"), project)
     assert "seed 1" in output
     (repeated,) = runs(f"sqlite:///{project}/mlflow.db")["sweep-repeat"]
-    assert repeated.data.params["run.seed"] == "1"
+    assert repeated.data.params["seed"] == "1"
     best = study(project).best_trial
     assert repeated.data.params["pretrain.length"] == str(best.params["pretrain.length"])
     assert repeated.info.run_name == f"trial {best.number:02d}, seed 1"
@@ -241,7 +242,7 @@ def test_hosts_meet_in_postgresql_and_record_to_a_server_with_s3(
         for folder in folders:
             folder.mkdir()
             (folder / "data").symlink_to(project / "data")
-            write(folder, params(storage=address))
+            write(folder, params({"sweep_storage": address}))
         hosts = [start(folder, "sweep", "--workers", "1", MLFLOW_TRACKING_URI=recorder.address) for folder in folders]
         outputs = [finish(host, folder) for host, folder in zip(hosts, folders, strict=True)]
         assert all("best is trial" in output for output in outputs)

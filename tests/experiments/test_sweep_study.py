@@ -28,7 +28,7 @@ from tests.small_data import small_params
 
 SPACE = {"pretrain.mask_ratio": {"low": 0.3, "high": 0.9, "step": 0.1}}
 PARAMS = small_params(
-    sweep={"storage": "optuna.journal", "trials": 5, "startup_trials": 2, "space": SPACE, "fixed": {},
+    sweep={"trials": 5, "startup_trials": 2, "space": SPACE, "fixed": {},
            "first": ({"pretrain.mask_ratio": 0.7},)},
 )  # fmt: skip
 
@@ -41,7 +41,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def opened() -> optuna.Study:
     """The study as another process would see it."""
-    return join(PARAMS, "study", open_storage(PARAMS.sweep))
+    return join(PARAMS, "study", open_storage(PARAMS.runtime))
 
 
 def value(trial: optuna.Trial) -> float:
@@ -155,6 +155,6 @@ def test_the_study_is_found_again_when_its_best_values_have_been_applied() -> No
 
 
 def test_a_database_that_is_not_there_is_named() -> None:
-    away = PARAMS.sweep.model_copy(update={"storage": "postgresql://nobody@127.0.0.1:1/none"})
-    with pytest.raises(ValueError, match=r"sweep.storage: postgresql://nobody@127.0.0.1:1/none"):
+    away = PARAMS.runtime.model_copy(update={"sweep_storage": "postgresql://nobody@127.0.0.1:1/none"})
+    with pytest.raises(ValueError, match=r"runtime.sweep_storage: postgresql://nobody@127.0.0.1:1/none"):
         open_storage(away)

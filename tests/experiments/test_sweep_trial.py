@@ -66,13 +66,13 @@ def test_a_trial_trains_on_some_clips_and_is_probed_on_all_labelled_ones() -> No
     assert len(few.videos(PARAMS.pretrain.splits)) == 6
     assert len(few.videos("val")) == len(setting().manifest.videos("val"))
     assert few.digest == setting().pretraining_videos().digest
-    other = small_params(sweep=CHANGED, run={"seed": 1})
+    other = small_params(sweep=CHANGED, seed=1)
     assert few.digest != setting(params=other).pretraining_videos().digest
 
 
 def test_what_becomes_of_trials_is_recorded_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     study = optuna.create_study(
-        study_name=running.name_of_study(PARAMS), storage=open_storage(PARAMS.sweep), direction="maximize",
+        study_name=running.name_of_study(PARAMS), storage=open_storage(PARAMS.runtime), direction="maximize",
         pruner=Impatient(),
     )  # fmt: skip
     plan(study, PARAMS.sweep)

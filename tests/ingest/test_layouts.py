@@ -258,7 +258,7 @@ MAKERS: dict[str, Callable[[Path, Path], Path]] = {
 def test_every_layout_ingests(tmp_path: Path, source: str, expected: dict[str, int]) -> None:
     """Where the makers give no validation, it is drawn from training, whole groups of it."""
     root = MAKERS[source](tmp_path / "root", layouts.one_clip(tmp_path))
-    wanted = params(source, root, crf=30, deadline_s=60.0, val_ratio=0.25)
+    wanted = params(source, root, crf=30, val_ratio=0.25)
     result = Ingest(wanted, 0, tmp_path / "work").run(1, lambda: None)
     assert result.manifest.quarantined == []
     counts = Counter(row.split for row in result.manifest.rows)

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from mme.config import IngestParams, load_params
+from mme.config import IngestParams, RuntimeParams, load_params
 from mme.ingest.run import Ingest, Ingested, video_id_of
 from mme.manifest import Manifest
 from mme.system.files import sha256_file
@@ -31,12 +31,13 @@ RATES = [Fraction(16), Fraction(25), Fraction(30000, 1001)]
 
 def params(root: Path, **changes: Any) -> IngestParams:
     values = load_params().ingest.model_dump()
-    values |= {"source": "folder", "root": root, "short_side": 32, "deadline_s": 30.0, "max_bad_ratio": 0.5}
+    values |= {"source": "folder", "root": root, "short_side": 32}
     return IngestParams.model_validate(values | changes)
 
 
-def ingest(wanted: IngestParams, folder: Path, num_workers: int = 2) -> Ingested:
-    stage = Ingest(wanted, 0, folder / "work")
+def ingest(wanted: IngestParams, folder: Path, num_workers: int = 2, **limits: Any) -> Ingested:
+    runtime = RuntimeParams.model_validate({"deadline_s": 30.0, "max_bad_ratio": 0.5, **limits})
+    stage = Ingest(wanted, 0, folder / "work", runtime)
     result = stage.run(num_workers, lambda: None)
     stage.check(result)
     stage.finish(result, folder / "data")
@@ -157,12 +158,10 @@ def test_the_number_of_workers_does_not_matter(few: Path, tmp_path: Path) -> Non
     assert content(tmp_path / "1") == content(tmp_path / "3")
 
 
-def test_without_ray_the_engine_says_what_to_install(
-    few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_ray_names_the_package(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ValueError, match=r"pip install 'mme\[ray\]'"):
-        ingest(params(few, engine="ray"), tmp_path)
+        ingest(params(few), tmp_path, executor="ray")
 
 
 @pytest.mark.slow
@@ -171,21 +170,20 @@ def test_ray_writes_the_bytes_of_local(few: Path, tmp_path: Path, monkeypatch: p
     """On a Ray of this machine with two workers, with bad files, and paths relative to the caller's folder."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-    wanted = {engine: params(Path("few"), engine=engine, deadline_s=5.0) for engine in ("local", "ray")}
     monkeypatch.chdir(tmp_path)
     media.truncated(few / "up/cut.mp4", spec=Spec(num_frames=48))
     media.text(few / "down/text.mp4")
     os.mkfifo(few / "up/pipe.mp4")  # hangs until the deadline
-    for engine, chosen in wanted.items():
-        result = ingest(chosen, Path(engine))
+    for executor in ("local", "ray"):
+        result = ingest(params(Path("few")), Path(executor), deadline_s=5.0, executor=executor)
         reasons = {row.source_path: row.reason for row in result.manifest.quarantined}
         assert reasons == {"up/cut.mp4": "truncated", "down/text.mp4": "not-a-video", "up/pipe.mp4": "timed-out"}
     assert content(Path("ray/data")) == content(Path("local/data"))
 
 
-def test_a_run_may_end_on_another_engine(few: Path, tmp_path: Path) -> None:
-    Ingest(params(few, engine="local"), 0, tmp_path / "work").run(1, lambda: None)
-    stage = Ingest(params(few, engine="ray"), 0, tmp_path / "work")
+def test_resume_with_another_executor(few: Path, tmp_path: Path) -> None:
+    Ingest(params(few), 0, tmp_path / "work").run(1, lambda: None)
+    stage = Ingest(params(few), 0, tmp_path / "work", RuntimeParams(executor="ray"))
     assert stage.num_done == 6
     assert stage.run(1, lambda: None).report()["videos"] == 6, "and nothing to do needs no cluster"
 
@@ -194,21 +192,21 @@ def test_too_many_bad_files_fail_the_stage_and_stay_listed(few: Path, tmp_path: 
     media.text(few / "up/text.mp4")
     media.empty(few / "up/empty.mp4")
     with pytest.raises(ValueError, match="2 of 8 files cannot be used") as caught:
-        ingest(params(few, max_bad_ratio=0.2), tmp_path)
+        ingest(params(few), tmp_path, max_bad_ratio=0.2)
     assert "up/text.mp4: not-a-video" in str(caught.value)
     assert "up/empty.mp4: empty" in str(caught.value)
     rows = (tmp_path / "work/quarantine.csv").read_text("utf-8").splitlines()
     assert [row.split(",")[0] for row in rows] == ["path", "up/empty.mp4", "up/text.mp4"]
     assert not (tmp_path / "data").exists()
-    stage = Ingest(params(few, max_bad_ratio=0.25), 0, tmp_path / "work")
+    stage = Ingest(params(few), 0, tmp_path / "work", RuntimeParams(max_bad_ratio=0.25))
     assert stage.num_done == 8, "a larger ratio needs nothing decoded again"
-    assert len(ingest(params(few, max_bad_ratio=0.25), tmp_path).manifest.quarantined) == 2
+    assert len(ingest(params(few), tmp_path, max_bad_ratio=0.25).manifest.quarantined) == 2
 
 
 def test_a_decoder_that_hangs_is_killed(few: Path, tmp_path: Path) -> None:
     os.mkfifo(few / "up/pipe.mp4")  # opening it blocks for ever: nobody writes to it
     begin = time.monotonic()
-    result = ingest(params(few, deadline_s=1.0), tmp_path)
+    result = ingest(params(few), tmp_path, deadline_s=1.0)
     assert time.monotonic() - begin < 60
     assert [(row.source_path, row.reason) for row in result.manifest.quarantined] == [("up/pipe.mp4", "timed-out")]
     assert result.report()["videos"] == 6

@@ -51,11 +51,11 @@ def test_bad_equal_and_ignored_files_are_named(own: Path) -> None:
         "bad: train/wave/short.mp4: too-short",
         "equal in different splits: test/jump/twin.mp4, train/wave/0.mp4",
         "1 files are no videos by their names, such as README.md",
-        "fault: 2 of 12 videos cannot be used, more than ingest.max_bad_ratio 0 allows",
+        "fault: 2 of 12 videos cannot be used, more than runtime.max_bad_ratio 0 allows",
         "fault: 1 contents are in training and in validation or test",
     ):
         assert words in answer.stdout, words
-    arguments = ["data", "check", "folder", str(own), "-S", "max_bad_ratio=0.5", "--json"]
+    arguments = ["data", "check", "folder", str(own), "-S", "runtime.max_bad_ratio=0.5", "--json"]
     assert len(json.loads(RUNNER.invoke(app, arguments).stdout)["faults"]) == 1
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mme.config import TrajectoriesParams
+from mme.config import RuntimeParams, TrajectoriesParams
 from mme.manifest import Manifest, Video
 from mme.motion.extract import Extraction, Extractor, extract_part
 from mme.motion.shards import read_part
@@ -26,7 +26,7 @@ NUM_VIDEOS, NUM_FRAMES = 7, 9
 
 
 def params(**changes: object) -> TrajectoriesParams:
-    return trajectories_params(**{"cell": 8, "max_length": 3, "videos_per_shard": 3, "splits": ("train",)} | changes)
+    return trajectories_params(**{"cell": 8, "max_length": 3, "splits": ("train",)} | changes)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,9 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
 def run(manifest: Manifest, folder: Path, num_workers: int = 1, **changes: object) -> Extraction:
     """Extract into ``folder/tracks``."""
-    extractor = Extractor(manifest, params(**changes), folder / "work")
+    options = {"videos_per_shard": 3, **changes}
+    runtime = {name: options.pop(name) for name in set(options) & set(RuntimeParams.model_fields)}
+    extractor = Extractor(manifest, params(**options), folder / "work", RuntimeParams.model_validate(runtime))
     result = extractor.run(num_workers, lambda _: None)
     extractor.finish(folder / "tracks", result)
     return result
@@ -103,12 +105,10 @@ def test_two_workers_write_the_bytes_of_one(
     assert contents(tmp_path / "tracks") == uninterrupted
 
 
-def test_without_ray_the_engine_says_what_to_install(
-    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_ray_names_the_package(manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ValueError, match=r"pip install 'mme\[ray\]'"):
-        run(manifest, tmp_path, engine="ray")
+        run(manifest, tmp_path, executor="ray")
 
 
 _CHILD = """
@@ -116,11 +116,12 @@ import sys, time
 from pathlib import Path
 from mme.motion import extract as extraction
 from tests.motion.test_extract import params
+from mme.config import RuntimeParams
 from mme.manifest import Manifest
 
 folder = Path(sys.argv[1])
 manifest = Manifest.load(sys.argv[2])
-extractor = extraction.Extractor(manifest, params(), folder / "work")
+extractor = extraction.Extractor(manifest, params(), folder / "work", RuntimeParams(videos_per_shard=3))
 
 def report(count):
     print("done", count, flush=True)
@@ -153,7 +154,7 @@ def test_killed_and_resumed_gives_the_bytes_of_an_uninterrupted_run(
     (key / "parts" / ".video-9.abc").mkdir()  # what a part leaves that is killed half way
 
     moved = Manifest.load(listing)
-    extractor = Extractor(moved, params(), tmp_path / "work")
+    extractor = Extractor(moved, params(), tmp_path / "work", RuntimeParams(videos_per_shard=3))
     counts: list[int] = []
     result = extractor.run(2, counts.append)
     sizes = [min(3, NUM_VIDEOS - 3 * number) for number in (int(path.stem.rsplit("-", 1)[1]) for path in shards)]
@@ -224,7 +225,7 @@ def test_ray_writes_the_bytes_of_local(manifest: Manifest, tmp_path: Path, monke
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     monkeypatch.chdir(tmp_path)
     damaged = damage(manifest, Path("data"))
-    local, on_ray = (run(damaged, Path(engine), num_workers=2, engine=engine) for engine in ("local", "ray"))
+    local, on_ray = (run(damaged, Path(executor), num_workers=2, executor=executor) for executor in ("local", "ray"))
     assert contents(Path("ray/tracks")) == contents(Path("local/tracks"))
     assert sorted(on_ray.failures) == sorted(local.failures) == ["video-1", "video-2"]
 
@@ -264,13 +265,29 @@ def test_a_disk_that_fills_up_stops_the_run_and_names_the_place(
     assert read_part(tmp_path / "part") is None
 
 
+def test_unfinished_work_keeps_its_shard_size(manifest: Manifest, tmp_path: Path) -> None:
+    """Other groups of videos would not fit the shards that are done."""
+    begun = Extractor(manifest, params(), tmp_path / "work", RuntimeParams(videos_per_shard=3))
+    begun.run(1, lambda _: None)
+    resumed = Extractor(manifest, params(), tmp_path / "work", RuntimeParams(videos_per_shard=2))
+    counts: list[int] = []
+    result = resumed.run(1, counts.append)
+    assert counts == [NUM_VIDEOS]
+    assert len(result.entries) == NUM_VIDEOS
+
+
+def test_finish_removes_superseded_work(manifest: Manifest, tmp_path: Path) -> None:
+    Extractor(manifest, params(cell=4), tmp_path / "work").run(1, lambda _: None)
+    run(manifest, tmp_path)
+    assert not list((tmp_path / "work").iterdir())
+
+
 def test_other_parameters_and_other_videos_have_other_keys(manifest: Manifest, tmp_path: Path) -> None:
     def key(videos: Manifest, **changes: object) -> str:
         return Extractor(videos, params(**changes), tmp_path).key
 
     same = key(manifest)
     assert key(manifest) == same
-    assert key(manifest, max_bad_ratio=0.5, engine="ray") == same
     assert key(manifest, cell=4) != same
     assert key(manifest, flow="fast") != same
     fewer = Manifest(manifest.rows[:-1], manifest.folder)

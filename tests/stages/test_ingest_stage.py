@@ -15,7 +15,8 @@ from tests import media
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with three good clips, a bad one, and parameters for them."""
     params = yaml.safe_load(Path("params.yaml").read_text("utf-8"))
-    params["ingest"] |= {"source": "folder", "root": "raw", "max_bad_ratio": 0.25}
+    params["ingest"] |= {"source": "folder", "root": "raw"}
+    params["runtime"] |= {"max_bad_ratio": 0.25}
     for number, label in enumerate(["up", "up", "down"]):
         media.write(tmp_path / "raw" / label / f"{number}.mp4", size=(80, 64), seed=number)
     media.text(tmp_path / "raw/down/[b]text.mp4")

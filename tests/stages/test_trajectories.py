@@ -18,7 +18,7 @@ from tests.tiny import moving_frames
 
 ROOT = Path(__file__).parents[2]
 REPORT = Path("reports/trajectories")
-TRAJECTORIES = {"splits": ["train"], "cell": 8, "max_length": 3, "videos_per_shard": 2}
+TRAJECTORIES = {"splits": ["train"], "cell": 8, "max_length": 3}
 
 
 @pytest.fixture(scope="module")
@@ -40,17 +40,17 @@ def _in_project(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
-def set_params(**changes: object) -> None:
+def set_params(**runtime: object) -> None:
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    params["trajectories"] |= TRAJECTORIES | changes
+    params["trajectories"] |= TRAJECTORIES
     params["pretrain"] |= {"splits": ["train"], "length": 3}
-    params["run"]["num_workers"] = 1
+    params["runtime"] |= {"num_workers": 1, "videos_per_shard": 2} | runtime
     Path("params.yaml").write_text(yaml.safe_dump(params))
 
 
 def test_bad_videos_above_the_limit_fail_the_stage_and_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     set_params(max_bad_ratio=0.2)
-    with pytest.raises(ValueError, match=r"1 of 4 videos are bad: 25.0% is above trajectories.max_bad_ratio 0.2"):
+    with pytest.raises(ValueError, match=r"1 of 4 videos are bad: 25.0% is above runtime.max_bad_ratio 0.2"):
         main()
     assert "bad video v3: data/videos/v3.mp4" in capsys.readouterr().err
     assert not Path("data/trajectories").exists()

@@ -27,9 +27,6 @@ def trajectories_params(**changes: Any) -> TrajectoriesParams:
         "forward_backward": True,
         "cell": 4,
         "max_length": 8,
-        "videos_per_shard": 256,
-        "max_bad_ratio": 0.0,
-        "engine": "local",
     }
     return TrajectoriesParams(**(values | changes))
 

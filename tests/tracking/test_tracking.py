@@ -61,7 +61,7 @@ def test_run_is_stored_where_a_bare_mlflow_ui_looks(params: Params, store: Path)
     assert found.info.status == "FINISHED"
     assert found.info.run_name == "pretrain"
     experiment = client.get_experiment(found.info.experiment_id)
-    assert experiment.name == params.tracking.experiment
+    assert experiment.name == params.runtime.experiment
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
     assert Path(found.info.artifact_uri.removeprefix("file://")).is_relative_to(store / "mlartifacts")
     assert found.data.metrics == {"train/loss": 0.5, "val/top1": 0.5}

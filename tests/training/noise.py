@@ -18,7 +18,7 @@ from mme.training.loop.loaders import training_loader
 from mme.training.loop.module import TrainingModule
 from mme.training.loop.trainer import build_trainer, fit
 from mme.training.pretrain import PretrainModule
-from tests.small_data import small_params
+from tests.small_data import small_params, split_options
 
 NUM_CLIPS, NUM_CLASSES = 8, 4
 STATISTICS = {"position": (torch.zeros(2), torch.tensor(1.0)), "shape": (torch.zeros(9), torch.tensor(1.0))}
@@ -82,9 +82,10 @@ def flat(model: torch.nn.Module) -> Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 
-def params_with(device: str = "cpu", **pretrain: Any) -> Params:
-    """Three epochs of one step, unless told otherwise."""
-    return small_params(run={"device": device}, pretrain={"epochs": 3, "batch_size": 8, **pretrain})
+def params_with(device: str = "cpu", **options: Any) -> Params:
+    """Return parameters for three epochs of one step; ``options`` of ``runtime`` and ``pretrain`` change them."""
+    runtime, pretrain = split_options(options)
+    return small_params(runtime={"device": device, **runtime}, pretrain={"epochs": 3, "batch_size": 8, **pretrain})
 
 
 def train(
@@ -92,8 +93,8 @@ def train(
 ) -> tuple[PretrainModule, Watch]:
     """Pretraining on noise, from ``last.ckpt`` in ``work`` on if there is one."""
     watch = Watch()
-    trainer = build_trainer(work, params.run, params.pretrain, [watch, *callbacks])
-    batches = training_loader(Noise(params, bad, seconds), params.pretrain, params.run.seed)
+    trainer = build_trainer(work, params.runtime, params.pretrain, [watch, *callbacks])
+    batches = training_loader(Noise(params, bad, seconds), params.pretrain, params.runtime, params.seed)
     torch.manual_seed(0)
     module = PretrainModule(params, STATISTICS, len(batches))
     fit(trainer, module, batches, None, work)

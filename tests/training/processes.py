@@ -27,7 +27,7 @@ from mme.training.finetune import run_finetuning
 from mme.training.loop.module import TrainingModule
 from mme.training.loop.trainer import is_main_process
 from mme.training.pretrain import run_pretraining
-from tests.small_data import small_params
+from tests.small_data import small_params, split_options
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 280.0
@@ -48,8 +48,9 @@ class GlobalLosses(Callback):
 
 def params_of(num_processes: int, device: str, **options: Any) -> Params:
     """Four epochs of three steps in pretraining, three of two in finetuning, without what is drawn for a process."""
+    runtime, options = split_options(options)
     return small_params(
-        run={"device": device, "devices": num_processes},
+        runtime={"device": device, "devices": num_processes, **runtime},
         pretrain={"epochs": 4, "batch_size": 4, **options},
         finetune={"epochs": 3, "batch_size": 4, "mixup": 0.0, "cutmix": 0.0, "drop_path": 0.0, **options},
     )

@@ -51,7 +51,7 @@ def first_losses(run: str, manifest: Manifest, work: Path) -> list[float]:
     """Three epochs of pretraining with an objective, or of finetuning from scratch."""
     losses = Losses()
     pretrain = {} if run == "scratch" else {"objective": run}
-    params = small_params(run={"device": "cpu"}, pretrain=pretrain)
+    params = small_params(runtime={"device": "cpu"}, pretrain=pretrain)
     if run == "scratch":
         run_finetuning(params, manifest, None, work, lambda *_: None, [losses])
     else:

@@ -118,7 +118,7 @@ def test_pretraining_on_videos_goes_as_on_the_cpu(data: Path, tmp_path: Path) ->
     manifest, tracks = Manifest.load(data / "manifest.parquet"), TrackStore(data / "trajectories")
     rows = {}
     for device in ("cpu", "cuda"):
-        params = small_params(run={"device": device}, pretrain={"num_loader_workers": 1})
+        params = small_params(runtime={"device": device, "num_loader_workers": 1})
         rows[device] = run_pretraining(params, manifest, tracks, tmp_path / device, lambda *_: None)[1].rows
     for found, expected in zip(rows["cuda"], rows["cpu"], strict=True):
         assert found == pytest.approx(expected, rel=1e-3)

@@ -20,7 +20,7 @@ from mme.motion.store import TrackStore
 from mme.training.finetune import FinetuneModule, load_encoder, run_finetuning
 from mme.training.pretrain import PretrainModule, run_pretraining, target_statistics
 from mme.viz.predictions import draw_predictions
-from tests.small_data import make_small_data, small_params
+from tests.small_data import make_small_data, small_params, split_options
 from tests.training.noise import Stop
 
 
@@ -74,7 +74,8 @@ PRETRAIN_OPTIONS: dict[str, dict[str, Any]] = {
 def test_a_resumed_pretraining_ends_with_the_weights_of_an_uninterrupted_one(
     options: str, data: Manifest, tmp_path: Path
 ) -> None:
-    params = small_params(pretrain=PRETRAIN_OPTIONS[options])
+    runtime, pretrain = split_options(PRETRAIN_OPTIONS[options])
+    params = small_params(runtime=runtime, pretrain=pretrain)
     whole = train_pretrain(data, tmp_path / "whole", params)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         train_pretrain(data, tmp_path / "parts", params, [Stop(step=5)])  # in the second of three epochs
@@ -86,11 +87,11 @@ def test_a_resumed_pretraining_ends_with_the_weights_of_an_uninterrupted_one(
 def test_the_number_of_loader_workers_changes_nothing(data: Manifest, tmp_path: Path) -> None:
     short = {"epochs": 2, "warmup_epochs": 0}
     first = train_pretrain(data, tmp_path / "0", small_params(pretrain=short))
-    second = train_pretrain(data, tmp_path / "2", small_params(pretrain={**short, "num_loader_workers": 2}))
+    second = train_pretrain(data, tmp_path / "2", small_params(pretrain=short, runtime={"num_loader_workers": 2}))
     assert_equal_weights(first, second)
     augmented = {**short, "rand_augment": "rand-m7-n4-mstd0.5-inc1", "erasing": 0.5, "repeats": 2}
     one = train_finetune(data, tmp_path / "3", small_params(finetune=augmented))
-    other = train_finetune(data, tmp_path / "4", small_params(finetune={**augmented, "num_loader_workers": 2}))
+    other = train_finetune(data, tmp_path / "4", small_params(finetune=augmented, runtime={"num_loader_workers": 2}))
     assert_equal_weights(one, other)
 
 
@@ -124,12 +125,12 @@ def test_a_video_without_trajectories_is_an_error_that_names_it(data: Manifest) 
 
 
 def test_samples_depend_on_seed_epoch_and_index_alone(data: Manifest) -> None:
-    first, second = dataset(data, small_params()), dataset(data, small_params(pretrain={"frame_cache_mb": 0}))
+    first, second = dataset(data, small_params()), dataset(data, small_params(runtime={"frame_cache_mb": 0}))
     for key in [(0, 3), (1, 3), (5, 0)]:
         for name, value in first[key].items():
             assert torch.equal(value, second[key][name])
     assert not torch.equal(first[0, 3]["hidden"], first[1, 3]["hidden"])
-    reseeded = dataset(data, small_params(run={"seed": 1}))
+    reseeded = dataset(data, small_params(seed=1))
     assert not torch.equal(first[0, 3]["hidden"], reseeded[0, 3]["hidden"])
 
 

@@ -16,7 +16,7 @@ def ablate(
         Path, typer.Option(help="Folder of manifest.parquet, videos and trajectories; the pipeline's if not given.")
     ] = Path("data"),
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Trainings side by side; run.num_workers if not given.")
+        int | None, typer.Option(min=1, help="Trainings side by side; runtime.num_workers if not given.")
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Where the report goes, without a suffix.")] = None,
 ) -> None:
@@ -34,5 +34,5 @@ def ablate(
 
     budget = params.ablation.quick if quick else params.ablation.full
     target = report or Path("reports/ablation-quick" if quick else "reports/ablation")
-    run_ablation(params, budget, data_from, target, workers or params.run.num_workers, typer.echo)
+    run_ablation(params, budget, data_from, target, workers or params.runtime.num_workers, typer.echo)
     typer.echo(target.with_suffix(".md").read_text(encoding="utf-8"))

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from mme.config import IngestParams, Params, load_params
+from mme.config import IngestParams, Params, RuntimeParams, load_params
 from mme.config.base import faults
 
 MAX_SHOWN = 20
@@ -32,7 +32,8 @@ def check(
     source: Annotated[str, typer.Argument(help="motion-primitives, folder, csv, ucf101, hmdb51, ...: ingest.source.")],
     root: Annotated[Path, typer.Argument(help="Its folder.")],
     values: Annotated[
-        list[str] | None, typer.Option("--set", "-S", help="Another value of ingest, such as list_file=list.csv.")
+        list[str] | None,
+        typer.Option("--set", "-S", help="Another value: list_file=list.csv, runtime.deadline_s=300."),
     ] = None,
     picture: Annotated[Path | None, typer.Option(help="Draw labels and lengths into this file.")] = None,
     decode: Annotated[bool, typer.Option(help="Decode every frame: slower, finds damage inside of files.")] = False,
@@ -40,24 +41,23 @@ def check(
 ) -> None:
     """Count the videos of a source, name missing, bad and equal ones, and draw labels and lengths.
 
-    What is asked of a video (min_frames, deadline_s) and how splits are drawn stands in params.yaml.
-    Ends with status 1 if the source's lists are wrong, more files are bad than ingest.max_bad_ratio allows, or the same
-    content is in training and in validation or test.
+    params.yaml says what a video must have (ingest.min_frames, runtime.deadline_s) and how splits are drawn.
+    Ends with status 1 if the lists of the source are wrong, more files are bad than runtime.max_bad_ratio allows,
+    or the same content is in training and in validation or test.
     """
     from mme.ingest.sources import list_source
 
     params = load_params()
-    ingest = _with(params, {"source": source, "root": root, **_pairs(values or [])})
+    ingest, runtime = _with(params, {"source": source, "root": root, **_pairs(values or [])})
     listing = list_source(ingest)
     from mme.ingest.validate import check_source
 
     columns = (TextColumn("check"), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("", total=len(listing.files))
-        seed, num_workers = params.run.seed, params.run.num_workers
-        result = check_source(listing, ingest, seed, num_workers, decode, lambda: progress.advance(task))
+        result = check_source(listing, ingest, runtime, params.seed, decode, lambda: progress.advance(task))
     report = {**result.report(), "bad": result.quarantine()}
-    faults = _faults(report, ingest)
+    faults = _faults(report, runtime)
     if picture is not None:
         from mme.viz.data_figure import data_figure
         from mme.viz.plots import save_figure
@@ -82,24 +82,30 @@ def _pairs(values: list[str]) -> dict[str, Any]:
     return pairs
 
 
-def _with(params: Params, values: dict[str, Any]) -> IngestParams:
-    """The ``ingest`` section for another source.
+def _with(params: Params, values: dict[str, Any]) -> tuple[IngestParams, RuntimeParams]:
+    """Return the sections ``ingest`` and ``runtime`` for another source.
 
     Raises:
         ValueError: the source is unknown, or an option does not belong to it.
     """
     try:
-        return IngestParams.model_validate({**params.ingest.model_dump(), **values})
+        prefix = "runtime."
+        runtime = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
+        ingest = {name: value for name, value in values.items() if not name.startswith(prefix)}
+        return (
+            IngestParams.model_validate({**params.ingest.model_dump(), **ingest}),
+            RuntimeParams.model_validate({**params.runtime.model_dump(), **runtime}),
+        )
     except ValidationError as error:
         raise ValueError(faults(error)) from error
 
 
-def _faults(report: dict[str, Any], ingest: IngestParams) -> list[str]:
+def _faults(report: dict[str, Any], runtime: RuntimeParams) -> list[str]:
     """What would make ingest fail, or a test worthless."""
     num_bad, faults = len(report["bad"]), []
     total = report["videos"] + num_bad
-    if num_bad > ingest.max_bad_ratio * total:
-        limit = f"ingest.max_bad_ratio {ingest.max_bad_ratio:g}"
+    if num_bad > runtime.max_bad_ratio * total:
+        limit = f"runtime.max_bad_ratio {runtime.max_bad_ratio:g}"
         faults.append(f"{num_bad} of {total} videos cannot be used, more than {limit} allows")
     if report["duplicates"]["across_splits"]:
         faults.append(f"{report['duplicates']['across_splits']} contents are in training and in validation or test")

@@ -236,7 +236,7 @@ def check_gpu(_: Path) -> Iterator[Finding]:
         build = torch.version.cuda
     except (ImportError, RuntimeError) as error:
         yield Finding(
-            "GPU", "fault", str(error).splitlines()[0], "check the driver with nvidia-smi, or run.device: cpu"
+            "GPU", "fault", str(error).splitlines()[0], "check the driver with nvidia-smi, or runtime.device: cpu"
         )
         return
     if not _has_nvidia():

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 PARAMS = Path("params.yaml")
 
-Workers = Annotated[int | None, typer.Option(min=1, help="Processes; run.num_workers if not given.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes; runtime.num_workers if not given.")]
 Trial = Annotated[int | None, typer.Option(help="Number of the trial; the best if not given.")]
 
 app = typer.Typer(invoke_without_command=True, help="Search pretraining's parameters by short, probed trials.")
@@ -33,7 +33,7 @@ def run(context: typer.Context, workers: Workers = None) -> None:
     from mme.experiments.sweep.run import sweep, values_text
 
     params = load_params(PARAMS)
-    study = sweep(params, workers or params.run.num_workers, _show)
+    study = sweep(params, workers or params.runtime.num_workers, _show)
     best = study.best_trial
     _say(f"best is trial {best.number}, {best.value:.1%}: {values_text(best.params)}")
     _say("now `mme sweep repeat`, `mme sweep report`, `mme sweep apply`")
@@ -49,8 +49,8 @@ def repeat(
     from mme.experiments.sweep.run import repeat as repeat_trial
 
     params = load_params(PARAMS)
-    further = range(params.run.seed + 1, params.run.seed + 1 + seeds)
-    repeat_trial(params, trial, further, workers or params.run.num_workers, _show)
+    further = range(params.seed + 1, params.seed + 1 + seeds)
+    repeat_trial(params, trial, further, workers or params.runtime.num_workers, _show)
 
 
 @app.command()

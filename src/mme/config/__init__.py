@@ -3,29 +3,16 @@
 Holds no defaults for scientific values and runs nothing.
 """
 
-from mme.config.params import (
-    CELLS_PER_PATCH_SIDE,
-    ClipParams,
-    EvaluateParams,
-    FinetuneParams,
-    IngestParams,
-    MaskKind,
-    ModelParams,
-    OptimisedParams,
-    Params,
-    PretrainParams,
-    Primitive,
-    RegistryParams,
-    RunParams,
-    Split,
-    SynthesizeParams,
-    TrajectoriesParams,
-    frames_needed,
-    load_params,
-)
+from mme.config.data import IngestParams, Primitive, Split, SynthesizeParams, TrajectoriesParams
+from mme.config.evaluation import EvaluateParams, RegistryParams
+from mme.config.model import CELLS_PER_PATCH_SIDE, ClipParams, ModelParams, frames_needed
+from mme.config.params import Params, load_params
+from mme.config.runtime import DEFAULT_RUNTIME, RuntimeParams
+from mme.config.training import FinetuneParams, MaskKind, OptimisedParams, PretrainParams
 
 __all__ = [
     "CELLS_PER_PATCH_SIDE",
+    "DEFAULT_RUNTIME",
     "ClipParams",
     "EvaluateParams",
     "FinetuneParams",
@@ -37,7 +24,7 @@ __all__ = [
     "PretrainParams",
     "Primitive",
     "RegistryParams",
-    "RunParams",
+    "RuntimeParams",
     "Split",
     "SynthesizeParams",
     "TrajectoriesParams",

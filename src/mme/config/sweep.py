@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -43,22 +42,18 @@ class Choices(Section):
 class SweepParams(Section):
     """The search over pretraining's parameters."""
 
-    storage: Annotated[str, Field(min_length=1)]
     trials: Positive
     startup_trials: Annotated[int, Field(ge=0)]
     num_clips: Positive
     probe_epochs: Positive
     prune_after_trials: Positive
     prune_after_epochs: Annotated[int, Field(ge=0)]
-    heartbeat_s: Positive
     fixed: dict[str, Scalar]
     first: tuple[dict[str, Scalar], ...]
     space: Annotated[dict[str, Steps | LogRange | Choices], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if re.match(r"[^:/]+://[^/@]*:[^/@]*@", self.storage):
-            raise ValueError("storage: holds a password; give it by PGPASSWORD or ~/.pgpass, parameters are recorded")
         for name in {name for point in self.first for name in point} - set(self.space):
             raise ValueError(f"first: {name!r} is not in space")
         return self

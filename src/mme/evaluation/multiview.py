@@ -20,7 +20,7 @@ from torchmetrics.functional.classification import (
     multiclass_confusion_matrix,
 )
 
-from mme.config import EvaluateParams
+from mme.config import EvaluateParams, RuntimeParams
 from mme.evaluation.classifier import Classifier, softmax
 from mme.manifest import Manifest, Video
 from mme.video.containers import VideoError
@@ -81,15 +81,15 @@ class Evaluation:
 
 
 def evaluate(
-    classifier: Classifier, manifest: Manifest, params: EvaluateParams, num_workers: int, progress: bool = True
+    classifier: Classifier, manifest: Manifest, params: EvaluateParams, runtime: RuntimeParams, progress: bool = True
 ) -> Evaluation:
     """Classify every video of ``params.split``; the views of a video are merged by its id.
 
     Args:
         classifier: the model.
         manifest: names the videos of the split, their labels and files.
-        params: split, views, and how many views share a forward pass.
-        num_workers: threads that decode.
+        params: split and views.
+        runtime: threads that decode, and views per forward pass.
         progress: draw a progress bar.
 
     Raises:
@@ -109,8 +109,8 @@ def evaluate(
 
     logits: dict[str, Float32[np.ndarray, " K"]] = {}
     unreadable: list[Unreadable] = []
-    groups = [videos[i : i + params.batch_size] for i in range(0, len(videos), params.batch_size)]
-    with ThreadPoolExecutor(num_workers) as pool:
+    groups = [videos[i : i + runtime.eval_batch_size] for i in range(0, len(videos), runtime.eval_batch_size)]
+    with ThreadPoolExecutor(runtime.num_workers) as pool:
         for group in track(groups, f"evaluate {params.split}", disable=not progress):
             views: dict[str, Views] = {}
             for video, answer in zip(group, pool.map(views_of, group), strict=True):
@@ -118,7 +118,7 @@ def evaluate(
                     unreadable.append(answer)
                 else:
                     views[video.id] = answer
-            answers = classifier.predict(list(views.values()), max_clips=params.batch_size)
+            answers = classifier.predict(list(views.values()), max_clips=runtime.eval_batch_size)
             logits.update(zip(views, answers, strict=True))
     if not logits:
         raise ValueError(f"split {params.split}: none of its {len(videos)} videos can be decoded: {unreadable[:5]}")

@@ -44,7 +44,7 @@ def frozen_features(encoder: VideoEncoder, manifest: Manifest, split: str, param
         encoder: as it is; it runs in evaluation mode, on the device it is on, and without gradients.
         manifest: names the videos and their labels.
         split: which videos.
-        params: the clip, the batch size of the evaluation, and how many threads decode.
+        params: the clip, and of ``runtime`` batch size and number of decoding threads.
 
     Raises:
         ValueError: the split has no labelled videos.
@@ -63,8 +63,8 @@ def centre_views(manifest: Manifest, split: str, params: Params) -> Iterator[Bat
         centre: UInt8[np.ndarray, "T S S 3"] = sample_views(manifest.path_of(video), params.clip, 1, 1).frames[0]
         return centre
 
-    size = params.evaluate.batch_size
-    with ThreadPoolExecutor(params.run.num_workers) as pool:
+    size = params.runtime.eval_batch_size
+    with ThreadPoolExecutor(params.runtime.num_workers) as pool:
         for start in range(0, len(videos), size):
             group = videos[start : start + size]
             labels = [manifest.labels.index(video.label) for video in group if video.label is not None]
@@ -132,7 +132,7 @@ def frozen_metrics(params: Params, manifest: Manifest, pretrained: Path) -> dict
 
 
 def pretrained_encoder(path: Path, params: Params) -> VideoEncoder:
-    """The encoder of a pretrained model's weights, on the device of ``run.device``.
+    """The encoder of a pretrained model's weights, on the device of ``runtime.device``.
 
     Raises:
         ValueError: the file cannot be read, or its encoder is not the one of ``model`` and ``clip``; the message names
@@ -154,4 +154,4 @@ def pretrained_encoder(path: Path, params: Params) -> VideoEncoder:
     if faults:
         raise ValueError(f"{path}: missing, unexpected or of another shape: {', '.join(faults)}")
     encoder.load_state_dict(found)
-    return encoder.to(choose_device(params.run.device))
+    return encoder.to(choose_device(params.runtime.device))

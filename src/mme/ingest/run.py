@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from mme.config import IngestParams, Split
+from mme.config import DEFAULT_RUNTIME, IngestParams, RuntimeParams, Split
 from mme.ingest.listing import Listing, SourceFile
 from mme.ingest.sources import list_source
 from mme.ingest.splits import assign_splits
@@ -89,18 +89,22 @@ class Ingested:
 class Ingest:
     """One pass over a source."""
 
-    def __init__(self, params: IngestParams, seed: int, work: Path | str) -> None:
+    def __init__(
+        self, params: IngestParams, seed: int, work: Path | str, runtime: RuntimeParams = DEFAULT_RUNTIME
+    ) -> None:
         """List the source and see what is done already.
 
         Args:
             params: source and normal form.
             seed: of the splits.
             work: folder for work in progress.
+            runtime: executor, deadline and share of bad files.
 
         Raises:
             ValueError: the source is missing, empty, or its list is wrong.
         """
         self._params = params
+        self._runtime = runtime
         self.listing: Listing = list_source(params)
         self._splits = splits_of(self.listing, params, seed)
         self._form = NormalForm(params.short_side, params.crf, params.gop_frames, params.min_frames)
@@ -123,16 +127,16 @@ class Ingest:
 
         Raises:
             OSError: the folder for work cannot be written.
-            ValueError: ``ingest.engine`` is ``ray``, which is not installed.
+            ValueError: ``runtime.executor`` is ``ray``, which is not installed.
             RuntimeError: a video cannot be written; the reason stands on stderr.
         """
         files = {self._target(file.name): file for file in self.listing.files if file.name not in self._outcomes}
         root = self._params.root.absolute()
         todo = [Job(root / file.path, target, self._form, file.span_s) for target, file in files.items()]
-        engine = self._params.engine if todo else "local"
+        engine = self._runtime.executor if todo else "local"
         self._folder.mkdir(parents=True, exist_ok=True)
         with self._journal().open("a", encoding="utf-8") as journal:
-            for job, result in run_with_deadline(normalise, todo, num_workers, self._params.deadline_s, engine):
+            for job, result in run_with_deadline(normalise, todo, num_workers, self._runtime.deadline_s, engine):
                 file = files[job.target]
                 if isinstance(result, WorkerFailure):
                     reason: Reason = "timed-out" if result.cause == "timed-out" else "undecodable"
@@ -150,14 +154,14 @@ class Ingest:
             ValueError: the share of bad files is above ``max_bad_ratio``; their list is in the folder for work.
         """
         bad, total = result.quarantine(), len(result.manifest)
-        if len(bad) <= self._params.max_bad_ratio * total:
+        if len(bad) <= self._runtime.max_bad_ratio * total:
             return
         path = self._work / QUARANTINE_FILE
         write_quarantine(path, bad)
         lines = [f"  {name}: {reason}: {detail}" for name, reason, detail in bad[:_MAX_LISTED]]
         raise ValueError(
-            f"{len(bad)} of {total} files cannot be used, more than ingest.max_bad_ratio {self._params.max_bad_ratio:g}"
-            f" allows; all of them are listed in {path}:\n" + "\n".join(lines)
+            f"{len(bad)} of {total} files cannot be used, more than runtime.max_bad_ratio"
+            f" {self._runtime.max_bad_ratio:g} allows; all of them are listed in {path}:\n" + "\n".join(lines)
         )
 
     def finish(self, result: Ingested, output: Path | str) -> None:

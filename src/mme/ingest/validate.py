@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mme.config import IngestParams
+from mme.config import IngestParams, RuntimeParams
 from mme.ingest.listing import Listing
 from mme.ingest.run import Ingested, collect, splits_of
 from mme.ingest.transcode import Outcome, check_complete, check_part
@@ -30,15 +30,15 @@ class Look:
 
 
 def check_source(
-    listing: Listing, params: IngestParams, seed: int, num_workers: int, decode: bool, advance: Callable[[], None]
+    listing: Listing, params: IngestParams, runtime: RuntimeParams, seed: int, decode: bool, advance: Callable[[], None]
 ) -> Ingested:
     """Look at every video of a listing.
 
     Args:
         listing: from ``list_source``.
-        params: ``min_frames``, ``deadline_s`` and the shares of splits are used.
+        params: ``min_frames`` and the shares of splits are used.
+        runtime: processes at a time, and their deadline.
         seed: of the splits.
-        num_workers: processes at a time.
         decode: decode every frame, as ingest does, and not the first one only; finds damage inside of files.
         advance: called once a file.
 
@@ -47,7 +47,7 @@ def check_source(
     """
     looks = [Look(file.name, params.root / file.path, params.min_frames, decode, file.span_s) for file in listing.files]
     outcomes = {}
-    for look, result in run_with_deadline(examine, looks, num_workers, params.deadline_s):
+    for look, result in run_with_deadline(examine, looks, runtime.num_workers, runtime.deadline_s):
         if isinstance(result, WorkerFailure):
             reason: Reason = "timed-out" if result.cause == "timed-out" else "undecodable"
             outcomes[look.name] = Outcome(reason=reason, detail=result.detail)

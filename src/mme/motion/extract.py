@@ -15,7 +15,7 @@ from typing import Any
 
 import cv2
 
-from mme.config import TrajectoriesParams
+from mme.config import DEFAULT_RUNTIME, RuntimeParams, TrajectoriesParams
 from mme.manifest import Manifest, Video
 from mme.motion import camera, flow, shards, tracking
 from mme.motion.shards import FORMAT, Entry, merge_parts, read_part, write_index, write_part
@@ -24,9 +24,6 @@ from mme.system.executors import open_pool
 from mme.system.files import atomic_path, digest, read_json, sha256_file, write_json
 from mme.video.codec import iter_frames
 from mme.video.containers import VideoError
-
-_NO_EFFECT = {"engine", "max_bad_ratio"}
-"""Parameters that tracks do not depend on."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ def extraction_key(videos: Sequence[Video], paths: Sequence[Path], params: Traje
         for video, path in zip(videos, paths, strict=True)
     ]
     code = [sha256_file(Path(str(module.__file__))) for module in (camera, flow, shards, tracking)]
-    return digest([FORMAT, cv2.__version__, code, params.model_dump(mode="json", exclude=_NO_EFFECT), files])
+    return digest([FORMAT, cv2.__version__, code, params.model_dump(mode="json"), files])
 
 
 def extract_part(path: Path, num_frames: int, folder: Path, params: TrajectoriesParams) -> str | None:
@@ -88,19 +85,26 @@ class Extractor:
     Args:
         manifest: where the videos are.
         params: which videos, and how.
-        work: folder for work in progress; kept on errors, emptied by `finish`.
+        work: folder for work in progress; kept on errors, removed by `finish`, that of other parameters included.
+        runtime: executor and videos per shard. Unfinished work keeps the shard size that it began with.
     """
 
-    def __init__(self, manifest: Manifest, params: TrajectoriesParams, work: Path) -> None:
+    def __init__(
+        self, manifest: Manifest, params: TrajectoriesParams, work: Path, runtime: RuntimeParams = DEFAULT_RUNTIME
+    ) -> None:
         self.params = params
+        self.runtime = runtime
         self.videos = manifest.videos(params.splits)
         if not self.videos:
             raise ValueError(f"{manifest.folder}: no usable videos in splits {list(params.splits)}")
         self._paths = {video.id: manifest.path_of(video) for video in self.videos}
         self.key = extraction_key(self.videos, list(self._paths.values()), params)
+        self._all_work = work
         self._work = work / self.key
         self._parts, self._shards, self._entries = (self._work / name for name in ("parts", "shards", "entries"))
-        size = params.videos_per_shard
+        self._size_file = self._work / "videos_per_shard.json"
+        size: int = read_json(self._size_file) if self._size_file.exists() else runtime.videos_per_shard
+        self._size = size
         self._groups = [self.videos[first : first + size] for first in range(0, len(self.videos), size)]
 
     def run(self, num_workers: int, on_video: Callable[[int], None]) -> Extraction:
@@ -118,6 +122,7 @@ class Extractor:
             folder.mkdir(parents=True, exist_ok=True)
             for leftover in folder.glob(".*"):  # of a run that was killed
                 shutil.rmtree(leftover, ignore_errors=True)
+        write_json(self._size_file, self._size)
         todo = [number for number in range(len(self._groups)) if not self._is_done(number)]
         on_video(len(self.videos) - sum(len(self._groups[number]) for number in todo))
         if todo:
@@ -130,17 +135,18 @@ class Extractor:
         return result
 
     def finish(self, output: Path, result: Extraction) -> None:
-        """Move the shards to ``output`` with an index, and drop the work folder."""
-        params = {**self.params.model_dump(mode="json", exclude=_NO_EFFECT), "opencv": cv2.__version__}
+        """Move the shards to ``output`` with an index, and remove all work in progress, superseded work included."""
+        params = {**self.params.model_dump(mode="json"), "opencv": cv2.__version__}
         write_index(self._shards, result.entries, params)
         with atomic_path(output) as temporary:
             shutil.move(self._shards, temporary)
-        shutil.rmtree(self._work)
+        for folder in self._all_work.iterdir():
+            shutil.rmtree(folder)
 
     def _extract(self, todo: Sequence[int], num_workers: int, on_video: Callable[[int], None]) -> None:
         missing = {number: len(self._groups[number]) for number in todo}
         failures: dict[int, dict[str, str]] = {number: {} for number in todo}
-        with open_pool(self.params.engine, min(num_workers, sum(missing.values())), __name__) as pool:
+        with open_pool(self.runtime.executor, min(num_workers, sum(missing.values())), __name__) as pool:
             for (number, video), reason in pool.call_all(extract_part, self._calls(todo)):
                 if reason:
                     failures[number][video.id] = reason
@@ -154,7 +160,7 @@ class Extractor:
         for number in todo:
             for video in self._groups[number]:
                 path, part = self._paths[video.id], self._parts / video.id
-                if self.params.engine == "ray":  # whose workers have a working directory of their own
+                if self.runtime.executor == "ray":  # whose workers have a working directory of their own
                     path, part = path.absolute(), part.absolute()
                 yield (number, video), (path, video.num_frames, part, self.params)
 

@@ -116,7 +116,7 @@ def model_card(content: CardContent) -> str:
         for row in content.per_class
     ]
     sections = params.model_dump(mode="json", include={"trajectories", "clip", "model", "pretrain", "finetune"})
-    parameters = {"run": {"seed": params.run.seed}, **sections}
+    parameters = {"seed": params.seed, **sections}
 
     return _CARD.substitute(
         config.clip.model_dump(include={"num_frames", "stride_frames", "size"}),

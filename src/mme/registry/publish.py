@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from mme.config import Params
 from mme.manifest import Manifest
@@ -47,17 +46,6 @@ class Candidate:
         if name not in self.metrics:
             raise ValueError(f"registry.metric: {name!r} is not a metric of the evaluation: {sorted(self.metrics)}")
         return self.metrics[name]
-
-
-def flatten_metrics(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Return the numbers of nested metrics under names such as ``test/top1``."""
-    flat: dict[str, float] = {}
-    for name, value in metrics.items():
-        if isinstance(value, Mapping):
-            flat |= flatten_metrics(value, f"{prefix}{name}/")
-        elif isinstance(value, int | float):
-            flat[prefix + name] = float(value)
-    return flat
 
 
 def export_folder(candidate: Candidate, source: Path, output: Path, run_id: str) -> FolderConfig:

@@ -31,10 +31,10 @@ def main() -> None:
     params = load_params()
     manifest_file = Path(params.finetune.data, MANIFEST_FILE)
     manifest = Manifest.load(manifest_file)
-    classifier = Classifier.load(MODEL, params.run.device)
+    classifier = Classifier.load(MODEL, params.runtime.device)
     with start_run("evaluate", params) as run:
         run.log_dataset(manifest_file, manifest.digest, params.evaluate.split)
-        evaluation = evaluate(classifier, manifest, params.evaluate, params.run.num_workers)
+        evaluation = evaluate(classifier, manifest, params.evaluate, params.runtime)
         figures = {**metrics(evaluation), **frozen_metrics(params, manifest, PRETRAINED)}
         write_report(evaluation, figures, params.evaluate.split, REPORT)
         run.log_metrics({f"{params.evaluate.split}/{name}": value for name, value in figures.items()})

@@ -7,18 +7,17 @@ from pathlib import Path
 from mme.config import Params, load_params
 from mme.manifest import MANIFEST_FILE, Manifest
 from mme.models.checkpoints import FORMAT, FolderConfig, ViewsConfig, save_folder
-from mme.stages.workspace import resumable_run, work_folder
+from mme.stages.workspace import metrics_by_split, resumable_run, work_folder
 from mme.system.errors import one_line_errors
 from mme.system.files import sha256_file, write_json
 from mme.training.finetune import run_finetuning
-from mme.training.loop.callbacks import nested
 from mme.training.loop.trainer import is_main_process
 
 PRETRAINED = Path("models/pretrain/model.safetensors")
 OUTPUT = Path("models/finetune")
 REPORTS = Path("reports/finetune")
 
-SECTIONS = ("run", "clip", "model", "finetune")
+SECTIONS = ("seed", "clip", "model", "finetune")
 
 
 def main() -> None:
@@ -41,7 +40,7 @@ def main() -> None:
         save_folder(OUTPUT, module.model, folder_config(params, manifest, metrics, run.id))
         REPORTS.mkdir(parents=True, exist_ok=True)
         (REPORTS / "curves.csv").write_bytes((work / "curves.csv").read_bytes())
-        write_json(REPORTS / "metrics.json", nested(best))
+        write_json(REPORTS / "metrics.json", metrics_by_split(best))
         run.log_artifact(REPORTS)
 
 

@@ -29,7 +29,7 @@ def main(name: str | None = None) -> None:
         name: of a data set in ``datasets``, which goes into a folder of its own; None is that of ``ingest``.
 
     Raises:
-        ValueError: the source or its list is wrong, or the share of bad files is above ``ingest.max_bad_ratio``.
+        ValueError: the source or its list is wrong, or the share of bad files is above ``runtime.max_bad_ratio``.
     """
     from mme.tracking import start_run  # not at the top: worker processes import this module, and have no use for it
 
@@ -40,7 +40,7 @@ def main(name: str | None = None) -> None:
     output, stage = (OUTPUT, "ingest") if name is None else (OUTPUT / name, f"ingest-{name}")
     console = Console(stderr=True)
     begin = time.perf_counter()
-    ingest = Ingest(section, params.run.seed, WORK / stage)
+    ingest = Ingest(section, params.seed, WORK / stage, params.runtime)
     columns = (
         TextColumn("ingest"),
         BarColumn(),
@@ -51,7 +51,7 @@ def main(name: str | None = None) -> None:
     )
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("", total=len(ingest.listing.files), completed=ingest.num_done)
-        result = ingest.run(params.run.num_workers, lambda: progress.advance(task))
+        result = ingest.run(params.runtime.num_workers, lambda: progress.advance(task))
     show(result, console)
     ingest.check(result)
     ingest.finish(result, output)

@@ -9,10 +9,9 @@ from mme.data.masked.clips import PretrainDataset
 from mme.manifest import MANIFEST_FILE, Manifest
 from mme.models.checkpoints import save_weights
 from mme.motion.store import TrackStore
-from mme.stages.workspace import resumable_run, work_folder
+from mme.stages.workspace import metrics_by_split, resumable_run, work_folder
 from mme.system.errors import one_line_errors
 from mme.system.files import write_json
-from mme.training.loop.callbacks import nested
 from mme.training.loop.trainer import is_main_process
 from mme.training.pretrain import held_out_dataset, run_pretraining
 from mme.viz.plots import save_figure
@@ -22,7 +21,7 @@ TRACKS = Path("data/trajectories")
 OUTPUT = Path("models/pretrain")
 REPORTS = Path("reports/pretrain")
 
-SECTIONS = ("run", "clip", "model", "pretrain")
+SECTIONS = ("seed", "clip", "model", "pretrain")
 NUM_PICTURED = 6
 
 
@@ -46,7 +45,7 @@ def main() -> None:
         write_json(OUTPUT / "config.json", {**sections, **facts, "data_digest": manifest.digest, "run_id": run.id})
         REPORTS.mkdir(parents=True, exist_ok=True)
         (REPORTS / "curves.csv").write_bytes((work / "curves.csv").read_bytes())
-        write_json(REPORTS / "metrics.json", nested(curves.rows[-1]))
+        write_json(REPORTS / "metrics.json", metrics_by_split(curves.rows[-1]))
         pictured = held_out_dataset(params, manifest, tracks)
         if pictured is None:
             pictured = PretrainDataset(params, manifest, tracks, params.pretrain.splits)

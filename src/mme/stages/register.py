@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.text import Text
 
 from mme.config import load_params
+from mme.config.names import flatten
 from mme.manifest import MANIFEST_FILE, Manifest
 from mme.registry.aliases import apply_verdict, audit
 from mme.registry.gate import ALIASES, Verdict, judge
-from mme.registry.publish import CARD_FILE, Candidate, champion_to_beat, export_folder, flatten_metrics, publish
+from mme.registry.publish import CARD_FILE, Candidate, champion_to_beat, export_folder, publish
 from mme.system.errors import one_line_errors
 from mme.system.files import read_json, write_json
 from mme.tracking import Run, Version, start_run, store_kind
@@ -34,7 +35,7 @@ def main() -> None:
     params = load_params()
     manifest_file = Path(params.finetune.data, MANIFEST_FILE)
     manifest = Manifest.load(manifest_file)
-    candidate = Candidate(params, manifest, flatten_metrics(read_json(EVALUATION / "metrics.json")), read_per_class())
+    candidate = Candidate(params, manifest, read_metrics(), read_per_class())
     value = candidate.gate_value
     with start_run("register", params) as run:
         run.log_dataset(manifest_file, manifest.digest, context=params.evaluate.split)
@@ -46,6 +47,12 @@ def main() -> None:
         record_version(run, version, verdict, {params.registry.metric: value})
         write_json(RECEIPT, {**receipt(version, verdict, candidate.metrics), "created": created, "run_id": run.id})
     Console(stderr=True).print(Text(f"{version.address}, {verdict.alias or 'no alias'}: {verdict.reason}"))
+
+
+def read_metrics() -> dict[str, float]:
+    """Return the numbers of the evaluation under names such as ``test/top1``."""
+    flat = flatten(read_json(EVALUATION / "metrics.json"), "/")
+    return {name: float(value) for name, value in flat.items() if isinstance(value, int | float)}
 
 
 def read_per_class() -> list[dict[str, str]]:

@@ -44,7 +44,7 @@ def jobs(params: Params) -> Iterator[Job]:
     for number, (split, size) in enumerate(sizes.items()):
         for index in range(size):
             label = classes[index % len(classes)]
-            yield Job(f"{split}/{index:05d}.mp4", label, split, (params.run.seed, number, index))
+            yield Job(f"{split}/{index:05d}.mp4", label, split, (params.seed, number, index))
 
 
 def write_clip(job: Job, params: SynthesizeParams, folder: Path) -> None:
@@ -65,7 +65,7 @@ def main() -> None:
     with atomic_path(params.synthesize.output) as folder:
         for split in {job.split for job in todo}:
             (folder / split).mkdir(parents=True)
-        with open_process_pool(params.run.num_workers, write_clip.__module__) as pool:
+        with open_process_pool(params.runtime.num_workers, write_clip.__module__) as pool:
             written = pool.call_all(write_clip, ((job.path, (job, params.synthesize, folder)) for job in todo))
             for _ in track(written, "synthesize", len(todo), console=Console(stderr=True)):
                 pass

@@ -33,12 +33,12 @@ def main() -> None:
     """Extract tracks as ``params.yaml`` says.
 
     Raises:
-        ValueError: no good video, or the share of bad ones is above ``trajectories.max_bad_ratio``.
+        ValueError: no good video, or the share of bad ones is above ``runtime.max_bad_ratio``.
     """
     params = load_params()
     manifest_file = Path(params.pretrain.data, MANIFEST_FILE)
     manifest = Manifest.load(manifest_file)
-    extractor = Extractor(manifest, params.trajectories, WORK)
+    extractor = Extractor(manifest, params.trajectories, WORK, params.runtime)
     with start_run("trajectories", params) as run:
         run.log_dataset(manifest_file, manifest.digest, "trajectories")
         begin = time.perf_counter()
@@ -62,14 +62,14 @@ def extract(extractor: Extractor, params: Params) -> Extraction:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("trajectories", total=len(extractor.videos))
-        result = extractor.run(params.run.num_workers, lambda count: progress.advance(task, count))
+        result = extractor.run(params.runtime.num_workers, lambda count: progress.advance(task, count))
     for video_id, reason in result.failures.items():
         console.print(f"bad video {video_id}: {reason}", markup=False, highlight=False, soft_wrap=True)
-    bad_ratio, limit = len(result.failures) / len(extractor.videos), params.trajectories.max_bad_ratio
+    bad_ratio, limit = len(result.failures) / len(extractor.videos), params.runtime.max_bad_ratio
     if bad_ratio > limit or not result.entries:
         raise ValueError(
             f"{len(result.failures)} of {len(extractor.videos)} videos are bad: {bad_ratio:.1%} is above"
-            f" trajectories.max_bad_ratio {limit:g}"
+            f" runtime.max_bad_ratio {limit:g}"
         )
     return result
 

@@ -22,6 +22,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from mme.config import Params
+from mme.config.names import flatten
 from mme.system.files import write_text
 from mme.tracking.store import experiment_id, open_store
 
@@ -149,7 +150,7 @@ def start_run(
     former = _former_run(resume_run_id)
     active = mlflow.start_run(
         run_id=None if former is None else resume_run_id,
-        experiment_id=experiment_id(params.tracking.experiment),
+        experiment_id=experiment_id(params.runtime.experiment),
         run_name=stage,
         tags={
             **_own_tags(stage, params, resumed=former is not None),
@@ -178,12 +179,9 @@ def start_run(
 
 def flatten_params(params: Params) -> dict[str, str]:
     """Return all parameters as text by ``section.name``; lists as JSON."""
-    sections = params.model_dump(mode="json")
-    return {
-        f"{section}.{name}": (value if isinstance(value, str) else json.dumps(value))[:MAX_PARAM_LENGTH]
-        for section, values in sections.items()
-        for name, value in values.items()
-    }
+    flat = flatten(params.model_dump(mode="json"), depth=2)
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in flat.items()}
+    return {name: text[:MAX_PARAM_LENGTH] for name, text in texts.items()}
 
 
 def git_commit() -> str | None:

@@ -36,7 +36,7 @@ class FinetuneModule(TrainingModule):
     def __init__(self, params: Params, num_classes: int, steps_per_epoch: int) -> None:
         finetune = params.finetune
         model = MotionClassifier(params.model, params.clip, num_classes, finetune.drop_path)
-        super().__init__(finetune, model, steps_per_epoch, params.run.seed)
+        super().__init__(finetune, params.runtime, model, steps_per_epoch, params.seed)
         self.params = params
         self.mixup = None
         if finetune.mixup or finetune.cutmix:
@@ -142,12 +142,12 @@ def run_finetuning(
     """
     init = "scratch" if pretrained is None else "pretrained"
     params = params.model_copy(update={"finetune": params.finetune.model_copy(update={"init": init})})
-    finetune, seed = params.finetune, params.run.seed
+    finetune, seed = params.finetune, params.seed
     curves = Curves(work / "curves.csv", log_metrics)
-    trainer = build_trainer(work, params.run, finetune, [Throughput(log_metrics), curves, *callbacks])
+    trainer = build_trainer(work, params.runtime, finetune, [Throughput(log_metrics), curves, *callbacks])
     training = LabelledDataset(params, manifest, "train", training=True)
     validation = LabelledDataset(params, manifest, "val", training=False)
-    batches = training_loader(training, finetune, seed, rank_of(trainer), finetune.repeats)
+    batches = training_loader(training, finetune, params.runtime, seed, rank_of(trainer), finetune.repeats)
     torch.manual_seed(seed)
     module = FinetuneModule(params, len(manifest.labels), len(batches))
     if pretrained is not None:

@@ -68,7 +68,7 @@ class PretrainModule(TrainingModule):
 
     def __init__(self, params: Params, statistics: dict[str, tuple[Tensor, Tensor]], steps_per_epoch: int) -> None:
         model = MotionModel(params.model, params.clip, params.pretrain)
-        super().__init__(params.pretrain, model, steps_per_epoch, params.run.seed)
+        super().__init__(params.pretrain, params.runtime, model, steps_per_epoch, params.seed)
         self.params = params
         for name, (mean, deviation) in statistics.items():
             self.register_buffer(f"{name}_mean", mean)
@@ -145,12 +145,12 @@ def run_pretraining(
     Returns:
         The trained module, whose model has the averaged weights if they were, and the metrics of each epoch.
     """
-    pretrain, seed = params.pretrain, params.run.seed
+    pretrain, seed = params.pretrain, params.seed
     curves = Curves(work / "curves.csv", log_metrics)
-    trainer = build_trainer(work, params.run, pretrain, [Throughput(log_metrics), curves, *callbacks])
+    trainer = build_trainer(work, params.runtime, pretrain, [Throughput(log_metrics), curves, *callbacks])
     training = PretrainDataset(params, manifest, tracks, pretrain.splits)
     held_out = held_out_dataset(params, manifest, tracks)
-    batches = training_loader(training, pretrain, seed, rank_of(trainer))
+    batches = training_loader(training, pretrain, params.runtime, seed, rank_of(trainer))
     held_out_batches = None
     if held_out is not None:
         held_out_batches = validation_loader(held_out, pretrain.batch_size, rank_of(trainer))

@@ -114,7 +114,7 @@ def test_waiting_for_batches_is_recorded_and_told(tmp_path: Path, caplog: pytest
         assert 0.5 < row["system/waiting"] < 1
         assert 0 < row["system/clips_per_second"] <= NUM_CLIPS / 0.8
     (told,) = [record.getMessage() for record in caplog.records if record.name == "mme.training.loop.callbacks"]
-    assert "spent waiting for batches: see num_loader_workers" in told
+    assert "spent waiting for batches: see runtime.num_loader_workers" in told
 
 
 def test_the_rate_is_proportional_to_the_batch_where_asked_for() -> None:
@@ -128,13 +128,15 @@ def test_the_rate_is_proportional_to_the_batch_where_asked_for() -> None:
 
 def test_a_batch_that_cannot_be_shared_out_is_named() -> None:
     with pytest.raises(ValueError, match=r"pretrain\.batch_size: 8 must be a multiple of .* = 6"):
-        small_params(run={"devices": 3}, pretrain={"batch_size": 8, "accumulate": 2})
+        small_params(runtime={"devices": 3, "accumulate": 2}, pretrain={"batch_size": 8})
     with pytest.raises(ValueError, match=r"8 videos are too few for 1 processes x 16 parts"):
-        training_loader(Noise(params_with()), params_with(batch_size=16, accumulate=16).pretrain, 0)
+        params = params_with(batch_size=16)
+        runtime = params.runtime.model_copy(update={"accumulate": 16})
+        training_loader(Noise(params_with()), params.pretrain, runtime, 0)
 
 
 def test_parts_of_a_mixed_batch_learn_their_own_targets() -> None:
-    params = small_params(finetune={"mixup": 0.8, "accumulate": 2})
+    params = small_params(finetune={"mixup": 0.8}, runtime={"accumulate": 2})
     module = FinetuneModule(params, NUM_CLASSES, 1)
     batch = torch.utils.data.default_collate(Noise(params).samples)
     prepared = module.prepare(batch)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import yaml
 
 from mme.config.edit import write_values
+from mme.config.names import flatten
 
 BASED_ON = "based_on"
 """Key of a preset that names another one, whose values hold where it has none of its own."""
@@ -19,39 +19,32 @@ WHOLE = "datasets"
 
 
 def names() -> list[str]:
-    """The presets there are."""
+    """Return the names of all presets."""
     return sorted(path.name.removesuffix(".yaml") for path in files(__name__).iterdir() if path.name.endswith(".yaml"))
 
 
 def described(name: str) -> str:
-    """What the preset says of itself: its leading comment, as one line."""
+    """Return the description of a preset: its leading comment, as one line."""
     lines = _text(name).splitlines()
     return " ".join(line.removeprefix("# ") for line in lines[: next(i for i, x in enumerate(lines) if x[0] != "#")])
 
 
 def values(name: str) -> dict[str, Any]:
-    """What a preset sets, what it is based on included.
+    """Return the values of a preset by dotted names, those of the preset that it is based on included.
 
     Raises:
         ValueError: there is no such preset.
     """
     sections: dict[str, Any] = yaml.safe_load(_text(name))
     base = sections.pop(BASED_ON, None)
-    return {**({} if base is None else values(base)), **dict(_flat(sections))}
+    whole = {name: sections.pop(name) for name in (WHOLE,) if name in sections}
+    return {**({} if base is None else values(base)), **flatten(sections, depth=2), **whole}
 
 
 def _text(name: str) -> str:
     if name not in names():
         raise ValueError(f"no preset {name!r}; there are {', '.join(names())}")
     return (files(__name__) / f"{name}.yaml").read_text(encoding="utf-8")
-
-
-def _flat(sections: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    for section, content in sections.items():
-        if section == WHOLE:
-            yield section, content
-        else:
-            yield from ((f"{section}.{key}", value) for key, value in content.items())
 
 
 def apply(name: str, path: Path, *, write: bool) -> str:

@@ -32,7 +32,7 @@ class LabelledDataset(Dataset[dict[str, Tensor]]):
         self.videos = [video for video in manifest.videos(split) if video.label is not None]
         if not self.videos:
             raise ValueError(f"{manifest.folder}: no labelled videos in split '{split}'")
-        self.cache = FrameCache(params.finetune.frame_cache_mb)
+        self.cache = FrameCache(params.runtime.frame_cache_mb)
         self.mirrored = mirrored_labels(self.labels, params.finetune)
         self.augmentation = Augmentation(params.finetune, params.clip)
 
@@ -48,7 +48,7 @@ class LabelledDataset(Dataset[dict[str, Tensor]]):
             frames = sample_views(self.manifest.path_of(video), self.params.clip, segments=1, crops=1).frames[0]
             return _labelled(frames, label)
         finetune, clip = self.params.finetune, self.params.clip
-        rng = sample_rng(SEED_FINETUNE, self.params.run.seed, epoch, index)
+        rng = sample_rng(SEED_FINETUNE, self.params.seed, epoch, index)
         indices = draw_indices(rng, video.num_frames, clip)
         frames = self.cache.read(self.manifest.path_of(video), indices, video_bytes(video))
         crop = draw_crop(rng, video.height, video.width, finetune.min_scale, finetune.horizontal_flip)

@@ -50,7 +50,7 @@ class PretrainDataset(Dataset[dict[str, Any]]):
         missing = [video.id for video in self.videos if video.id not in tracks]
         if missing:
             raise KeyError(f"no trajectories of {len(missing)} videos, the first {missing[0]!r}; run `dvc repro`")
-        self.cache = FrameCache(params.pretrain.frame_cache_mb)
+        self.cache = FrameCache(params.runtime.frame_cache_mb)
         self.spec = TargetSpec.from_params(params.clip, params.model, params.pretrain)
         side = params.clip.size // params.model.patch_size
         self.grid = (self.spec.num_tubelets, side, side)
@@ -65,7 +65,7 @@ class PretrainDataset(Dataset[dict[str, Any]]):
 
     def __getitems__(self, keys: Sequence[SampleKey]) -> list[dict[str, Any]]:
         """A batch, which DataLoader asks for at once: its targets are assembled together."""
-        seed = self.params.run.seed
+        seed = self.params.seed
         return self.samples(
             [(self.videos[index], sample_rng(SEED_PRETRAIN, seed, epoch, index)) for epoch, index in keys]
         )

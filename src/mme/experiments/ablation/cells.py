@@ -17,6 +17,7 @@ from pytorch_lightning.callbacks import Callback
 
 from mme.config import ClipParams, Params
 from mme.config.ablation import Budget
+from mme.config.names import nest
 from mme.evaluation.probe import Batch, centre_views, encode, knn, linear_probe
 from mme.experiments.ablation.plan import Cell, Result, cell_params, depends_on, few_labels
 from mme.manifest import Manifest
@@ -26,7 +27,6 @@ from mme.motion.store import TrackStore
 from mme.system.files import digest, read_json, write_json, write_text
 from mme.tracking import Run, start_run
 from mme.training.finetune import FinetuneModule, run_finetuning
-from mme.training.loop.callbacks import nested
 from mme.training.pretrain import PretrainModule, run_pretraining
 
 DIGITS = 6
@@ -168,7 +168,7 @@ def train_cell(site: Site, cell: Cell, folder: Path, manifest: Manifest, tracks:
             figures |= {f"{split}/top1": top1(tuned, views[split]) for split in splits if split != "train"}
             result["finetune_s"] = round(time.perf_counter() - begin, 1)
         run.log_metrics(figures, 0 if cell.objective == "scratch" else params.pretrain.epochs)
-    return result | nested(figures)
+    return result | nest(figures, "/")
 
 
 def _ignore(metrics: Mapping[str, float], epoch: int) -> None:

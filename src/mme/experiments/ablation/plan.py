@@ -80,7 +80,7 @@ def cell_params(params: Params, budget: Budget, cell: Cell) -> Params:
     Raises:
         ValueError: they contradict each other, as where the warm-up is longer than the budget.
     """
-    values: dict[str, Any] = {"run.seed": cell.seed, "finetune.epochs": budget.finetune_epochs}
+    values: dict[str, Any] = {"seed": cell.seed, "finetune.epochs": budget.finetune_epochs}
     if cell.objective == "scratch":
         values |= {"finetune.init": "scratch", "finetune.lr": cell.lr}
     else:
@@ -108,8 +108,7 @@ def few_labels(manifest: Manifest, labels_per_class: int | None, seed: int) -> M
 
 def depends_on(params: Params, budget: Budget, cell: Cell) -> dict[str, Any]:
     """Everything in the parameters that a cell's result follows from."""
-    own = cell_params(params, budget, cell).model_dump(mode="json", include={"run", "clip", "model", "finetune"})
-    own["run"] = {"seed": cell.seed, "device": params.run.device}
+    own = cell_params(params, budget, cell).model_dump(mode="json", include={"seed", "clip", "model", "finetune"})
     if cell.objective != "scratch":
         own["pretrain"] = cell_params(params, budget, cell).pretrain.model_dump(mode="json")
     pace = {"labels_per_class": budget.labels_per_class, "probe_every_epochs": budget.probe_every_epochs}

@@ -78,7 +78,7 @@ def _points(study: optuna.Study) -> list[Point]:
 
 def _repeats(study: optuna.Study, params: Params) -> Repeats | None:
     """The repetitions of the trial that was repeated most."""
-    storage, name = open_storage(params.sweep), repeats_name(study.study_name)
+    storage, name = open_storage(params.runtime), repeats_name(study.study_name)
     if name not in optuna.get_all_study_names(storage):
         return None
     runs: dict[int, dict[int, float]] = {}

@@ -91,7 +91,7 @@ def sweep(params: Params, num_workers: int, show: Show) -> optuna.Study:
         RuntimeError: a worker ended without a word, or no trial at all was finished.
     """
     check_space(params)
-    name, storage = name_of_study(params), open_storage(params.sweep)
+    name, storage = name_of_study(params), open_storage(params.runtime)
     (WORK / name).mkdir(parents=True, exist_ok=True)
     study = join(params, name, storage)
     tags = {"study": name}
@@ -113,7 +113,7 @@ def repeat(params: Params, number: int | None, seeds: Sequence[int], num_workers
     Args:
         params: of the pipeline.
         number: the trial; None = the best.
-        seeds: in the place of ``run.seed``.
+        seeds: in the place of ``seed``.
         num_workers: processes.
         show: receives each repetition.
 
@@ -123,7 +123,7 @@ def repeat(params: Params, number: int | None, seeds: Sequence[int], num_workers
     study = load(params)
     trial = finished_trial(study, number)
     repeats = optuna.create_study(
-        study_name=repeats_name(study.study_name), storage=open_storage(params.sweep), direction="maximize",
+        study_name=repeats_name(study.study_name), storage=open_storage(params.runtime), direction="maximize",
         load_if_exists=True, pruner=optuna.pruners.NopPruner(),
     )  # fmt: skip
     (WORK / repeats.study_name).mkdir(parents=True, exist_ok=True)
@@ -143,10 +143,11 @@ def load(params: Params) -> optuna.Study:
     Raises:
         ValueError: there is none.
     """
-    name, storage = name_of_study(params), open_storage(params.sweep)
+    name, storage = name_of_study(params), open_storage(params.runtime)
     known = optuna.get_all_study_names(storage)
     if name not in known:
-        raise ValueError(f"{params.sweep.storage}: no study {name} of these parameters and data, it has {known}")
+        where = params.runtime.sweep_storage
+        raise ValueError(f"{where}: no study {name} of these parameters and data, it has {known}")
     return optuna.load_study(study_name=name, storage=storage)
 
 
@@ -169,7 +170,7 @@ def repeats_name(study: str) -> str:
 
 def _retry(study: optuna.Study, params: Params) -> None:
     with _queue_lock(study.study_name):
-        retry_unfinished(study, shared="://" in params.sweep.storage)
+        retry_unfinished(study, shared="://" in params.runtime.sweep_storage)
 
 
 def _queue_lock(study: str) -> FileLock:
@@ -231,7 +232,7 @@ def _work(crew: Crew, index: int) -> None:
     setting = Setting(crew.params, data, Manifest.load(data), TrackStore(TRACKS), crew.study, crew.parent_id)
     is_repeats = crew.study.endswith(repeats_name(""))
     parts: dict[str, Any] = {"pruner": optuna.pruners.NopPruner()} if is_repeats else sampler_and_pruner(crew.params)
-    study = optuna.load_study(study_name=crew.study, storage=open_storage(crew.params.sweep), **parts)
+    study = optuna.load_study(study_name=crew.study, storage=open_storage(crew.params.runtime), **parts)
     lock = _queue_lock(crew.study)
     objective = Objective(setting, lambda: lock.release(force=True))
     while True:

@@ -26,7 +26,7 @@ from optuna.storages import (
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from mme.config import Params
+from mme.config import Params, RuntimeParams
 from mme.config.sweep import SweepParams
 from mme.system.files import digest
 
@@ -56,17 +56,17 @@ def study_name(params: Params, data: object) -> str:
         section, _, key = name.partition(".")
         del sections[section][key]
     search = params.sweep.model_dump(mode="json", include={"fixed", "space", "num_clips"})
-    return f"sweep-{digest([sections, search, params.run.seed, data])}"
+    return f"sweep-{digest([sections, search, params.seed, data])}"
 
 
-def open_storage(params: SweepParams) -> BaseStorage:
-    """The journal file or the database that ``sweep.storage`` names.
+def open_storage(params: RuntimeParams) -> BaseStorage:
+    """The journal file or the database that ``runtime.sweep_storage`` names.
 
     Raises:
         ValueError: the database cannot be reached.
     """
-    if "://" not in params.storage:
-        path = Path(params.storage).resolve()
+    if "://" not in params.sweep_storage:
+        path = Path(params.sweep_storage).resolve()
         path.parent.mkdir(parents=True, exist_ok=True)
         return JournalStorage(JournalFileBackend(str(path)))
     for attempt in range(NUM_CONNECTIONS):
@@ -77,18 +77,18 @@ def open_storage(params: SweepParams) -> BaseStorage:
                 raise
             # Hosts that open an empty database at the same moment all make its tables, and all but one fail.
             if type(error).__name__ != "IntegrityError" or attempt == NUM_CONNECTIONS - 1:
-                raise ValueError(f"sweep.storage: {params.storage}: {error}") from error
+                raise ValueError(f"runtime.sweep_storage: {params.sweep_storage}: {error}") from error
             time.sleep(1)
     raise AssertionError("returned or raised above")
 
 
-def _database(params: SweepParams) -> RDBStorage:
+def _database(params: RuntimeParams) -> RDBStorage:
     with _knowingly():
         return RDBStorage(
-            params.storage,
+            params.sweep_storage,
             engine_kwargs={"pool_pre_ping": True},
-            heartbeat_interval=params.heartbeat_s,
-            grace_period=2 * params.heartbeat_s,
+            heartbeat_interval=params.sweep_heartbeat_s,
+            grace_period=2 * params.sweep_heartbeat_s,
             heartbeat_stale_trial_callback=_try_again,
         )
 
@@ -149,7 +149,7 @@ def sampler_and_pruner(params: Params) -> dict[str, Any]:
     """What decides on the next point, and on ending a trial before its end."""
     sweep = params.sweep
     return {
-        "sampler": TrialSampler(params.run.seed, sweep.startup_trials),
+        "sampler": TrialSampler(params.seed, sweep.startup_trials),
         "pruner": optuna.pruners.MedianPruner(sweep.prune_after_trials, sweep.prune_after_epochs),
     }
 

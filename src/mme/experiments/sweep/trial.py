@@ -22,7 +22,6 @@ from mme.experiments.sweep.study import INTERRUPTED, RUN_ID, SURPLUS, WORKER, is
 from mme.manifest import Manifest
 from mme.models.encoder import VideoEncoder
 from mme.motion.store import TrackStore
-from mme.system.files import digest
 from mme.tracking import Run, is_interrupt, start_run
 from mme.training.pretrain import PretrainModule, run_pretraining
 
@@ -60,7 +59,7 @@ class Setting:
         manifest, params = self.manifest, self.params
         videos = manifest.videos(params.pretrain.splits)
         count = min(params.sweep.num_clips, len(videos))
-        chosen = np.random.default_rng((SEED_ORDER, params.run.seed)).permutation(len(videos))[:count]
+        chosen = np.random.default_rng((SEED_ORDER, params.seed)).permutation(len(videos))[:count]
         kept = {videos[index].id for index in chosen}
         others = [row for row in manifest.rows if row.split not in params.pretrain.splits or row.id in kept]
         return Manifest(others, manifest.folder)
@@ -121,7 +120,7 @@ class Objective:
         trial.set_user_attr(WORKER, this_process())
         self.begun()
         params = self._params(trial)
-        work = WORK / self.setting.study / digest(params.model_dump(mode="json"))
+        work = WORK / self.setting.study / params.digest()
         try:
             with start_run(
                 "sweep-repeat" if SEED in trial.user_attrs else "sweep-trial",
@@ -147,7 +146,7 @@ class Objective:
     def _params(self, trial: optuna.Trial) -> Params:
         params, attributes = self.setting.params, trial.user_attrs
         if SEED in attributes:
-            return with_values(params, {**params.sweep.fixed, **attributes[VALUES], "run.seed": attributes[SEED]})
+            return with_values(params, {**params.sweep.fixed, **attributes[VALUES], "seed": attributes[SEED]})
         return with_values(params, {**params.sweep.fixed, **suggest(trial, params.sweep.space)})
 
     def _train(self, trial: optuna.Trial, params: Params, work: Path, run: Run) -> float:

@@ -109,7 +109,9 @@ class Throughput(Callback):
         # The first epoch fills the frame cache.
         if waiting > MAX_WAITING_RATIO and trainer.current_epoch > 0 and not self._warned:
             self._warned = True
-            _log.warning("%.0f %% of an epoch is spent waiting for batches: see num_loader_workers", 100 * waiting)
+            _log.warning(
+                "%.0f %% of an epoch is spent waiting for batches: see runtime.num_loader_workers", 100 * waiting
+            )
 
 
 class PeriodicProbe(Callback):
@@ -160,13 +162,3 @@ class PeriodicProbe(Callback):
         """Restore the rows of an interrupted run."""
         self.rows = list(state_dict["rows"])
         self.seconds = state_dict["seconds"]
-
-
-def nested(row: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """Turn a row of `Curves`, ``{"val/top1": x}``, into ``{"val": {"top1": x}}``, which DVC shows as a table."""
-    groups: dict[str, dict[str, float]] = {}
-    for name, value in row.items():
-        group, _, rest = name.partition("/")
-        if rest:
-            groups.setdefault(group, {})[rest] = value
-    return groups

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from mme.config import OptimisedParams
+from mme.config import OptimisedParams, RuntimeParams
 from mme.data.frames import SEED_ORDER
 
 
@@ -81,7 +81,12 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
 
 def training_loader(
-    dataset: Dataset[Any], optimised: OptimisedParams, seed: int, rank: Rank = SINGLE_PROCESS, repeats: int = 1
+    dataset: Dataset[Any],
+    optimised: OptimisedParams,
+    runtime: RuntimeParams,
+    seed: int,
+    rank: Rank = SINGLE_PROCESS,
+    repeats: int = 1,
 ) -> DataLoader[dict[str, Tensor]]:
     """Build the loader of this process's share of full batches, shuffled anew in each epoch.
 
@@ -91,12 +96,12 @@ def training_loader(
         ValueError: the data set has fewer samples than a batch has parts.
     """
     size: int = len(dataset)  # type: ignore[arg-type]
-    parts = rank.world_size * optimised.accumulate
+    parts = rank.world_size * runtime.accumulate
     batch_size = min(optimised.batch_size, size * repeats) // parts * parts
     if batch_size == 0:
-        raise ValueError(f"{size} videos are too few for {rank.world_size} processes x {optimised.accumulate} parts")
+        raise ValueError(f"{size} videos are too few for {rank.world_size} processes x {runtime.accumulate} parts")
     sampler = EpochSampler(size, seed, True, rank, repeats, multiple_of=batch_size)
-    return _loader(dataset, sampler, batch_size // rank.world_size, optimised.num_loader_workers)
+    return _loader(dataset, sampler, batch_size // rank.world_size, runtime.num_loader_workers)
 
 
 def validation_loader(

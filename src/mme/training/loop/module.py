@@ -16,7 +16,7 @@ from timm.scheduler.cosine_lr import CosineLRScheduler
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
-from mme.config import OptimisedParams
+from mme.config import OptimisedParams, RuntimeParams
 from mme.models.encoder import VideoEncoder
 
 Batch = Mapping[str, Tensor]
@@ -38,6 +38,7 @@ class TrainingModule(lightning.LightningModule):
 
     Args:
         optimised: section of this training.
+        runtime: parts of a batch, checkpointing and compilation.
         model: model with an ``encoder``.
         steps_per_epoch: optimiser steps per epoch, for the schedule.
         seed: seed of everything that a step draws.
@@ -46,18 +47,21 @@ class TrainingModule(lightning.LightningModule):
         step_losses: losses of the last step over this process's share; their mean over processes is the global loss.
     """
 
-    def __init__(self, optimised: OptimisedParams, model: nn.Module, steps_per_epoch: int, seed: int) -> None:
+    def __init__(
+        self, optimised: OptimisedParams, runtime: RuntimeParams, model: nn.Module, steps_per_epoch: int, seed: int
+    ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.optimised = optimised
+        self.runtime = runtime
         self.model = model
         self.steps_per_epoch = steps_per_epoch
         self.seed = seed
         self.ema = None if optimised.ema_decay is None else ModelEmaV3(model, optimised.ema_decay)
         encoder = model.encoder
         assert isinstance(encoder, VideoEncoder)
-        encoder.gradient_checkpointing = optimised.gradient_checkpointing
-        if optimised.compile:
+        encoder.gradient_checkpointing = runtime.gradient_checkpointing
+        if runtime.compile:
             compile_blocks(model)
         self.step_losses: dict[str, Tensor] = {}
 
@@ -86,7 +90,7 @@ class TrainingModule(lightning.LightningModule):
         assert isinstance(scheduler, CosineLRScheduler)
 
         seed_step(self.seed, self.global_step, self.global_rank)
-        parts = split_batch(self.prepare(batch), self.optimised.accumulate)
+        parts = split_batch(self.prepare(batch), self.runtime.accumulate)
         optimizer.zero_grad()
         self._backward(parts)
         optimizer.step()  # clips the gradients first, see `on_before_optimizer_step`

@@ -16,7 +16,7 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressB
 from pytorch_lightning.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 
-from mme.config import OptimisedParams, RunParams
+from mme.config import OptimisedParams, RuntimeParams
 from mme.training.loop.loaders import EpochSampler, Rank
 
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # silence Lightning's usage tips
@@ -31,7 +31,7 @@ _IGNORED_WARNINGS = (
 
 
 def build_trainer(
-    work: Path, run: RunParams, optimised: OptimisedParams, callbacks: Sequence[Callback]
+    work: Path, runtime: RuntimeParams, optimised: OptimisedParams, callbacks: Sequence[Callback]
 ) -> lightning.Trainer:
     """Build a trainer that saves ``last.ckpt`` in ``work`` after each epoch and shows a progress bar.
 
@@ -40,16 +40,16 @@ def build_trainer(
     Raises:
         ValueError: fp16 without a GPU.
     """
-    on_gpu = run.device != "cpu" and torch.cuda.is_available()
+    on_gpu = runtime.device != "cpu" and torch.cuda.is_available()
     if optimised.precision == "16-mixed" and not on_gpu:
         raise ValueError("precision: 16-mixed needs a GPU; on a CPU there are 32 and bf16-mixed")
     checkpoint = ModelCheckpoint(dirpath=work, filename="last", save_top_k=1, enable_version_counter=False)
-    single = run.num_processes == 1 and not torch.distributed.is_torchelastic_launched()
+    single = runtime.num_processes == 1 and not torch.distributed.is_torchelastic_launched()
     return lightning.Trainer(
         default_root_dir=work,
-        accelerator=run.device if run.device != "cuda" else "gpu",
-        devices=run.devices,
-        num_nodes=run.num_nodes,
+        accelerator=runtime.device if runtime.device != "cuda" else "gpu",
+        devices=runtime.devices,
+        num_nodes=runtime.num_nodes,
         # Buffers are constants; broadcasting them would hang where processes have unequally many batches.
         strategy="auto" if single else DDPStrategy(forward_sync_buffers=False, gradient_as_bucket_view=True),
         max_epochs=optimised.epochs,

@@ -1,0 +1,56 @@
+"""Sections ``clip`` and ``model``: the encoder and its input."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from mme.config.base import Positive, PositiveFloat, Section
+
+CELLS_PER_PATCH_SIDE = 2
+"""A token predicts the motion of 2 x 2 cells (Sun et al. 2023, section 3.3)."""
+
+
+class ClipParams(Section):
+    """The sparse clip that the model sees."""
+
+    num_frames: Positive
+    stride_frames: Positive
+    sampling: Literal["stride", "segments"]
+    size: Positive
+    mean: tuple[float, float, float]
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+
+    @property
+    def span_frames(self) -> int:
+        """Raw frames from the clip's first frame to its last, both included."""
+        return (self.num_frames - 1) * self.stride_frames + 1
+
+
+class ModelParams(Section):
+    """The encoder: a ViT over tubelets of ``tubelet_frames x patch_size x patch_size``."""
+
+    patch_size: Positive
+    tubelet_frames: Positive
+    dim: Positive
+    depth: Positive
+    num_heads: Positive
+    mlp_ratio: PositiveFloat
+    positions: Literal["axes", "flat"]
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        if self.patch_size % CELLS_PER_PATCH_SIDE:
+            raise ValueError(f"patch_size: {self.patch_size} must be even, a token has 2 x 2 cells")
+        if self.dim % self.num_heads:
+            raise ValueError(f"num_heads: {self.num_heads} must divide dim {self.dim}")
+        if self.dim % 8:
+            raise ValueError(f"dim: {self.dim} must be a multiple of 8 for sine-cosine positions of three axes")
+        return self
+
+
+def frames_needed(clip: ClipParams, model: ModelParams, length: int) -> int:
+    """Raw frames that a clip and the trajectories of its last tubelet span together."""
+    last_start = (clip.num_frames - model.tubelet_frames) * clip.stride_frames
+    return max(clip.span_frames, last_start + length + 1)

@@ -1,0 +1,43 @@
+"""Names that parameters had in earlier versions, so that an old ``params.yaml`` gets one message with every change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+_TRAINING = ("accumulate", "gradient_checkpointing", "compile", "num_loader_workers", "frame_cache_mb")
+
+MOVED = {
+    "run.seed": "seed",
+    **{f"run.{name}": f"runtime.{name}" for name in ("num_workers", "device", "devices", "num_nodes")},
+    "tracking.experiment": "runtime.experiment",
+    "ingest.engine": "runtime.executor",
+    "ingest.deadline_s": "runtime.deadline_s",
+    "ingest.max_bad_ratio": "runtime.max_bad_ratio",
+    "trajectories.engine": "runtime.executor",
+    "trajectories.max_bad_ratio": "runtime.max_bad_ratio",
+    "trajectories.videos_per_shard": "runtime.videos_per_shard",
+    **{f"{section}.{name}": f"runtime.{name}" for section in ("pretrain", "finetune") for name in _TRAINING},
+    "evaluate.batch_size": "runtime.eval_batch_size",
+    "sweep.storage": "runtime.sweep_storage",
+    "sweep.heartbeat_s": "runtime.sweep_heartbeat_s",
+    "pretrain.shape": "pretrain.hog_steps (along -> all, start -> first)",
+    "pretrain.hog_window": "pretrain.hog_window_px",
+    "pretrain.position_scale_px": "pretrain.patch_std_floor_px (position_norm: scale is gone, it equalled none)",
+    "pretrain.position_weight": "pretrain.weights.position",
+    "pretrain.shape_weight": "pretrain.weights.hog",
+}
+"""New names by old ones; a note in brackets says how the value changed."""
+
+
+def moved_names(names: Iterable[str]) -> str:
+    """Return ``old -> new`` for every name that has moved, joined by semicolons; empty if none has.
+
+    Names in ``datasets.NAME`` moved as those in ``ingest`` did.
+    """
+    found = []
+    for name in names:
+        section, _, key = name.rpartition(".")
+        new = MOVED.get(f"ingest.{key}" if section.startswith("datasets.") else name)
+        if new is not None:
+            found.append(f"{name} -> {new}")
+    return "; ".join(found)

@@ -1,0 +1,86 @@
+"""Sections ``pretrain`` and ``finetune``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from mme.config.base import NonNegative, Positive, PositiveFloat, Ratio, Section
+from mme.config.data import DataFolder, Split
+
+MaskKind = Literal["tube", "random", "motion"]
+Precision = Literal["32", "bf16-mixed", "16-mixed"]
+
+
+class OptimisedParams(Section):
+    """Schedule, optimiser, precision and crop: the values that pretraining and finetuning both have."""
+
+    data: DataFolder
+    epochs: Positive
+    warmup_epochs: NonNegative
+    batch_size: Positive
+    lr: PositiveFloat
+    lr_batch_size: Positive | None
+    min_lr_ratio: Ratio
+    weight_decay: NonNegative
+    betas: tuple[Ratio, Ratio]
+    clip_grad: PositiveFloat
+    drop_path: Annotated[float, Field(ge=0, lt=1)]
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None
+    precision: Precision
+    min_scale: Annotated[float, Field(gt=0, le=1)]
+
+    @property
+    def scaled_lr(self) -> float:
+        """Learning rate of this batch size (Goyal et al. 2017): proportional to it, or as it stands."""
+        return self.lr if self.lr_batch_size is None else self.lr * self.batch_size / self.lr_batch_size
+
+    @model_validator(mode="after")
+    def _warmup_is_shorter(self) -> Self:
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs: {self.warmup_epochs} must be below epochs {self.epochs}")
+        return self
+
+
+class PretrainParams(OptimisedParams):
+    """Masked motion encoding."""
+
+    splits: Annotated[tuple[Split, ...], Field(min_length=1)]
+    objective: Annotated[str, Field(min_length=1)]
+    mask: MaskKind
+    mask_ratio: Annotated[float, Field(gt=0, lt=1)]
+    length: Annotated[int, Field(ge=1, le=255)]
+    position_norm: Literal["none", "patch_std"]
+    patch_std_floor_px: PositiveFloat
+    hog_steps: Literal["all", "first"]
+    hog_window_px: Annotated[int, Field(ge=2)]
+    hog_norm_floor: PositiveFloat
+    weights: dict[str, NonNegative]
+    decoder_dim: Positive
+    decoder_depth: Positive
+    decoder_heads: Positive
+    horizontal_flip: bool
+
+    @model_validator(mode="after")
+    def _decoder(self) -> Self:
+        if self.decoder_dim % self.decoder_heads or self.decoder_dim % 8:
+            raise ValueError(
+                f"decoder_dim: {self.decoder_dim} must be divisible by 8 and by {self.decoder_heads} heads"
+            )
+        return self
+
+
+class FinetuneParams(OptimisedParams):
+    """Action recognition on labelled videos."""
+
+    init: Literal["pretrained", "scratch"]
+    layer_decay: Annotated[float, Field(gt=0, le=1)]
+    rand_augment: Annotated[str, Field(pattern=r"^rand(-[a-z]+[0-9.]+)+$")] | None
+    erasing: Ratio
+    repeats: Positive
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    mixup: NonNegative
+    cutmix: NonNegative
+    horizontal_flip: bool
+    flip_pairs: tuple[tuple[str, str], ...]
