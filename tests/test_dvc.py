@@ -1,4 +1,4 @@
-"""The pipeline's definition against the code: what `dvc.yaml` promises has to follow from what the stages import."""
+"""``dvc.yaml`` against the code: stages depend on the folders that they import."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ import grimp
 import pytest
 import yaml
 
-from mme.config import Params, load_params
+from mme.config import Params, RuntimeParams, load_params
 
 ROOT = Path(__file__).parents[1]
 STAGES = ("synthesize", "ingest", "ingest-more", "trajectories", "pretrain", "finetune", "evaluate", "register")
 
-RECORDING = {
-    "config", "section", "ablation_params", "sweep_params", "files", "tracking", "tracking.recorded",
-    "tracking.registry", "tracking.runs", "tracking.store", "stages.workspace",
-}  # fmt: skip
-"""Modules that check parameters, write files and record runs: no stage's results depend on them."""
+LEFT_OUT = ("config", "manifest", "system", "tracking", "viz", "stages.workspace")
+"""Modules that decide no result, with all they contain.
 
-DRAWING = {"pretrain": {"plots"}, "finetune": {"plots"}}
-"""A new style of picture is not worth a training run."""
+``config`` checks parameters, which are dependencies by themselves. ``manifest`` reads and writes a table: a change of
+its columns changes the file, on which stages depend. ``system`` writes files and starts processes, ``tracking``
+records runs, and a new style of picture (``viz``) is not worth a training run.
+"""
+
+MAX_CODE_DEPENDENCIES = 35
 
 
 @functools.cache
@@ -53,20 +54,29 @@ def file_of(module: str) -> Path:
 
 
 def needed_files(stage: str) -> set[Path]:
-    """Files of the modules that a stage imports, itself included, that can change what it writes."""
-    modules = {module_of(stage), *graph().find_upstream_modules(module_of(stage))}
-    left_out = {f"mme.{name}" for name in RECORDING | DRAWING.get(stage, set())} | {"mme"}
-    return {file_of(module) for module in modules - left_out if file_of(module).name != "__init__.py"}
+    """Files of the modules that a stage imports, itself included, without those left out and what only they import."""
+    found = {module_of(stage)}
+    todo = [module_of(stage)]
+    while todo:
+        for module in graph().find_modules_directly_imported_by(todo.pop()):
+            name = module.removeprefix("mme.")
+            left_out = module == "mme" or any(f"{name}.".startswith(f"{part}.") for part in LEFT_OUT)
+            if not left_out and module not in found:
+                found.add(module)
+                todo.append(module)
+    return {file_of(module) for module in found}
 
 
-def declared_files(stage: str) -> set[Path]:
-    """Files of the package that a stage declares as dependencies, folders spread out."""
-    files: set[Path] = set()
-    for dep in stages()[stage]["deps"]:
-        path = ROOT / dep
-        if dep.startswith("src/"):
-            files |= {file for file in path.glob("*.py") if file.name != "__init__.py"} if path.is_dir() else {path}
-    return files
+def code_dependencies(stage: str) -> list[Path]:
+    """Files and folders of the package that a stage declares."""
+    return [ROOT / dep for dep in stages()[stage]["deps"] if dep.startswith("src/")]
+
+
+def stages_of(*changed: str) -> set[str]:
+    """Stages that DVC runs again because files of the package have changed; those behind them not included."""
+    paths = [ROOT / "src/mme" / name for name in changed]
+    assert all(path.exists() for path in paths), changed
+    return {stage for stage in STAGES for path in paths for dep in code_dependencies(stage) if path.is_relative_to(dep)}
 
 
 def out_paths(stage: str, *kinds: str) -> list[str]:
@@ -101,23 +111,38 @@ def test_stages_read_the_data_set_that_is_asked_for(stage: str) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_dependencies_are_what_the_stage_imports(stage: str) -> None:
-    needed, declared = needed_files(stage), declared_files(stage)
-    missing = sorted(str(path.relative_to(ROOT)) for path in needed - declared)
-    superfluous = sorted(str(path.relative_to(ROOT)) for path in declared - needed)
+def test_every_imported_module_is_in_a_declared_folder(stage: str) -> None:
+    needed = needed_files(stage)
+    declared = code_dependencies(stage)
+    missing = sorted(str(file) for file in needed if not any(file.is_relative_to(dep) for dep in declared))
+    superfluous = sorted(str(dep) for dep in declared if not any(file.is_relative_to(dep) for file in needed))
     assert (missing, superfluous) == ([], [])
 
 
-def test_editing_the_service_or_the_command_runs_nothing() -> None:
-    deps = {dep for stage in STAGES for dep in stages()[stage]["deps"]}
-    assert not {
-        dep for dep in deps if dep.startswith("serving") or dep.endswith("cli.py") or dep in {".", "src", "src/mme"}
-    }
+def test_dependencies_are_few() -> None:
+    assert sum(len(code_dependencies(stage)) for stage in STAGES) <= MAX_CODE_DEPENDENCIES
+
+
+def test_editing_hog_reruns_pretraining_and_not_finetuning() -> None:
+    assert stages_of("targets/hog.py") == {"pretrain"}
+    assert stages_of("data/masked/clips.py", "training/pretrain.py") == {"pretrain"}
+
+
+def test_editing_finetuning_reruns_nothing_before_it() -> None:
+    assert stages_of("training/finetune.py", "data/labelled/clips.py", "stages/finetune.py") == {"finetune"}
+    assert stages_of("evaluation/multiview.py") == {"evaluate"}
+    assert stages_of("registry/gate.py") == {"register"}
+
+
+def test_editing_service_commands_reports_and_tracking_reruns_nothing() -> None:
+    assert stages_of("viz/plots.py", "viz/tracks.py", "tracking/runs.py", "commands/app.py", "experiments") == set()
+    assert not [dep for stage in STAGES for dep in stages()[stage]["deps"] if dep.startswith(("serving", "docker"))]
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_declared_parameters_exist(stage: str) -> None:
-    known = {section: set(values) for section, values in load_params(ROOT / "params.yaml").model_dump().items()}
+    sections = load_params(ROOT / "params.yaml").model_dump()
+    known = {name: set(values) if isinstance(values, dict) else set() for name, values in sections.items()}
     for name in stages()[stage]["params"]:
         section, _, key = name.partition(".")
         assert section in known, name
@@ -128,7 +153,7 @@ def test_declared_parameters_exist(stage: str) -> None:
 
 def test_every_section_that_decides_results_is_some_stages_parameter() -> None:
     declared = {name.partition(".")[0] for stage in STAGES for name in stages()[stage]["params"]}
-    assert declared == set(Params.model_fields) - {"tracking", "sweep", "ablation"}
+    assert declared == set(Params.model_fields) - {"runtime", "sweep", "ablation"}
 
 
 def test_finetuning_parameters_reach_finetuning_only() -> None:
@@ -159,17 +184,10 @@ def test_plots_show_what_stages_write() -> None:
     assert shown == written
 
 
-@pytest.mark.xfail(strict=True, reason="finetuning imports the targets")
-def test_editing_hog_reruns_pretraining_and_not_finetuning() -> None:
-    hog = ROOT / "src/mme/targets/hog.py"
-    assert {stage for stage in STAGES if hog in declared_files(stage)} == {"pretrain"}
-
-
-@pytest.mark.xfail(strict=True, reason="values that change no result are parameters of stages")
 def test_no_stage_depends_on_values_that_change_no_result() -> None:
-    operational = {"num_workers", "accumulate", "num_loader_workers", "frame_cache_mb", "engine", "deadline_s"}
+    names = [name for stage in STAGES for name in stages()[stage]["params"]]
+    assert not [name for name in names if name.partition(".")[0] == "runtime"]
     sections = load_params(ROOT / "params.yaml").model_dump()
-    for stage in STAGES:
-        for name in stages()[stage]["params"]:
-            values = sections[name.partition(".")[0]]
-            assert "." in name or not (isinstance(values, dict) and operational & set(values)), (stage, name)
+    for name in set(names) - {"seed"}:
+        values = sections[name.partition(".")[0]]
+        assert "." in name or not set(values) & set(RuntimeParams.model_fields), name
