@@ -6,11 +6,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 UI_PORT ?= 5000
 
-# The options of every test run. One thread per process: more would only wait for each other.
+# Options of every test run. One thread per process: more threads than processors wait for each other.
 TEST_PROCESSES ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
-# The longest modules start first, so that no processor is idle at the end.
-LONGEST := $(addprefix tests/, test_stack.py registry/test_life.py experiments/test_sweep_live.py test_two_datasets.py test_pipeline.py)
 
 # DVC starts the stages by the command `python`: it must be that of the environment.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -57,7 +55,7 @@ test: $(STAMP) ## run the quick tests (six minutes)
 	$(PYTEST)
 
 slow-test: $(STAMP) ## run the other tests: pipeline, sweeps, service, browser, stack; needs the Debian packages of .ci/run
-	$(PYTEST) -m 'slow or browser or stack' --no-loadscope-reorder --durations 25 $(LONGEST) tests
+	$(PYTEST) -m 'slow or browser or stack' --no-loadscope-reorder --durations 25
 
 stack-test: $(STAMP) ## run the services of docker/compose.yaml without an engine; needs Debian's postgresql and prometheus
 	$(PYTEST) -m stack tests/test_stack.py

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
@@ -14,3 +15,13 @@ install_import_hook(NUMERICAL, "tests.typecheck.checked")
 
 settings.register_profile("default", deadline=None)  # a busy machine is no fault of the code
 settings.load_profile("default")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests with the longest time limits first, so that no process is idle at the end of `make slow-test`."""
+
+    def limit_s(item: pytest.Item) -> float:
+        marker = item.get_closest_marker("timeout")
+        return float(marker.args[0]) if marker else 0.0
+
+    items.sort(key=limit_s, reverse=True)
