@@ -20,11 +20,11 @@ from benchmarks.report import Row, record
 from benchmarks.targets import large_frames
 from mme.config import Params, RuntimeParams, load_params
 from mme.ingest.run import Ingest
-from mme.ingest.transcode import Job, NormalForm, Outcome, normalise
-from mme.ingest.validate import Look, examine
+from mme.ingest.transcode import NormalForm, Outcome, TranscodeJob, transcode
+from mme.ingest.validate import ValidationJob, validate_file
 from mme.manifest import MANIFEST_FILE, Manifest
 from mme.motion.extract import Extractor
-from mme.system.executors import Engine
+from mme.system.executors import Executor
 from mme.video.codec import write_video
 
 NUM_VIDEOS, NUM_FRAMES, FPS = 4, 150, 30
@@ -60,9 +60,11 @@ def main() -> None:
         for short_side in SHORT_SIDES:
             form = NormalForm(short_side, params.ingest.crf, params.ingest.gop_frames, params.ingest.min_frames)
             to = f"{at}, to short side {short_side}"
-            rows.append(per_minute("ingest", files, lambda path: good(Job(path, folder / "out.mp4", form)), to))  # noqa: B023
+            rows.append(
+                per_minute("ingest", files, lambda path: good(TranscodeJob(path, folder / "out.mp4", form)), to)  # noqa: B023
+            )
         begin_s = NUM_FRAMES / FPS * (LONG - 2)
-        cut = Job(long, folder / "out.mp4", form, (begin_s, begin_s + NUM_FRAMES / FPS))
+        cut = TranscodeJob(long, folder / "out.mp4", form, (begin_s, begin_s + NUM_FRAMES / FPS))
         rows.append(per_minute("ingest of a clip", [long], lambda _: good(cut), f"in a video {LONG} times as long"))
         changes = {"source": "folder", "root": folder / "raw", "short_side": SHORT_SIDES[0]}
         seconds = []
@@ -88,7 +90,7 @@ def throughput(params: Params, file: Path, folder: Path) -> Iterator[Row]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(file.read_bytes())
     changes = {"source": "folder", "root": folder / "raw", "short_side": SHORT_SIDES[0]}
-    engines: list[Engine] = ["local", "ray"] if find_spec("ray") else ["local"]
+    engines: list[Executor] = ["local", "ray"] if find_spec("ray") else ["local"]
     of = f"CPU time of all processes, start-up left out; {NUM_COPIES} videos of 454 x 256, {NUM_FRAMES} frames"
     for engine in engines:
         what = "2-worker Ray" if engine == "ray" else "2 processes"
@@ -140,14 +142,14 @@ def tree_cpu_s() -> float:
 
 def look(path: Path, decode: bool) -> Outcome:
     """Check a file as `mme data check` does."""
-    outcome = examine(Look(path.name, path, 1, decode))
+    outcome = validate_file(ValidationJob(path.name, path, 1, decode))
     assert outcome.reason is None, outcome.detail
     return outcome
 
 
-def good(job: Job) -> Outcome:
+def good(job: TranscodeJob) -> Outcome:
     """Transcode a file as ingest does."""
-    outcome = normalise(job)
+    outcome = transcode(job)
     assert outcome.reason is None, outcome.detail
     return outcome
 

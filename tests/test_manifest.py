@@ -75,7 +75,7 @@ def test_classes_are_those_of_usable_labelled_splits() -> None:
 def test_files_lie_beside_the_manifest() -> None:
     manifest = _manifest()
     assert manifest.path_of(manifest["a"]) == Path("data/videos/a.mp4")
-    with pytest.raises(ValueError, match=r"f\.mp4: is quarantined \(truncated\)"):
+    with pytest.raises(ValueError, match=r"f\.mp4: quarantined \(truncated\)"):
         manifest.path_of(manifest["f"])
 
 

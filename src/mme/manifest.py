@@ -1,21 +1,25 @@
-"""The manifest: one row a video, the only list of videos that later stages read."""
+"""The manifest: one row per video, the contract between stages and their only list of videos."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mme.config import Split
 from mme.system.files import atomic_path, digest
 from mme.video.containers import Reason
 
-Status = Literal["ok", "quarantined"]
+VideoStatus = Literal["ok", "quarantined"]
+
+SPLITS: tuple[Split, ...] = get_args(Split)
+"""All splits, in order of their use."""
 
 MANIFEST_FILE = "manifest.parquet"
 VIDEOS_FOLDER = "videos"
@@ -24,21 +28,21 @@ VIDEOS_FOLDER = "videos"
 
 @dataclass(frozen=True)
 class Video:
-    """One row.
+    """One row of a manifest.
 
     Attributes:
-        id: unique, readable, safe as a file name; it stays the same as long as source path and content do.
-        path: file in the normal form, relative to the folder ``videos`` beside the manifest; empty if quarantined.
+        id: unique, readable, safe as a file name; the same as long as source path and content are.
+        path: transcoded file, relative to the folder ``videos`` beside the manifest; empty if quarantined.
         sha256: of the source file's bytes.
         label: class, or None.
         split: ``pretrain``, ``train``, ``val`` or ``test``.
         group: videos of one group are in one split (a subject, a scene), or None.
         num_frames: decoded frames; 0 if quarantined.
-        fps: frames a second.
-        width: pixels of the normal form.
-        height: pixels of the normal form.
+        fps: frames per second.
+        width: pixels of the transcoded file.
+        height: pixels of the transcoded file.
         status: ``ok`` or ``quarantined``.
-        reason: why it is quarantined, or None.
+        reason: reason for the quarantine, or None.
         source_path: the source file, relative to the source's root.
     """
 
@@ -52,7 +56,7 @@ class Video:
     fps: float
     width: int
     height: int
-    status: Status
+    status: VideoStatus
     reason: Reason | None
     source_path: str
 
@@ -77,13 +81,17 @@ _SCHEMA = pa.schema(
 
 
 class Manifest:
-    """Videos in order of their ids, and where their files are."""
+    """Videos sorted by id, and the paths of their files."""
 
     def __init__(self, rows: Iterable[Video], folder: Path | str) -> None:
-        """Take ``rows``; ``folder`` is the one that holds the manifest and the folder ``videos``.
+        """Collect rows.
+
+        Args:
+            rows: videos in any order.
+            folder: parent of the manifest file and of the folder ``videos``.
 
         Raises:
-            ValueError: two rows have one id.
+            ValueError: two rows have the same id.
         """
         self.folder = Path(folder)
         self._rows: dict[str, Video] = {}
@@ -102,37 +110,41 @@ class Manifest:
 
     @property
     def rows(self) -> list[Video]:
-        """Every video, quarantined ones included."""
+        """All videos, including quarantined ones."""
         return list(self._rows.values())
 
     def videos(self, split: str | Sequence[str]) -> list[Video]:
-        """Usable videos of one split or several, in order of their ids."""
+        """Return the usable videos of one split or several, sorted by id."""
         wanted = {split} if isinstance(split, str) else set(split)
         return [row for row in self.rows if row.status == "ok" and row.split in wanted]
 
     @property
     def quarantined(self) -> list[Video]:
-        """Videos that cannot be used; ``reason`` says why."""
+        """Videos that cannot be used; each has a ``reason``."""
         return [row for row in self.rows if row.status == "quarantined"]
 
     @cached_property
     def labels(self) -> list[str]:
-        """Classes of the usable videos, sorted; a label that only the pretraining split has is none."""
+        """Sorted classes of the usable videos; labels that occur in the pretraining split alone are left out."""
         return sorted({row.label for row in self.videos(("train", "val", "test")) if row.label is not None})
 
     def path_of(self, video: Video) -> Path:
-        """The file of a usable video.
+        """Return the file of a usable video.
 
         Raises:
-            ValueError: it is quarantined and has none.
+            ValueError: the video is quarantined and has no file.
         """
         if video.status != "ok":
-            raise ValueError(f"{video.source_path}: is quarantined ({video.reason}), it has no file")
+            raise ValueError(f"{video.source_path}: quarantined ({video.reason}), it has no file")
         return self.folder / VIDEOS_FOLDER / video.path
+
+    def without(self, video_ids: Collection[str]) -> Manifest:
+        """Return a manifest of all other videos, with the same files."""
+        return Manifest([row for row in self.rows if row.id not in video_ids], self.folder)
 
     @cached_property
     def digest(self) -> str:
-        """What the usable videos hold and how they are labelled and split; paths and folders do not matter."""
+        """Digest of the contents, labels, splits and groups of the usable videos, independent of paths and folders."""
         return digest([[v.id, v.sha256, v.label, v.split, v.group] for v in self.rows if v.status == "ok"])
 
     def save(self, path: Path | str) -> None:

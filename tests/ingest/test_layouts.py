@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from mme.config import IngestParams, load_params
-from mme.ingest.listing import json_entries
+from mme.ingest.listing import Listing, json_entries
 from mme.ingest.run import Ingest
-from mme.ingest.sources import Listing, list_source
+from mme.ingest.sources import list_source
 from tests.ingest import layouts
 
 
@@ -54,15 +54,15 @@ def test_ucf101_whose_videos_became_mp4_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "old", "new", "line", "message"),
     [
-        ("classInd.txt", "2 Hand", "2Hand", 2, "is no new number and class"),
-        ("classInd.txt", "3 YoYo", "2 YoYo", 3, "is no new number and class"),
+        ("classInd.txt", "2 Hand", "2Hand", 2, "is not a new number and class"),
+        ("classInd.txt", "3 YoYo", "2 YoYo", 3, "is not a new number and class"),
         ("trainlist01.txt", "g02_c01.avi 1", "g02_c01.avi 3", 1, "class number '3', classInd.txt has 1"),
         ("trainlist01.txt", "g02_c01.avi 1", "g02_c01.avi", 1, "class number '', classInd.txt has 1"),
         ("trainlist01.txt", "ApplyEyeMakeup/v", "ApplyMakeup/v", 1, "is not CLASS/VIDEO with a class of classInd.txt"),
-        ("trainlist01.txt", "g02_c02.avi", "g02_c01.avi", 2, "stands in line 1 of the train list already"),
+        ("trainlist01.txt", "g02_c02.avi", "g02_c01.avi", 2, "is already in line 1 of the train list"),
         ("trainlist01.txt", "g02_c02.avi", "g02_c07.avi", 2, "no video 'ApplyEyeMakeup/v_ApplyEyeMakeup_g02_c07.avi'"),
         ("trainlist01.txt", "v_ApplyEyeMakeup_g02_c01", "v_ApplyEyeMakeup_2", 1, "has no group"),
-        ("testlist01.txt", "g01_c01", "g02_c01", 1, "stands in line 1 of the train list already"),
+        ("testlist01.txt", "g01_c01", "g02_c01", 1, "is already in line 1 of the train list"),
         ("testlist01.txt", "YoYo/v_YoYo_g01_c02.avi\r\n", "", 5, "the list ends, and 1 videos are in neither list"),
         ("trainlist01.txt", "_g02_c01.avi 1", "_g01_c09.avi 1", 1, "no video"),
     ],
@@ -108,9 +108,9 @@ def test_hmdb51_with_its_lists_in_the_folder_metafile(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "line", "message"),
     [
-        ("goo_0.avi 1 ", "goo_0.avi 3 ", 1, r"is no name and 1 \(training\)"),
-        ("goo_0.avi 1 ", "goo_0.avi", 1, r"is no name and 1 \(training\)"),
-        ("goo_1.avi", "goo_0.avi", 2, "stands in line 1 already"),
+        ("goo_0.avi 1 ", "goo_0.avi 3 ", 1, r"is not a name and 1 \(training\)"),
+        ("goo_0.avi 1 ", "goo_0.avi", 1, r"is not a name and 1 \(training\)"),
+        ("goo_1.avi", "goo_0.avi", 2, "is already in line 1"),
         ("goo_3.avi", "goo_8.avi", 4, "no video 'brush_hair/.*goo_8.avi'"),
         ("atrapado_brush_hair_u_nm_np1_ba_goo_4.avi 0 \n", "", 4, "the list ends without a line of .*goo_4.avi"),
     ],
@@ -146,16 +146,16 @@ def test_something_something_v2_without_answers_leaves_the_test_out(tmp_path: Pa
 @pytest.mark.parametrize(
     ("file", "old", "new", "line", "message"),
     [
-        ("train.json", '"id": "78688"', '"id": "78687"', 2, "id '78687' stands in train.json, line 1, already"),
+        ("train.json", '"id": "78688"', '"id": "78687"', 2, "id '78687' is already in train.json, line 1"),
         ("train.json", '"id": "78689"', '"id": "5"', 3, "no video '5.webm'"),
         ("train.json", '"id": "78689"', '"video": "78689"', 3, "has no id"),
-        ("train.json", '"template": "Pretending', '"template": "Feigning', 2, "is no class of labels.json"),
+        ("train.json", '"template": "Pretending', '"template": "Feigning', 2, "is not a class of labels.json"),
         ("train.json", '"template"', '"tmplate"', 1, "the entry of id '78687' has no template"),
-        ("validation.json", "},\n", "}\n", 2, r"unexpected '\{'"),
-        ("validation.json", "]}]", "]}", 2, "the list does not end"),
+        ("validation.json", "},\n", "}\n", 2, "Expecting ',' delimiter"),
+        ("validation.json", "]}]", "]}", 2, "Expecting ',' delimiter"),
         ("validation.json", '"id":', '"id"', 1, "Expecting ':' delimiter"),
-        ("validation.json", "[", "", 1, "is no JSON list"),
-        ("test-answers.csv", "1421;", "1420;", 2, "id '1420' stands in test-answers.csv, line 1, already"),
+        ("validation.json", "[", "", 1, "not a JSON list"),
+        ("test-answers.csv", "1421;", "1420;", 2, "id '1420' is already in test-answers.csv, line 1"),
     ],
 )
 def test_wrong_entries_of_something(tmp_path: Path, file: str, old: str, new: str, line: int, message: str) -> None:
@@ -200,19 +200,19 @@ def test_a_video_of_kinetics_in_two_class_folders_is_that_of_its_class(tmp_path:
     assert f"train/massaging_person's_head/{name}" in paths
     (tmp_path / "train/abseiling" / name).rename(tmp_path / "train" / name)
     (tmp_path / "train/massaging_person's_head" / name).rename(tmp_path / "val" / name)
-    with pytest.raises(ValueError, match=r"train.csv, line 4: 2 files could be '-a_b1Zo0XyP_000095_000105'"):
+    with pytest.raises(ValueError, match=r"train.csv, line 4: 2 files match '-a_b1Zo0XyP_000095_000105'"):
         listed("kinetics", tmp_path)
 
 
 @pytest.mark.parametrize(
     ("old", "new", "line", "message"),
     [
-        ("-a_b0Zo0XyP", "short", 2, "youtube_id 'short' is none"),
-        ("95,105", "95,x", 2, "is no number"),
+        ("-a_b0Zo0XyP", "short", 2, "youtube_id 'short' is not eleven letters"),
+        ("95,105", "95,x", 2, "is not a number"),
         ("95,105", "105,95", 2, "time_start 105 is not before time_end 95"),
-        (",train,0", ",dev,0", 2, "split 'dev' is none of"),
+        (",train,0", ",dev,0", 2, "split 'dev' is not one of"),
         ('"abseiling"', "", 2, "split 'train' needs a label"),
-        ("-a_b0Zo1XyP,96,106", "-a_b0Zo0XyP,95,105", 3, r"stands in train.csv, line 2, already"),
+        ("-a_b0Zo1XyP,96,106", "-a_b0Zo0XyP,95,105", 3, r"is already in train.csv, line 2"),
         (",train,0", ",train", 2, "5 fields, the header has 6"),
         ("youtube_id", "video", 1, "lack youtube_id"),
     ],
@@ -228,9 +228,9 @@ def test_wrong_lines_of_kinetics(tmp_path: Path, old: str, new: str, line: int, 
     ("source", "message"),
     [
         ("ucf101", r"classInd\.txt: cannot be read"),
-        ("hmdb51", r"testTrainMulti_7030_splits: holds no list CLASS_test_split1\.txt"),
-        ("something-something-v2", r"holds no train\.json, nor does labels in it"),
-        ("kinetics", r"holds no train\.csv, val\.csv or test\.csv, nor does annotations in it"),
+        ("hmdb51", r"testTrainMulti_7030_splits: has no list CLASS_test_split1\.txt"),
+        ("something-something-v2", r"has no train\.json, and labels in it has none either"),
+        ("kinetics", r"has no train\.csv, val\.csv or test\.csv, and annotations in it has none either"),
     ],
 )
 def test_a_layout_without_lists(tmp_path: Path, source: str, message: str) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from mme.config import IngestParams, RuntimeParams, load_params
-from mme.ingest.run import Ingest, Ingested, video_id_of
+from mme.ingest.run import Ingest, IngestResult, video_id_of
 from mme.manifest import Manifest
 from mme.system.files import sha256_file
 from mme.video.codec import read_frames
@@ -35,7 +35,7 @@ def params(root: Path, **changes: Any) -> IngestParams:
     return IngestParams.model_validate(values | changes)
 
 
-def ingest(wanted: IngestParams, folder: Path, num_workers: int = 2, **limits: Any) -> Ingested:
+def ingest(wanted: IngestParams, folder: Path, num_workers: int = 2, **limits: Any) -> IngestResult:
     runtime = RuntimeParams.model_validate({"deadline_s": 30.0, "max_bad_ratio": 0.5, **limits})
     stage = Ingest(wanted, 0, folder / "work", runtime)
     result = stage.run(num_workers, lambda: None)
@@ -89,13 +89,13 @@ BAD = {
 
 
 @pytest.fixture(scope="module")
-def ingested(own_videos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ingested]:
+def ingested(own_videos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, IngestResult]:
     folder = tmp_path_factory.mktemp("ingested")
     return folder, ingest(params(own_videos, group_pattern=r"^(subject\d)_"), folder)
 
 
 def test_own_videos_all_good_ones_and_every_bad_one_with_its_reason(
-    own_videos: Path, ingested: tuple[Path, Ingested]
+    own_videos: Path, ingested: tuple[Path, IngestResult]
 ) -> None:
     folder, result = ingested
     manifest = Manifest.load(folder / "data/manifest.parquet")
@@ -120,7 +120,7 @@ def test_own_videos_all_good_ones_and_every_bad_one_with_its_reason(
     assert result.listing.ignored == ["README.md"]
 
 
-def test_subjects_do_not_cross_splits(ingested: tuple[Path, Ingested]) -> None:
+def test_subjects_do_not_cross_splits(ingested: tuple[Path, IngestResult]) -> None:
     manifest = Manifest.load(ingested[0] / "data/manifest.parquet")
     splits = {(row.group, row.split) for row in manifest.rows}
     assert len(splits) == 4
@@ -128,7 +128,7 @@ def test_subjects_do_not_cross_splits(ingested: tuple[Path, Ingested]) -> None:
     assert manifest.labels == ["jump", "wave"]
 
 
-def test_the_report_counts(ingested: tuple[Path, Ingested]) -> None:
+def test_the_report_counts(ingested: tuple[Path, IngestResult]) -> None:
     report = ingested[1].report()
     assert report["videos"] == 40
     assert report["quarantined"]["videos"] == 9
@@ -140,7 +140,7 @@ def test_the_report_counts(ingested: tuple[Path, Ingested]) -> None:
     assert json.loads(json.dumps(report)) == report
 
 
-def test_the_work_folder_is_gone_afterwards(ingested: tuple[Path, Ingested]) -> None:
+def test_the_work_folder_is_gone_afterwards(ingested: tuple[Path, IngestResult]) -> None:
     assert sorted(path.name for path in ingested[0].iterdir()) == ["data"]
 
 

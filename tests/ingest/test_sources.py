@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 from mme.config import IngestParams, load_params
-from mme.ingest.sources import SourceFile, list_source, read_list
+from mme.ingest.layouts.csv_list import read_list
+from mme.ingest.listing import SourceFile
+from mme.ingest.sources import list_source
 
 
 def params(root: Path, source: str, **changes: Any) -> IngestParams:
@@ -58,11 +60,11 @@ def test_clips_of_a_long_video(tmp_path: Path) -> None:
     [
         ("a.mp4,2,", "start 2, end empty: a clip needs both"),
         ("a.mp4,,2", "start empty, end 2: a clip needs both"),
-        ("a.mp4,0:02,4", "start '0:02' or end '4' is no number of seconds"),
+        ("a.mp4,0:02,4", "start '0:02' or end '4' is not a number of seconds"),
         ("a.mp4,4,4", "start 4 is negative or not before end 4"),
         ("a.mp4,-1,4", "start -1 is negative"),
         ("a.mp4,1,inf", "not before end inf"),
-        ("e.mp4,1.0,2", r"'e\.mp4#t=1,2' stands in line 2 already"),
+        ("e.mp4,1.0,2", r"'e\.mp4#t=1,2' is already in line 2"),
     ],
 )
 def test_wrong_seconds(tmp_path: Path, line: str, message: str) -> None:
@@ -84,9 +86,9 @@ def test_the_motion_primitives_bring_their_list(tmp_path: Path) -> None:
         ("a.mp4,up,train,,", "5 fields, the header has 4"),
         (",up,train,", "no path"),
         ("gone.mp4,up,train,", r"no file 'gone\.mp4'"),
-        ("a.mp4,up,dev,", "split 'dev' is none of"),
+        ("a.mp4,up,dev,", "split 'dev' is not one of"),
         ("a.mp4,,test,", "split 'test' needs a label"),
-        ("e.mp4,up,test,", r"'e\.mp4' stands in line 2 already"),
+        ("e.mp4,up,test,", r"'e\.mp4' is already in line 2"),
     ],
 )
 def test_a_wrong_line_is_named(tmp_path: Path, line: str, message: str) -> None:
@@ -158,7 +160,7 @@ def test_a_class_may_be_called_like_a_split(tmp_path: Path) -> None:
 
 def test_folders_that_could_mean_two_things(tmp_path: Path) -> None:
     touch(tmp_path, "train/up/1.mp4", "test/up/2.mp4", "down/3.mp4")
-    with pytest.raises(ValueError, match=r"holds splits \(test, train\) and classes \(down\)"):
+    with pytest.raises(ValueError, match=r"has splits \(test, train\) beside classes \(down\)"):
         list_source(params(tmp_path, "folder"))
 
 
@@ -195,8 +197,8 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
 
 
 def test_nothing_there(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"is no folder \(ingest\.root\)"):
+    with pytest.raises(ValueError, match=r"not a folder \(ingest\.root\)"):
         list_source(params(tmp_path / "nothing", "folder"))
     touch(tmp_path, "notes.txt")
-    with pytest.raises(ValueError, match=r"holds no video \(ingest\.root\); 1 other files"):
+    with pytest.raises(ValueError, match=r"no video \(ingest\.root\); 1 other files"):
         list_source(params(tmp_path, "folder"))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mme.ingest.sources import SourceFile
+from mme.ingest.listing import SourceFile
 from mme.ingest.splits import assign_splits
 
 LABELS = st.sampled_from(["up", "down", "left"])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mme.ingest.transcode import Job, NormalForm, Outcome, normal_size, normalise
+from mme.ingest.transcode import NormalForm, Outcome, TranscodeJob, normal_size, transcode
 from mme.system.files import sha256_file
 from mme.video.codec import read_frames, write_video
 from mme.video.metadata import read_container_metadata
@@ -22,7 +22,7 @@ FORM = NormalForm(short_side=48, crf=8, gop_frames=8, min_frames=24)
 def run(source: Path, **changes: Any) -> tuple[Outcome, Path]:
     form = NormalForm(**{**vars(FORM), **changes})
     target = source.parent / "out" / f"{source.name}.mp4"
-    return normalise(Job(source, target, form)), target
+    return transcode(TranscodeJob(source, target, form)), target
 
 
 KINDS = {

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from mme.commands.app import app
 from mme.config import load_params
-from mme.ingest.validate import Look, examine
+from mme.ingest.validate import ValidationJob, validate_file
 from mme.system.files import sha256_file
 from tests import media
 from tests.ingest import layouts
@@ -74,7 +74,7 @@ def test_missing_videos_of_kinetics_are_no_fault(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["youtube", "."], "source: Input should be"),
-        (["folder", "nothing"], "nothing: is no folder"),
+        (["folder", "nothing"], "nothing: not a folder"),
         (["folder", ".", "-S", "split_number"], "--set 'split_number': is not NAME=VALUE"),
         (["ucf101", ".", "-S", "split_number=4"], "split_number: Input should be 1, 2 or 3"),
         (["folder", ".", "-S", "splitt=4"], "splitt: Extra inputs are not permitted"),
@@ -97,14 +97,14 @@ def test_wrong_lines_are_named(tmp_path: Path) -> None:
 
 def test_damage_inside_of_a_file_is_found_by_decoding(tmp_path: Path) -> None:
     path = media.damaged(tmp_path / "a.mp4")
-    assert examine(Look("a", path, 24, decode=False)).reason is None
-    assert examine(Look("a", path, 24, decode=True)).reason == "truncated"
-    good = examine(Look("a", path, 8, decode=True, span_s=(0.0, 0.75)))
+    assert validate_file(ValidationJob("a", path, 24, decode=False)).reason is None
+    assert validate_file(ValidationJob("a", path, 24, decode=True)).reason == "truncated"
+    good = validate_file(ValidationJob("a", path, 8, decode=True, span_s=(0.0, 0.75)))
     assert (good.reason, good.num_frames) == (None, 12)
 
 
 def test_what_is_said_of_a_good_file(tmp_path: Path) -> None:
     path = media.write(tmp_path / "a.webm", codec="libvpx-vp9", num_frames=30, size=(96, 64))
-    seen = examine(Look("a", path, load_params().ingest.min_frames, decode=False))
+    seen = validate_file(ValidationJob("a", path, load_params().ingest.min_frames, decode=False))
     assert (seen.sha256, seen.num_frames, seen.width, seen.height) == (sha256_file(path), 30, 96, 64)
-    assert examine(Look("a", tmp_path / "gone.mp4", 24, decode=False)).reason == "undecodable"
+    assert validate_file(ValidationJob("a", tmp_path / "gone.mp4", 24, decode=False)).reason == "undecodable"

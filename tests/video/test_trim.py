@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mme.ingest.transcode import Job, NormalForm, normalise
+from mme.ingest.transcode import NormalForm, TranscodeJob, transcode
 from mme.video.codec import read_frames
 from mme.video.containers import VideoError
 from mme.video.trim import iter_trimmed_frames, read_trim_metadata
@@ -76,7 +76,7 @@ FORM = NormalForm(short_side=48, crf=8, gop_frames=8, min_frames=12)
 
 def test_trimmed_span_is_transcoded_to_the_normal_form(tmp_path: Path) -> None:
     source = media.write(tmp_path / "a.mkv", num_frames=62, size=(96, 64), bframes=2)
-    outcome = normalise(Job(source, tmp_path / "out.mp4", FORM, (1.0, 2.0)))
+    outcome = transcode(TranscodeJob(source, tmp_path / "out.mp4", FORM, (1.0, 2.0)))
     assert outcome.reason is None
     assert (outcome.width, outcome.height, outcome.num_frames, outcome.fps) == (72, 48, 16, 16.0)
     assert media.frame_numbers(read_frames(tmp_path / "out.mp4")) == list(range(16, 32))
@@ -93,12 +93,12 @@ def test_trimmed_span_is_transcoded_to_the_normal_form(tmp_path: Path) -> None:
 )
 def test_unusable_spans_give_the_reason(tmp_path: Path, span: tuple[float, float], reason: str, detail: str) -> None:
     source = media.write(tmp_path / "a.mp4", num_frames=62)
-    outcome = normalise(Job(source, tmp_path / "out.mp4", FORM, span))
+    outcome = transcode(TranscodeJob(source, tmp_path / "out.mp4", FORM, span))
     assert (outcome.reason, outcome.detail) == (reason, detail)
     assert not (tmp_path / "out.mp4").exists()
 
 
 def test_damage_after_a_span_does_not_affect_it(tmp_path: Path) -> None:
     source = media.damaged(tmp_path / "a.mp4")  # 3 s, of which two thirds are noise
-    assert normalise(Job(source, tmp_path / "1.mp4", FORM, (0.0, 0.75))).reason is None
-    assert normalise(Job(source, tmp_path / "2.mp4", FORM, (1.5, 2.5))).reason in {"truncated", "undecodable"}
+    assert transcode(TranscodeJob(source, tmp_path / "1.mp4", FORM, (0.0, 0.75))).reason is None
+    assert transcode(TranscodeJob(source, tmp_path / "2.mp4", FORM, (1.5, 2.5))).reason in {"truncated", "undecodable"}

@@ -169,7 +169,7 @@ def _manifest_path(folder: Path) -> Path:
 
 
 def _data_rows(folder: Path) -> list[tuple[str, str]]:
-    from mme.manifest import Manifest  # Parquet comes with the extra [train], as the pipeline does
+    from mme.manifest import SPLITS, Manifest  # Parquet comes with the extra [train], as the pipeline does
 
     path = _manifest_path(folder)
     if not path.is_file():
@@ -177,7 +177,7 @@ def _data_rows(folder: Path) -> list[tuple[str, str]]:
     manifest = Manifest.load(path)
     counts = Counter(row.split for row in manifest.rows if row.status == "ok")
     reasons = Counter(str(row.reason) for row in manifest.quarantined)
-    order = [split for split in ("pretrain", "train", "val", "test") if counts[split]]
+    order = [split for split in SPLITS if counts[split]]
     return [
         ("videos", ", ".join(f"{counts[split]} {split}" for split in order)),
         ("quarantined", ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items())) or "0"),

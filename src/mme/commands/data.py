@@ -50,12 +50,12 @@ def check(
     params = load_params()
     ingest, runtime = _with(params, {"source": source, "root": root, **_pairs(values or [])})
     listing = list_source(ingest)
-    from mme.ingest.validate import check_source
+    from mme.ingest.validate import validate_source
 
     columns = (TextColumn("check"), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("", total=len(listing.files))
-        result = check_source(listing, ingest, runtime, params.seed, decode, lambda: progress.advance(task))
+        result = validate_source(listing, ingest, runtime, params.seed, decode, lambda: progress.advance(task))
     report = {**result.report(), "bad": result.quarantine()}
     faults = _faults(report, runtime)
     if picture is not None:

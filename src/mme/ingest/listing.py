@@ -1,40 +1,44 @@
-"""What a source holds before any video of it is opened, and the wrong lines of its lists."""
+"""The videos of a source before any of them is opened, and errors in the lines of its lists."""
 
 from __future__ import annotations
 
+import csv
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, get_args
+from pathlib import Path, PurePath
+from typing import Any
 
 from mme.config import Split
+from mme.manifest import SPLITS
 
 VIDEO_SUFFIXES = frozenset({
     ".3g2", ".3gp", ".asf", ".avi", ".divx", ".f4v", ".flv", ".gif", ".m2ts", ".m2v", ".m4v", ".mkv", ".mov", ".mp4",
     ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".rm", ".rmvb", ".ts", ".vob", ".webm", ".wmv", ".y4m",
 })  # fmt: skip
 
-SPLITS: dict[str, Split] = {
-    **{name: name for name in get_args(Split)},
+SPLIT_OF_NAME: dict[str, Split] = {
+    **{name: name for name in SPLITS},
     **dict.fromkeys(("validation", "validate", "valid"), "val"),
 }
-"""Names of splits in lists and folders."""
+"""Splits by the names that lists and folders give them."""
 
-_MAX_ERRORS = 20
+_MAX_SHOWN_ERRORS = 20
+_ENTRY_START = re.compile(r"[^\s,]")
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file that claims to be a video, or a part of one.
+    """A file with the suffix of a video, or a clip of one.
 
     Attributes:
         path: relative to the source's root, with forward slashes.
         label: class, or None.
-        split: as given by the source, or None.
-        group: files of one group belong into one split; None is a group of its own.
-        span_s: first and last second of the part, or None for all of the file; the last is not in it.
+        split: split that the source assigns, or None.
+        group: files of one group go to one split; None is a group of its own.
+        span_s: first and last second of the clip (half open), or None for the whole file.
     """
 
     path: str
@@ -45,20 +49,20 @@ class SourceFile:
 
     @property
     def name(self) -> str:
-        """Unique in its source: the path, and for a part its seconds as a media fragment (W3C), ``a.mp4#t=2,4.5``."""
+        """Unique name in the source: the path, for a clip with a W3C media fragment, ``a.mp4#t=2,4.5``."""
         return self.path if self.span_s is None else f"{self.path}#t={self.span_s[0]:.12g},{self.span_s[1]:.12g}"
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What a source holds.
+    """Files of a source.
 
     Attributes:
-        files: videos in order of their names.
-        ignored: files that are no videos by their names.
-        missing: videos that its lists name and that are not there, where that is usual.
-        unused: videos that are there and that its lists leave out.
-        splits_training: whether files without a split are its training videos, of which some become validation.
+        files: videos, sorted by name.
+        ignored: files without the suffix of a video.
+        missing: listed videos that do not exist, in a data set where that is usual.
+        unused: existing videos that the lists leave out.
+        splits_training: True if files without a split are training videos, some of which become validation.
     """
 
     files: list[SourceFile]
@@ -69,69 +73,96 @@ class Listing:
 
 
 class LineErrors:
-    """Collects what is wrong with the lines of lists, so that all of it is said at once."""
+    """Errors in the lines of lists, collected in order to report all of them at once."""
 
     def __init__(self) -> None:
         self._errors: list[str] = []
 
-    def add(self, path: Path, line: int, what: object) -> None:
-        """Note a fault of one line, counted from 1."""
-        self._errors.append(f"{path}, line {line}: {what}")
+    def add(self, path: Path, line: int, error: object) -> None:
+        """Add an error in a line, counted from 1."""
+        self._errors.append(f"{path}, line {line}: {error}")
 
     def check(self) -> None:
-        """Refuse the lists if any line was wrong.
+        """Raise if there is an error.
 
         Raises:
-            ValueError: the first wrong lines, with file and number, and how many more there are.
+            ValueError: the first errors, with file and line, and the number of further ones.
         """
         if self._errors:
-            more = [f"and {len(self._errors) - _MAX_ERRORS} more"] if len(self._errors) > _MAX_ERRORS else []
-            raise ValueError("\n".join(self._errors[:_MAX_ERRORS] + more))
+            num_hidden = len(self._errors) - _MAX_SHOWN_ERRORS
+            more = [f"and {num_hidden} more"] if num_hidden > 0 else []
+            raise ValueError("\n".join(self._errors[:_MAX_SHOWN_ERRORS] + more))
 
 
-def text_lines(path: Path) -> list[tuple[int, str]]:
-    """Lines of a text file that hold something, stripped, with their numbers from 1.
+def read_lines(path: Path) -> list[tuple[int, str]]:
+    """Read the lines of a text file that are not empty, stripped, with their numbers from 1.
 
     Raises:
-        ValueError: it cannot be read, or holds nothing.
+        ValueError: the file cannot be read, or is empty.
     """
-    lines = [(number, line.strip()) for number, line in enumerate(_text(path).splitlines(), start=1)]
+    lines = [(number, line.strip()) for number, line in enumerate(_read_text(path).splitlines(), start=1)]
     filled = [(number, line) for number, line in lines if line]
     if not filled:
-        raise ValueError(f"{path}, line 1: holds nothing")
+        raise ValueError(f"{path}, line 1: the file is empty")
     return filled
 
 
-def json_entries(path: Path) -> Iterator[tuple[int, Any]]:
-    """Entries of a JSON list, each with the number of the line where it begins.
+def read_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Read a CSV file: its header, and the stripped fields of each row that is not empty with its line from 1.
 
     Raises:
-        ValueError: it cannot be read, or is no JSON list; the message names file and line.
+        ValueError: the file cannot be read.
     """
-    text, decoder, line, seen = _text(path), json.JSONDecoder(), 1, 0
-    position = len(text) - len(text.lstrip())
-    if text[position : position + 1] != "[":
-        raise ValueError(f"{path}, line 1: is no JSON list")
-    mark = "["
-    while mark in {"[", ","}:
-        position = _past_space(text, position + 1)
-        if mark == "[" and text[position : position + 1] == "]":
-            return
-        line, seen = line + text.count("\n", seen, position), position
-        try:
-            value, position = decoder.raw_decode(text, position)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {error.lineno}: {error.msg}") from error
-        yield line, value
-        position = _past_space(text, position)
-        mark = text[position : position + 1]
-    if mark != "]":
-        number = text.count("\n", 0, position) + 1
-        raise ValueError(f"{path}, line {number}: {'the list does not end' if not mark else f'unexpected {mark!r}'}")
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file)
+            header = [name.strip() for name in next(reader, [])]
+            rows = [(reader.line_num, [field.strip() for field in row]) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: cannot be read as a CSV list: {error}") from error
+    return header, [(line, row) for line, row in rows if any(row)]
+
+
+def named_fields(header: Sequence[str], row: Sequence[str]) -> dict[str, str]:
+    """Return the fields of a row of a CSV file by their columns.
+
+    Raises:
+        ValueError: the row has more or fewer fields than the header.
+    """
+    if len(row) != len(header):
+        raise ValueError(f"{len(row)} fields, the header has {len(header)}")
+    return dict(zip(header, row, strict=True))
+
+
+def json_entries(path: Path) -> Iterator[tuple[int, Any]]:
+    """Read a JSON list; yield each entry with the number of the line where it begins.
+
+    Raises:
+        ValueError: the file cannot be read or is not a JSON list; the message names file and line.
+    """
+    text = _read_text(path)
+    if not text.lstrip().startswith("["):
+        raise ValueError(f"{path}, line 1: not a JSON list")
+    try:
+        entries = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {error.lineno}: {error.msg}") from error
+
+    # A second pass finds where each entry begins: `json` keeps no positions.
+    decoder = json.JSONDecoder()
+    end = text.index("[") + 1
+    line = 1 + text.count("\n", 0, end)
+    for entry in entries:
+        match = _ENTRY_START.search(text, end)
+        assert match is not None
+        line += text.count("\n", end, match.start())
+        yield line, entry
+        _, end = decoder.raw_decode(text, match.start())
+        line += text.count("\n", match.start(), end)
 
 
 def index_videos(root: Path, key: Callable[[Path], str]) -> tuple[dict[str, list[str]], list[str]]:
-    """Videos below ``root`` by a key of their relative path, several of which may have one, and all other files."""
+    """Find the videos below ``root``, by a key of their relative paths that several may share, and all other files."""
     videos: dict[str, list[str]] = {}
     others = []
     for path in walk(root):
@@ -142,20 +173,30 @@ def index_videos(root: Path, key: Callable[[Path], str]) -> tuple[dict[str, list
     return videos, others
 
 
-def the_one(candidates: Sequence[str], wanted: str, root: Path) -> str:
-    """The only candidate.
+def class_and_stem(path: PurePath) -> str:
+    """Return ``class/stem`` of a path, the key of data sets with class folders.
+
+    The suffix is left out for copies in another container, and the case because UCF101 writes some names in two ways
+    (``HandstandPushups/v_HandStandPushups_g01_c01.avi``).
+    """
+    return "/".join(path.with_suffix("").parts[-2:]).casefold()
+
+
+def single_match(candidates: Sequence[str], wanted: str, root: Path) -> str:
+    """Return the single candidate.
 
     Raises:
         ValueError: there is none, or more than one.
     """
-    if len(candidates) != 1:
-        found = f"{len(candidates)} videos could be" if candidates else "no video"
-        raise ValueError(f"{found} {wanted!r} in {root}" + (f": {', '.join(candidates[:3])}" if candidates else ""))
+    if not candidates:
+        raise ValueError(f"no video {wanted!r} in {root}")
+    if len(candidates) > 1:
+        raise ValueError(f"{len(candidates)} videos match {wanted!r} in {root}: {', '.join(candidates[:3])}")
     return candidates[0]
 
 
 def walk(root: Path) -> Iterator[Path]:
-    """All files below ``root`` relative to it, hidden ones left out; links are followed, each folder is seen once."""
+    """Yield all files below ``root`` relative to it, except hidden ones; links are followed, each folder once."""
     seen = {os.path.realpath(root)}
     for folder, folders, names in os.walk(root, followlinks=True):
         kept = []
@@ -170,14 +211,8 @@ def walk(root: Path) -> Iterator[Path]:
                 yield Path(folder, name).relative_to(root)
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: cannot be read: {error}") from error
-
-
-def _past_space(text: str, position: int) -> int:
-    while position < len(text) and text[position].isspace():
-        position += 1
-    return position

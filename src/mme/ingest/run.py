@@ -1,8 +1,8 @@
-"""Every file of a source into the normal form, a manifest, and a list of what cannot be used.
+"""The run of ingest: every file transcoded, a manifest, and a list of the files that cannot be used.
 
-Work in progress lives in a folder of its own, named after what the result depends on: one video a good file, and a
-journal with one line a finished file. A run that was killed goes on where it stopped; the output takes its place as a
-whole, at the end.
+Work in progress is in a folder named by a digest of what the result depends on: one video per good file, and a journal
+with one line per finished file. An interrupted run resumes there; the output is moved to its place as a whole, at the
+end.
 """
 
 from __future__ import annotations
@@ -23,14 +23,13 @@ from mme.config import DEFAULT_RUNTIME, IngestParams, RuntimeParams, Split
 from mme.ingest.listing import Listing, SourceFile
 from mme.ingest.sources import list_source
 from mme.ingest.splits import assign_splits
-from mme.ingest.transcode import Job, NormalForm, Outcome, normalise
+from mme.ingest.transcode import NormalForm, Outcome, TranscodeJob, outcome_of, transcode
 from mme.manifest import MANIFEST_FILE, VIDEOS_FOLDER, Manifest, Video, write_quarantine
 from mme.system.files import atomic_path, digest, write_text
-from mme.system.workers import WorkerFailure, run_with_deadline
-from mme.video.containers import Reason
+from mme.system.workers import run_with_deadline
 
-FORMAT = 2
-"""Counts up when the same source and parameters would give other videos."""
+NORMAL_FORM_VERSION = 2
+"""Increased when the same source and parameters would give other videos."""
 
 QUARANTINE_FILE = "quarantine.csv"
 
@@ -39,14 +38,14 @@ _MAX_LISTED = 20
 
 
 @dataclass(frozen=True)
-class Ingested:
-    """What became of a source.
+class IngestResult:
+    """Manifest of a source and the details of its errors.
 
     Attributes:
-        manifest: good videos and bad ones.
-        details: of the bad ones, by source path.
-        listing: what the source held.
-        num_copied: videos that were in the normal form already.
+        manifest: usable and quarantined videos.
+        details: errors of the quarantined videos, by source path.
+        listing: files of the source.
+        num_copied: number of videos that were already in the normal form.
     """
 
     manifest: Manifest
@@ -55,7 +54,7 @@ class Ingested:
     num_copied: int
 
     def report(self) -> dict[str, Any]:
-        """Counts by split, class and reason; the same for the same source, however long it took."""
+        """Return counts by split, class and reason; equal for equal sources."""
         rows = self.manifest.rows
         good = [row for row in rows if row.status == "ok"]
         bad = self.manifest.quarantined
@@ -74,84 +73,81 @@ class Ingested:
             "copied": self.num_copied,
             "splits": splits,
             "quarantined": {"videos": len(bad), "reasons": dict(sorted(Counter(row.reason for row in bad).items()))},
-            "ignored": _counted(self.listing.ignored),
-            "missing": _counted(self.listing.missing),
-            "unused": _counted(self.listing.unused),
+            "ignored": _shortened(self.listing.ignored),
+            "missing": _shortened(self.listing.missing),
+            "unused": _shortened(self.listing.unused),
             "duplicates": _duplicates(good),
             "warnings": _warnings(good),
         }
 
     def quarantine(self) -> list[tuple[str, str, str]]:
-        """Path, reason and detail of every bad file."""
+        """Return path, reason and detail of every file that cannot be used."""
         return [(row.source_path, str(row.reason), self.details[row.source_path]) for row in self.manifest.quarantined]
 
 
 class Ingest:
-    """One pass over a source."""
+    """One pass over a source, which can be interrupted and resumed."""
 
     def __init__(
         self, params: IngestParams, seed: int, work: Path | str, runtime: RuntimeParams = DEFAULT_RUNTIME
     ) -> None:
-        """List the source and see what is done already.
+        """List the source and read the journal of an interrupted run.
 
         Args:
-            params: source and normal form.
+            params: section ``ingest`` or one of ``datasets``.
             seed: of the splits.
             work: folder for work in progress.
             runtime: executor, deadline and share of bad files.
 
         Raises:
-            ValueError: the source is missing, empty, or its list is wrong.
+            ValueError: the source is missing or empty, or its list is wrong.
         """
         self._params = params
         self._runtime = runtime
         self.listing: Listing = list_source(params)
-        self._splits = splits_of(self.listing, params, seed)
+        self._splits = draw_splits(self.listing, params, seed)
         self._form = NormalForm(params.short_side, params.crf, params.gop_frames, params.min_frames)
         self._work = Path(work)
-        folder = digest([FORMAT, str(params.root.resolve()), asdict(self._form)])
+        folder = digest([NORMAL_FORM_VERSION, str(params.root.resolve()), asdict(self._form)])
         self._folder = (self._work / folder).absolute()  # workers of a cluster have another working directory
         self._outcomes = self._read_journal()
 
     @property
     def num_done(self) -> int:
-        """Files that an interrupted run has left done."""
+        """Number of files that an interrupted run has finished."""
         return len(self._outcomes)
 
-    def run(self, num_workers: int, advance: Callable[[], None]) -> Ingested:
-        """Bring every file that is not done yet into the normal form.
+    def run(self, num_workers: int, advance: Callable[[], None]) -> IngestResult:
+        """Transcode every file that is not done yet.
 
         Args:
-            num_workers: processes of this machine at a time; a Ray cluster uses all that it has.
-            advance: called once a file.
+            num_workers: number of processes on this machine; a Ray cluster uses all of its cores.
+            advance: called once per file.
 
         Raises:
-            OSError: the folder for work cannot be written.
+            OSError: the folder for work in progress cannot be written.
             ValueError: ``runtime.executor`` is ``ray``, which is not installed.
-            RuntimeError: a video cannot be written; the reason stands on stderr.
+            RuntimeError: a video cannot be written; the reason is on stderr.
         """
         files = {self._target(file.name): file for file in self.listing.files if file.name not in self._outcomes}
         root = self._params.root.absolute()
-        todo = [Job(root / file.path, target, self._form, file.span_s) for target, file in files.items()]
-        engine = self._runtime.executor if todo else "local"
+        todo = [TranscodeJob(root / file.path, target, self._form, file.span_s) for target, file in files.items()]
+        executor = self._runtime.executor if todo else "local"
         self._folder.mkdir(parents=True, exist_ok=True)
         with self._journal().open("a", encoding="utf-8") as journal:
-            for job, result in run_with_deadline(normalise, todo, num_workers, self._runtime.deadline_s, engine):
+            for job, result in run_with_deadline(transcode, todo, num_workers, self._runtime.deadline_s, executor):
                 file = files[job.target]
-                if isinstance(result, WorkerFailure):
-                    reason: Reason = "timed-out" if result.cause == "timed-out" else "undecodable"
-                    self._outcomes[file.name] = Outcome(reason=reason, detail=result.detail)  # tried again next time
-                else:
-                    self._outcomes[file.name] = result
-                    self._write_journal(journal, file, result)
+                outcome = outcome_of(result)
+                self._outcomes[file.name] = outcome
+                self._write_journal(journal, file, outcome)
                 advance()
-        return collect(self.listing, self._splits, self._outcomes, self._work)
+        return collect_result(self.listing, self._splits, self._outcomes, self._work)
 
-    def check(self, result: Ingested) -> None:
-        """Refuse a source of which too much is bad.
+    def check(self, result: IngestResult) -> None:
+        """Check the share of files that cannot be used.
 
         Raises:
-            ValueError: the share of bad files is above ``max_bad_ratio``; their list is in the folder for work.
+            ValueError: the share is above ``max_bad_ratio``; the files are listed in the folder for work in progress.
         """
         bad, total = result.quarantine(), len(result.manifest)
         if len(bad) <= self._runtime.max_bad_ratio * total:
@@ -164,14 +160,14 @@ class Ingest:
             f" {self._runtime.max_bad_ratio:g} allows; all of them are listed in {path}:\n" + "\n".join(lines)
         )
 
-    def finish(self, result: Ingested, output: Path | str) -> None:
-        """Move videos, quarantine list and manifest to their places in ``output``, and remove the work in progress."""
+    def finish(self, result: IngestResult, output: Path | str) -> None:
+        """Move videos, quarantine list and manifest to ``output``, and remove the work in progress."""
         output = Path(output)
         with atomic_path(output / VIDEOS_FOLDER) as folder:
             folder.mkdir()
             for row in result.manifest.rows:
                 if row.status == "ok":
-                    _link(self._target(row.source_path), folder / row.path)
+                    _link_or_copy(self._target(row.source_path), folder / row.path)
         write_quarantine(output / QUARANTINE_FILE, result.quarantine())
         result.manifest.save(output / MANIFEST_FILE)
         shutil.rmtree(self._work)
@@ -183,19 +179,19 @@ class Ingest:
         return self._folder / "journal.jsonl"
 
     def _stamp(self, path: str) -> list[int]:
-        """What changes when the file does."""
+        """Return size and mtime, to detect modified files."""
         stat = os.stat(self._params.root / path)
         return [stat.st_size, stat.st_mtime_ns]
 
     def _write_journal(self, journal: TextIO, file: SourceFile, outcome: Outcome) -> None:
         if outcome.reason is not None and not outcome.sha256:
-            return  # it could not even be read: worth another try
+            return  # unreadable, or its worker failed: tried again by the next run
         line = {"name": file.name, "stamp": self._stamp(file.path), "outcome": asdict(outcome)}
         journal.write(json.dumps(line) + "\n")
         journal.flush()
 
     def _read_journal(self) -> dict[str, Outcome]:
-        """Outcomes that still hold: the source file is as it was, and its video is there."""
+        """Return the outcomes that are still valid: the source is unmodified and the transcoded video exists."""
         paths = {file.name: file.path for file in self.listing.files}
         outcomes = {}
         for line in _json_lines(self._journal()):
@@ -207,17 +203,19 @@ class Ingest:
         return outcomes
 
 
-def splits_of(listing: Listing, params: IngestParams, seed: int) -> list[Split]:
-    """A split for every file of a listing."""
+def draw_splits(listing: Listing, params: IngestParams, seed: int) -> list[Split]:
+    """Return the split of every file of a listing."""
     test_ratio = 0.0 if listing.splits_training else params.test_ratio
     return assign_splits(listing.files, params.val_ratio, test_ratio, seed)
 
 
-def collect(listing: Listing, splits: Sequence[Split], outcomes: Mapping[str, Outcome], folder: Path) -> Ingested:
-    """Rows of a manifest from what became of each file, by name."""
+def collect_result(
+    listing: Listing, splits: Sequence[Split], outcomes: Mapping[str, Outcome], folder: Path
+) -> IngestResult:
+    """Build the manifest from the outcome of each file, by name."""
     pairs = zip(listing.files, splits, strict=True)
-    return Ingested(
-        manifest=Manifest((_row(file, split, outcomes[file.name]) for file, split in pairs), folder),
+    return IngestResult(
+        manifest=Manifest((_manifest_row(file, split, outcomes[file.name]) for file, split in pairs), folder),
         details={name: outcome.detail for name, outcome in outcomes.items() if outcome.reason},
         listing=listing,
         num_copied=sum(outcome.copied for outcome in outcomes.values()),
@@ -225,7 +223,7 @@ def collect(listing: Listing, splits: Sequence[Split], outcomes: Mapping[str, Ou
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Lines of a journal; the last one may be torn where its writer was killed."""
+    """Read the lines of a journal; the last one may be incomplete if its writer was killed."""
     if not path.exists():
         return
     text = path.read_text(encoding="utf-8")
@@ -236,7 +234,7 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
         yield json.loads(line)
 
 
-def _row(file: SourceFile, split: str, outcome: Outcome) -> Video:
+def _manifest_row(file: SourceFile, split: str, outcome: Outcome) -> Video:
     video_id = video_id_of(file.name, outcome.sha256)
     return Video(
         id=video_id,
@@ -256,7 +254,7 @@ def _row(file: SourceFile, split: str, outcome: Outcome) -> Video:
 
 
 def video_id_of(name: str, sha256: str) -> str:
-    """A readable part of the name and eight digits that name and content decide; safe as a file name anywhere."""
+    """Return a readable part of the name and eight digits of a digest of name and content; safe as a file name."""
     path, mark, seconds = name.rpartition("#t=")
     stem = f"{path.rpartition('.')[0]} {seconds}" if mark else name.rpartition(".")[0] or name
     ascii_only = unicodedata.normalize("NFKD", stem).encode("ascii", "ignore").decode()
@@ -264,12 +262,12 @@ def video_id_of(name: str, sha256: str) -> str:
     return f"{slug}-{digest([name, sha256])[:8]}"
 
 
-def _counted(names: list[str]) -> dict[str, Any]:
+def _shortened(names: list[str]) -> dict[str, Any]:
     return {"files": len(names), "first": names[:_MAX_LISTED]}
 
 
 def _duplicates(rows: list[Video]) -> dict[str, Any]:
-    """Files of equal content; one that is in training and in a test makes the test too easy."""
+    """Count files with equal content; a duplicate in training and test makes the test too easy."""
     same: defaultdict[str, list[Video]] = defaultdict(list)
     for row in rows:
         same[row.sha256].append(row)
@@ -285,7 +283,7 @@ def _duplicates(rows: list[Video]) -> dict[str, Any]:
 
 
 def _warnings(rows: list[Video]) -> list[str]:
-    """Classes that a split lacks."""
+    """Name the classes that a split lacks."""
     labels: set[str] = {row.label for row in rows if row.label is not None and row.split != "pretrain"}
     found = []
     for split in ("train", "val", "test") if labels else ():
@@ -297,8 +295,8 @@ def _warnings(rows: list[Video]) -> list[str]:
     return found
 
 
-def _link(source: Path, target: Path) -> None:
-    """A second name for a file, or a copy where the file system has none to give."""
+def _link_or_copy(source: Path, target: Path) -> None:
+    """Create a hard link, or a copy where the file system has no links."""
     try:
         os.link(source, target)
     except OSError:

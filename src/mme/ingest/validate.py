@@ -1,4 +1,4 @@
-"""A source before anything long starts: every file is opened and counted, and nothing is written."""
+"""Validation of a source before anything long starts: every file is opened and counted, and nothing is written."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from pathlib import Path
 
 from mme.config import IngestParams, RuntimeParams
 from mme.ingest.listing import Listing
-from mme.ingest.run import Ingested, collect, splits_of
-from mme.ingest.transcode import Outcome, check_complete, check_part
+from mme.ingest.run import IngestResult, collect_result, draw_splits
+from mme.ingest.transcode import Outcome, check_clip, check_complete, outcome_of, rejected
 from mme.system.files import sha256_file
-from mme.system.workers import WorkerFailure, run_with_deadline
+from mme.system.workers import run_with_deadline
 from mme.video.codec import iter_frames
-from mme.video.containers import Reason, VideoError
+from mme.video.containers import VideoError
 from mme.video.metadata import read_container_metadata
 from mme.video.trim import TimeSpan, iter_trimmed_frames, read_trim_metadata
 
 
 @dataclass(frozen=True)
-class Look:
-    """A file to look at, or the part of it between two seconds; ``decode`` is to decode all of it."""
+class ValidationJob:
+    """A file, or the clip of it between two seconds; ``decode`` means all frames instead of the first one."""
 
     name: str
     source: Path
@@ -29,55 +29,47 @@ class Look:
     span_s: TimeSpan | None = None
 
 
-def check_source(
+def validate_source(
     listing: Listing, params: IngestParams, runtime: RuntimeParams, seed: int, decode: bool, advance: Callable[[], None]
-) -> Ingested:
-    """Look at every video of a listing.
+) -> IngestResult:
+    """Validate every video of a listing.
 
     Args:
-        listing: from ``list_source``.
-        params: ``min_frames`` and the shares of splits are used.
-        runtime: processes at a time, and their deadline.
+        listing: result of ``list_source``.
+        params: ``min_frames`` and the ratios of the splits are used.
+        runtime: number of processes and their deadline.
         seed: of the splits.
-        decode: decode every frame, as ingest does, and not the first one only; finds damage inside of files.
-        advance: called once a file.
+        decode: decode all frames, as ingest does, instead of the first one; finds damage inside of files.
+        advance: called once per file.
 
     Returns:
-        what ingest would say, sizes and rates being those of the source.
+        the result that ingest would have, except that sizes and rates are those of the source.
     """
-    looks = [Look(file.name, params.root / file.path, params.min_frames, decode, file.span_s) for file in listing.files]
+    root, min_frames = params.root, params.min_frames
+    jobs = [ValidationJob(file.name, root / file.path, min_frames, decode, file.span_s) for file in listing.files]
     outcomes = {}
-    for look, result in run_with_deadline(examine, looks, runtime.num_workers, runtime.deadline_s):
-        if isinstance(result, WorkerFailure):
-            reason: Reason = "timed-out" if result.cause == "timed-out" else "undecodable"
-            outcomes[look.name] = Outcome(reason=reason, detail=result.detail)
-        else:
-            outcomes[look.name] = result
+    for job, result in run_with_deadline(validate_file, jobs, runtime.num_workers, runtime.deadline_s):
+        outcomes[job.name] = outcome_of(result)
         advance()
-    return collect(listing, splits_of(listing, params, seed), outcomes, params.root)
+    return collect_result(listing, draw_splits(listing, params, seed), outcomes, root)
 
 
-def examine(look: Look) -> Outcome:
+def validate_file(job: ValidationJob) -> Outcome:
     """Read headers, count pictures, decode the first one or all, and hash the bytes that were read."""
+    source, span_s = job.source, job.span_s
     sha256 = ""
     try:
-        if look.span_s is not None:
-            part = read_trim_metadata(look.source, look.span_s)
-            sha256, info = part.sha256, part.info
-            check_part(look.source, part, look.span_s, look.min_frames)
-            num_frames = (
-                sum(1 for _ in iter_trimmed_frames(look.source, look.span_s)) if look.decode else info.num_frames
-            )
+        if span_s is None:
+            sha256 = sha256_file(source)
+            metadata = read_container_metadata(source)
+            info = metadata.info
+            num_frames = sum(1 for _ in iter_frames(source)) if job.decode else info.num_frames
+            check_complete(source, metadata, num_frames, job.min_frames)
         else:
-            sha256 = sha256_file(look.source)
-            facts = read_container_metadata(look.source)
-            info = facts.info
-            num_frames = sum(1 for _ in iter_frames(look.source)) if look.decode else info.num_frames
-            check_complete(look.source, facts, num_frames, look.min_frames)
-    except VideoError as error:
-        return Outcome(sha256=sha256, reason=error.reason, detail=error.detail)
-    except OSError as error:
-        return Outcome(sha256=sha256, reason="undecodable", detail=f"cannot be read: {error.strerror}")
-    except MemoryError:
-        return Outcome(sha256=sha256, reason="undecodable", detail="its frames do not fit into memory")
+            trim = read_trim_metadata(source, span_s)
+            sha256, info = trim.sha256, trim.info
+            check_clip(source, trim, span_s, job.min_frames)
+            num_frames = sum(1 for _ in iter_trimmed_frames(source, span_s)) if job.decode else info.num_frames
+    except (VideoError, OSError, MemoryError) as error:
+        return rejected(error, sha256)
     return Outcome(sha256, num_frames, info.fps, info.width, info.height)

@@ -11,11 +11,10 @@ from string import Template
 import yaml
 
 from mme.config import Params
-from mme.manifest import Manifest
+from mme.manifest import SPLITS, Manifest
 from mme.models.checkpoints import FolderConfig
 from mme.system.markdown import markdown_table
 
-_SPLITS = ("pretrain", "train", "val", "test")
 _SYNTHETIC = "motion-primitives"
 
 OBJECTIVES = {
@@ -106,7 +105,7 @@ def model_card(content: CardContent) -> str:
     # Usable videos and their frames per split, and quarantined files per reason.
     counts = Counter(row.split for row in manifest.rows if row.status == "ok")
     frames: Counter[str] = Counter()
-    for row in manifest.videos(_SPLITS):
+    for row in manifest.videos(SPLITS):
         frames[row.split] += row.num_frames
     reasons = Counter(str(row.reason) for row in manifest.quarantined)
 
@@ -132,7 +131,7 @@ def model_card(content: CardContent) -> str:
         digest=manifest.digest,
         quarantined=", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items())) or "none",
         videos=markdown_table(
-            ("split", "videos", "frames"), [(name, counts[name], frames[name]) for name in _SPLITS if counts[name]]
+            ("split", "videos", "frames"), [(name, counts[name], frames[name]) for name in SPLITS if counts[name]]
         ),
         split=split,
         chance=f"{1 / len(config.labels):.1%}",

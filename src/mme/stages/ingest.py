@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mme.config import load_params
-from mme.ingest.run import Ingest, Ingested
+from mme.ingest.run import Ingest, IngestResult
 from mme.manifest import MANIFEST_FILE, Manifest
 from mme.system.errors import one_line_errors
 from mme.system.files import write_json
@@ -69,7 +69,7 @@ def main(name: str | None = None) -> None:
         run.log_artifact(REPORTS / f"{stage}.json")
 
 
-def show(result: Ingested, console: Console) -> None:
+def show(result: IngestResult, console: Console) -> None:
     """Print videos by split, and bad ones by reason."""
     report = result.report()
     table = Table("split", "videos", "classes", "groups", "frames", title="ingested")

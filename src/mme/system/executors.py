@@ -14,8 +14,8 @@ from typing import Any, Literal, TypeVar
 
 from mme.system.parent import end_with_parent
 
-Engine = Literal["local", "ray"]
-Key = TypeVar("Key")
+Executor = Literal["local", "ray"]
+KeyT = TypeVar("KeyT")
 
 _CALLS_PER_WORKER = 4
 """Calls submitted at a time per worker, so that a free worker finds its next call waiting."""
@@ -37,8 +37,8 @@ class Pool:
     num_workers: int
 
     def call_all(
-        self, function: Callable[..., Any], calls: Iterable[tuple[Key, tuple[Any, ...]]]
-    ) -> Iterator[tuple[Key, Any]]:
+        self, function: Callable[..., Any], calls: Iterable[tuple[KeyT, tuple[Any, ...]]]
+    ) -> Iterator[tuple[KeyT, Any]]:
         """Call a function many times. Calls are drawn as workers become free, so there may be millions.
 
         Args:
@@ -52,7 +52,7 @@ class Pool:
             Exception: the exception of a call, or the reason why its worker was lost.
         """
         todo = iter(calls)
-        pending: dict[Future[Any], Key] = {}
+        pending: dict[Future[Any], KeyT] = {}
         while True:
             while len(pending) < _CALLS_PER_WORKER * self.num_workers and (call := next(todo, None)):
                 key, arguments = call
@@ -64,11 +64,11 @@ class Pool:
 
 
 @contextmanager
-def open_pool(engine: Engine, num_workers: int, preload: str) -> Iterator[Pool]:
+def open_pool(executor: Executor, num_workers: int, preload: str) -> Iterator[Pool]:
     """Open a pool of workers; on an error, calls that have not begun are dropped.
 
     Args:
-        engine: ``local`` for processes of this machine; ``ray`` for the cluster of ``RAY_ADDRESS``, or else for a Ray
+        executor: ``local`` for processes of this machine; ``ray`` for the cluster of ``RAY_ADDRESS``, or else for a Ray
             on this machine that lives as long as the pool.
         num_workers: number of processes on this machine; a cluster has as many as it has cores.
         preload: module of the functions that will be submitted.
@@ -76,7 +76,7 @@ def open_pool(engine: Engine, num_workers: int, preload: str) -> Iterator[Pool]:
     Raises:
         ValueError: Ray is not installed.
     """
-    with open_ray_pool(num_workers) if engine == "ray" else open_process_pool(num_workers, preload) as pool:
+    with open_ray_pool(num_workers) if executor == "ray" else open_process_pool(num_workers, preload) as pool:
         yield pool
 
 
@@ -88,11 +88,11 @@ def open_process_pool(
     # Not fork: a fork of a process that has threads (progress bar, OpenCV) may hang.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([preload])
-    executor = ProcessPoolExecutor(num_workers, context, _initialize, (initializer, *initargs))
+    processes = ProcessPoolExecutor(num_workers, context, _initialize, (initializer, *initargs))
     try:
-        yield Pool(executor.submit, num_workers)
+        yield Pool(processes.submit, num_workers)
     finally:
-        executor.shutdown(cancel_futures=True)
+        processes.shutdown(cancel_futures=True)
 
 
 def _initialize(initializer: Callable[..., None] | None, *initargs: Any) -> None:
@@ -109,7 +109,7 @@ def open_ray_pool(num_workers: int) -> Iterator[Pool]:
     try:
         import ray
     except ModuleNotFoundError as error:
-        raise ValueError("engine: ray is not installed: pip install 'mme[ray]'") from error
+        raise ValueError("runtime.executor: ray is not installed: pip install 'mme[ray]'") from error
 
     if os.environ.get("RAY_ADDRESS"):
         ray.init(logging_level=logging.WARNING)

@@ -18,11 +18,11 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Generic, Literal, TypeVar
 
-from mme.system.executors import Engine, Pool, open_ray_pool
+from mme.system.executors import Executor, Pool, open_ray_pool
 from mme.system.parent import end_with_parent
 
-Task = TypeVar("Task")
-Result = TypeVar("Result")
+TaskT = TypeVar("TaskT")
+ResultT = TypeVar("ResultT")
 
 _MIN_WAIT_S = 0.1
 """Shortest wait between two looks at a task that is overdue by the clock, but not by its own time."""
@@ -37,12 +37,12 @@ class WorkerFailure:
 
 
 def run_with_deadline(
-    work: Callable[[Task], Result],
-    tasks: Iterable[Task],
+    work: Callable[[TaskT], ResultT],
+    tasks: Iterable[TaskT],
     num_workers: int,
     deadline_s: float,
-    engine: Engine = "local",
-) -> Iterator[tuple[Task, Result | WorkerFailure]]:
+    executor: Executor = "local",
+) -> Iterator[tuple[TaskT, ResultT | WorkerFailure]]:
     """Run ``work`` on every task, in processes that are reused until one has to be killed.
 
     Args:
@@ -51,13 +51,13 @@ def run_with_deadline(
         num_workers: number of processes; a Ray cluster has as many as it has cores.
         deadline_s: seconds after which the process of a task is killed. Time spent waiting for a processor does not
             count where the system reports it (Linux), so that a busy machine cannot time out a valid file.
-        engine: ``ray`` to run on the workers of a cluster, each of which keeps a process of its own.
+        executor: ``ray`` to run on the workers of a cluster, each of which keeps a process of its own.
 
     Raises:
         RuntimeError: ``work`` raised an exception, which is printed on stderr, or a process cannot start.
-        ValueError: the engine is ``ray``, which is not installed.
+        ValueError: the executor is ``ray``, which is not installed.
     """
-    if engine == "ray":
+    if executor == "ray":
         calls = ((task, (work, task, deadline_s)) for task in tasks)
         with open_ray_pool(num_workers) as pool:
             yield from pool.call_all(call_with_deadline, calls)
@@ -68,15 +68,15 @@ def run_with_deadline(
 
 @contextmanager
 def _open_deadline_pool(
-    work: Callable[[Task], Result], num_workers: int, deadline_s: float
-) -> Iterator[tuple[Pool, Callable[[Task], Result | WorkerFailure]]]:
+    work: Callable[[TaskT], ResultT], num_workers: int, deadline_s: float
+) -> Iterator[tuple[Pool, Callable[[TaskT], ResultT | WorkerFailure]]]:
     """Open threads that each wait for a process of their own, and the function that they call."""
-    workers = [_Worker(work, deadline_s) for _ in range(num_workers)]
-    idle: SimpleQueue[_Worker[Task, Result]] = SimpleQueue()
+    workers = [_DeadlineProcess(work, deadline_s) for _ in range(num_workers)]
+    idle: SimpleQueue[_DeadlineProcess[TaskT, ResultT]] = SimpleQueue()
     for worker in workers:
         idle.put(worker)
 
-    def call(task: Task) -> Result | WorkerFailure:
+    def call(task: TaskT) -> ResultT | WorkerFailure:
         worker = idle.get()
         try:
             return worker.call(task)
@@ -95,31 +95,31 @@ def _open_deadline_pool(
             worker.close()
 
 
-_kept: dict[Any, _Worker[Any, Any]] = {}
+_kept: dict[Any, _DeadlineProcess[Any, Any]] = {}
 """One process for each function and deadline that `call_with_deadline` was called with."""
 
 
-def call_with_deadline(work: Callable[[Task], Result], task: Task, deadline_s: float) -> Result | WorkerFailure:
+def call_with_deadline(work: Callable[[TaskT], ResultT], task: TaskT, deadline_s: float) -> ResultT | WorkerFailure:
     """Run ``work`` on one task, in a process that is kept for the next call and ends with the caller.
 
     Args, results and errors are those of `run_with_deadline`.
     """
-    worker = _kept.setdefault((work, deadline_s), _Worker(work, deadline_s))
-    result: Result | WorkerFailure = worker.call(task)
+    worker = _kept.setdefault((work, deadline_s), _DeadlineProcess(work, deadline_s))
+    result: ResultT | WorkerFailure = worker.call(task)
     return result
 
 
-class _Worker(Generic[Task, Result]):
+class _DeadlineProcess(Generic[TaskT, ResultT]):
     """A process that works on one task at a time, started when there is a task for it."""
 
-    def __init__(self, work: Callable[[Task], Result], deadline_s: float) -> None:
+    def __init__(self, work: Callable[[TaskT], ResultT], deadline_s: float) -> None:
         self._work = work
         self._deadline_s = deadline_s
         self._process: SpawnProcess | None = None
         self._connection: Connection | None = None
         self._is_killed = False
 
-    def call(self, task: Task) -> Result | WorkerFailure:
+    def call(self, task: TaskT) -> ResultT | WorkerFailure:
         """Run ``work`` on a task.
 
         Raises:
@@ -137,7 +137,7 @@ class _Worker(Generic[Task, Result]):
                 return WorkerFailure("timed-out", f"killed after {self._deadline_s:g} s")
 
         try:
-            result: Result = connection.recv()
+            result: ResultT = connection.recv()
         except EOFError:
             exit_code = self._exit_code()
             if exit_code >= 0:
@@ -148,8 +148,9 @@ class _Worker(Generic[Task, Result]):
     def kill(self) -> None:
         """End the process for good, from another thread."""
         self._is_killed = True
-        if self._process is not None:
-            self._process.kill()
+        process = self._process  # may become None at any time
+        if process is not None:
+            process.kill()
 
     def close(self) -> None:
         """End the process and release the connection to it."""
@@ -174,17 +175,19 @@ class _Worker(Generic[Task, Result]):
             return self._process, self._connection
 
         context = multiprocessing.get_context("spawn")  # a fork could inherit a lock that no thread will release
-        self._connection, other_end = context.Pipe()
-        self._process = context.Process(target=_serve, args=(other_end, self._work), daemon=True)
-        self._process.start()
+        connection, other_end = context.Pipe()
+        process = context.Process(target=_serve, args=(other_end, self._work), daemon=True)
+        process.start()
         other_end.close()
-        if self._is_killed:
-            self._process.kill()
+        self._process = process
+        self._connection = connection
+        if self._is_killed:  # before this process was known
+            process.kill()
         try:
-            self._connection.recv()
+            connection.recv()
         except EOFError:
             raise RuntimeError(f"a worker process could not start: exit code {self._exit_code()}, see above") from None
-        return self._process, self._connection
+        return process, connection
 
 
 def _own_time_s(process: SpawnProcess) -> float:

@@ -103,7 +103,7 @@ def few_labels(manifest: Manifest, labels_per_class: int | None, seed: int) -> M
         videos = [video for video in manifest.videos("train") if video.label == label]
         order = np.random.default_rng((seed, index)).permutation(len(videos))
         left_out |= {videos[i].id for i in order[labels_per_class:]}
-    return Manifest([row for row in manifest.rows if row.id not in left_out], manifest.folder)
+    return manifest.without(left_out)
 
 
 def depends_on(params: Params, budget: Budget, cell: Cell) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from mme.config.ablation import Budget
 from mme.experiments.ablation.plan import Result, score
-from mme.manifest import Manifest
+from mme.manifest import SPLITS, Manifest
 from mme.system.files import write_json, write_text
 from mme.tracking import git_commit
 from mme.viz.plots import save_figure
@@ -87,7 +87,7 @@ def write_report(
         "data": {
             "digest": manifest.digest,
             "labels": manifest.labels,
-            "videos": {split: len(manifest.videos(split)) for split in ("pretrain", "train", "val", "test")},
+            "videos": {split: len(manifest.videos(split)) for split in SPLITS},
         },
     }
     write_json(path.with_suffix(".json"), {**about, "summary": summary, "search": searched, "final": finished})

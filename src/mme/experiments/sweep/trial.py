@@ -59,10 +59,8 @@ class Setting:
         manifest, params = self.manifest, self.params
         videos = manifest.videos(params.pretrain.splits)
         count = min(params.sweep.num_clips, len(videos))
-        chosen = np.random.default_rng((SEED_ORDER, params.seed)).permutation(len(videos))[:count]
-        kept = {videos[index].id for index in chosen}
-        others = [row for row in manifest.rows if row.split not in params.pretrain.splits or row.id in kept]
-        return Manifest(others, manifest.folder)
+        order = np.random.default_rng((SEED_ORDER, params.seed)).permutation(len(videos))
+        return manifest.without({videos[index].id for index in order[count:]})
 
 
 class Probes(Callback):

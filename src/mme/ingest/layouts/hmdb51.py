@@ -1,65 +1,85 @@
 """HMDB51 (Kuehne et al. 2011): ``CLASS/NAME.avi`` and the lists of ``testTrainMulti_7030_splits``.
 
-For every class and each of three divisions there is a file ``CLASS_test_split1.txt`` with one line a video of the
+For every class and each of three divisions there is a file ``CLASS_test_split1.txt`` with one line per video of the
 class, ``NAME.avi 1``: 1 is training, 2 is test, 0 is neither.
 """
 
 from __future__ import annotations
 
 import re
-from pathlib import Path, PurePath
+from pathlib import PurePath
 
-from mme.config import Split
-from mme.ingest.listing import LineErrors, Listing, SourceFile, index_videos, text_lines, the_one
+from mme.config import IngestParams, Split
+from mme.ingest.listing import (
+    LineErrors,
+    Listing,
+    SourceFile,
+    class_and_stem,
+    index_videos,
+    read_lines,
+    single_match,
+)
 
-LISTS_FOLDERS = ("testTrainMulti_7030_splits", "metafile")
+HMDB51_LISTS = ("testTrainMulti_7030_splits", "metafile")
 
-_SIDES: dict[str, Split | None] = {"1": None, "2": "test"}
-_UNUSED = "0"
-_FILM = re.compile(r"(.+)_[fhlu]_(?:cm|nm)_np\d_\w\w_(?:goo|med|bad)_\d+")
-"""The name of a clip: film and class, visible body part, camera motion, people, viewpoint, quality, number."""
+_SPLIT_OF_FLAG: dict[str, Split | None] = {"1": None, "2": "test"}
+_UNUSED_FLAG = "0"
+_CLIP_NAME = re.compile(r"(.+)_[fhlu]_(?:cm|nm)_np\d_\w\w_(?:goo|med|bad)_\d+")
+"""Film and class, visible body part, camera motion, number of people, viewpoint, quality, number."""
 
 
-def list_hmdb51(root: Path, split_number: int) -> Listing:
-    """Read one of the three divisions; where the class folders stand below ``root`` does not matter.
+def list_hmdb51(params: IngestParams) -> Listing:
+    """Read one of the three divisions; the class folders may be anywhere below the root.
 
-    Training clips of one film and class are a group, so that validation does not know them.
+    Training clips of one film and class form a group, so that validation uses other films.
 
     Raises:
         ValueError: a list is missing, or lines are wrong or missing; the message names files and lines.
     """
-    folder = next((root / name for name in LISTS_FOLDERS if (root / name).is_dir()), root / LISTS_FOLDERS[0])
-    ending = f"_test_split{split_number}.txt"
+    root = params.root
+    folder = next((root / name for name in HMDB51_LISTS if (root / name).is_dir()), root / HMDB51_LISTS[0])
+    ending = f"_test_split{params.split_number}.txt"
     lists = sorted(folder.glob(f"*{ending}"))
     if not lists:
-        raise ValueError(f"{folder}: holds no list CLASS{ending}")
+        raise ValueError(f"{folder}: has no list CLASS{ending}")
+
     errors = LineErrors()
-    videos, others = index_videos(root, _key)
+    videos, others = index_videos(root, class_and_stem)
     listed: dict[str, int] = {}
     files, unused = [], []
     for path in lists:
         label = path.name.removesuffix(ending)
-        lines = text_lines(path)
+        lines = read_lines(path)
         for number, line in lines:
             try:
-                wanted, flag = _parse(line)
-                key = _key(PurePath(label, wanted))
+                wanted, flag = _parse_flag(line)
+                key = class_and_stem(PurePath(label, wanted))
                 if key in listed:
-                    raise ValueError(f"{wanted!r} stands in line {listed[key]} already")
+                    raise ValueError(f"{wanted!r} is already in line {listed[key]}")
                 listed[key] = number
-                if flag == _UNUSED:
+                if flag == _UNUSED_FLAG:
                     unused += videos.get(key, [])
                     continue
-                video = the_one(videos.get(key, []), f"{label}/{wanted}", root)
+                video = single_match(videos.get(key, []), f"{label}/{wanted}", root)
             except ValueError as error:
                 errors.add(path, number, error)
                 continue
-            split = _SIDES[flag]
-            files.append(SourceFile(video, label, split, _film(wanted) if split is None else None))
-        unlisted = [video for key, found in videos.items() if _in_class(key, label, listed) for video in found]
+            split = _SPLIT_OF_FLAG[flag]
+            match = _CLIP_NAME.fullmatch(PurePath(wanted).stem)
+            group = match[1] if match and split is None else None
+            files.append(SourceFile(video, label, split, group))
+
+        class_prefix = f"{label.casefold()}/"
+        unlisted = [
+            video
+            for key, found in videos.items()
+            if key.startswith(class_prefix) and key not in listed
+            for video in found
+        ]
         if unlisted:
             errors.add(path, lines[-1][0], f"the list ends without a line of {', '.join(unlisted[:3])}")
     errors.check()
+
     classes = {path.name.removesuffix(ending).casefold() for path in lists}
     strangers = [video for key, found in videos.items() if key.partition("/")[0] not in classes for video in found]
     if strangers:
@@ -68,21 +88,8 @@ def list_hmdb51(root: Path, split_number: int) -> Listing:
     return Listing(files, ignored, unused=unused, splits_training=True)
 
 
-def _parse(line: str) -> tuple[str, str]:
+def _parse_flag(line: str) -> tuple[str, str]:
     wanted, _, flag = line.rpartition(" ")
-    if not wanted or flag not in {_UNUSED, *_SIDES}:
-        raise ValueError(f"{line!r} is no name and 1 (training), 2 (test) or 0 (unused)")
+    if not wanted or flag not in {_UNUSED_FLAG, *_SPLIT_OF_FLAG}:
+        raise ValueError(f"{line!r} is not a name and 1 (training), 2 (test) or 0 (unused)")
     return wanted.strip(), flag
-
-
-def _film(wanted: str) -> str | None:
-    match = _FILM.fullmatch(PurePath(wanted).stem)
-    return match[1] if match else None
-
-
-def _in_class(key: str, label: str, listed: dict[str, int]) -> bool:
-    return key.startswith(f"{label.casefold()}/") and key not in listed
-
-
-def _key(path: PurePath) -> str:
-    return "/".join(path.with_suffix("").parts[-2:]).casefold()  # without suffix: some have made mp4 files of them

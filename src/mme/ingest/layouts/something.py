@@ -2,8 +2,8 @@
 
 ``train.json`` and ``validation.json`` are lists of ``{"id": "78687", "label": "holding potato next to vicks bottle",
 "template": "Holding [something] next to [something]", "placeholders": [...]}``, ``test.json`` has ids alone, and
-``test-answers.csv``, where it is there, lines ``ID;TEMPLATE``. ``labels.json`` gives each class, its template without
-brackets, a number. Older releases name the files ``something-something-v2-train.json`` and so on.
+``test-answers.csv``, if present, lines ``ID;TEMPLATE``. ``labels.json`` numbers the classes, which are templates
+without brackets. Older releases name the files ``something-something-v2-train.json`` and so on.
 """
 
 from __future__ import annotations
@@ -12,84 +12,86 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mme.config import Split
-from mme.ingest.listing import LineErrors, Listing, SourceFile, index_videos, json_entries, text_lines, the_one
+from mme.config import IngestParams, Split
+from mme.ingest.listing import LineErrors, Listing, SourceFile, index_videos, json_entries, read_lines, single_match
 from mme.system.files import read_json
 
-_FOLDERS = ("labels", ".", "annotations")
+_LABEL_FOLDERS = ("labels", ".", "annotations")
 _OLD_PREFIX = "something-something-v2-"
-_ANSWERS = "test-answers.csv"
-_FILES: dict[Split, str] = {"train": "train.json", "val": "validation.json"}
+_TEST_ANSWERS = "test-answers.csv"
+_LABEL_FILES: dict[Split, str] = {"train": "train.json", "val": "validation.json"}
 
 
-def list_something_v2(root: Path) -> Listing:
-    """Read the label files; where the videos stand below ``root`` does not matter.
+def list_something_v2(params: IngestParams) -> Listing:
+    """Read the label files; the videos may be anywhere below the root.
 
-    Test videos are used only with their answers; a model is otherwise measured on ``val``, as in publications.
+    Test videos are used only with their answers; without them models are measured on ``val``, as in publications.
 
     Raises:
         ValueError: a label file is missing, or entries are wrong; the message names files and lines.
     """
-    folder = _folder(root)
-    classes: set[str] = set(_label_numbers(_named(folder, "labels.json")))
+    root = params.root
+    folder = _find_label_folder(root)
+    classes = _read_label_names(_label_file(folder, "labels.json"))
     videos, others = index_videos(root, lambda path: path.stem)
     errors = LineErrors()
     listed: dict[str, str] = {}
     files = []
-    for split, path, number, entry in _entries(folder):
+    for split, path, line, entry in _read_entries(folder):
         try:
-            video_id, template = _parse(entry)
+            video_id, template = _parse_entry(entry)
             label = template.replace("[", "").replace("]", "")
             if label not in classes:
-                raise ValueError(f"template {template!r} is no class of labels.json")
+                raise ValueError(f"template {template!r} is not a class of labels.json")
             if video_id in listed:
-                raise ValueError(f"id {video_id!r} stands in {listed[video_id]} already")
-            listed[video_id] = f"{path.name}, line {number},"
-            video = the_one(videos.get(video_id, []), f"{video_id}.webm", root)
+                raise ValueError(f"id {video_id!r} is already in {listed[video_id]}")
+            listed[video_id] = f"{path.name}, line {line}"
+            video = single_match(videos.get(video_id, []), f"{video_id}.webm", root)
         except ValueError as error:
-            errors.add(path, number, error)
+            errors.add(path, line, error)
             continue
         files.append(SourceFile(video, label, split))
     errors.check()
+
     unused = [path for video_id, paths in videos.items() if video_id not in listed for path in paths]
-    labels_folder = folder.relative_to(root).as_posix()
-    ignored = [name for name in others if Path(name).parent.as_posix() != labels_folder]
+    label_folder = folder.relative_to(root).as_posix()
+    ignored = [name for name in others if Path(name).parent.as_posix() != label_folder]
     return Listing(files, ignored, unused=unused)
 
 
-def _folder(root: Path) -> Path:
-    for name in _FOLDERS:
-        if _named(root / name, _FILES["train"]).is_file():
+def _find_label_folder(root: Path) -> Path:
+    for name in _LABEL_FOLDERS:
+        if _label_file(root / name, _LABEL_FILES["train"]).is_file():
             return root / name
-    raise ValueError(f"{root}: holds no {_FILES['train']}, nor does {_FOLDERS[0]} in it")
+    raise ValueError(f"{root}: has no {_LABEL_FILES['train']}, and {_LABEL_FOLDERS[0]} in it has none either")
 
 
-def _named(folder: Path, name: str) -> Path:
-    """The file by its present name, or by that of older releases if it has that."""
+def _label_file(folder: Path, name: str) -> Path:
+    """Return a file by its present name, or by that of older releases if it exists."""
     old = folder / f"{_OLD_PREFIX}{name}"
     return old if old.is_file() else folder / name
 
 
-def _label_numbers(path: Path) -> dict[str, str]:
+def _read_label_names(path: Path) -> set[str]:
     labels: Any = read_json(path)
     if not isinstance(labels, dict) or not labels:
-        raise ValueError(f"{path}: is no JSON object of classes and numbers")
-    return labels
+        raise ValueError(f"{path}: not a JSON object of classes and numbers")
+    return set(labels)
 
 
-def _entries(folder: Path) -> Iterator[tuple[Split, Path, int, Any]]:
-    for split, name in _FILES.items():
-        path = _named(folder, name)
-        for number, entry in json_entries(path):
-            yield split, path, number, entry
-    answers = folder / _ANSWERS
+def _read_entries(folder: Path) -> Iterator[tuple[Split, Path, int, Any]]:
+    for split, name in _LABEL_FILES.items():
+        path = _label_file(folder, name)
+        for line, entry in json_entries(path):
+            yield split, path, line, entry
+    answers = folder / _TEST_ANSWERS
     if answers.is_file():
-        for number, line in text_lines(answers):
-            video_id, _, template = line.partition(";")
-            yield "test", answers, number, {"id": video_id, "template": template}
+        for line, text in read_lines(answers):
+            video_id, _, template = text.partition(";")
+            yield "test", answers, line, {"id": video_id, "template": template}
 
 
-def _parse(entry: Any) -> tuple[str, str]:
+def _parse_entry(entry: Any) -> tuple[str, str]:
     if not isinstance(entry, dict) or not isinstance(entry.get("id"), str) or not entry["id"]:
         raise ValueError(f"{entry!r} has no id")
     if not isinstance(entry.get("template"), str) or not entry["template"]:

@@ -2,7 +2,7 @@
 
 ``classInd.txt`` numbers the classes from 1; ``trainlist01.txt`` has lines ``CLASS/v_CLASS_g08_c01.avi 1``,
 ``testlist01.txt`` the same without the number; there are three such divisions. Videos of one class and group (``g08``)
-are cut from one recording, and are never on both sides.
+are cut from one recording, and are all in training or all in the test.
 """
 
 from __future__ import annotations
@@ -11,72 +11,84 @@ import re
 from pathlib import Path, PurePath
 from typing import Literal
 
-from mme.ingest.listing import LineErrors, Listing, SourceFile, index_videos, text_lines, the_one
+from mme.config import IngestParams
+from mme.ingest.listing import (
+    LineErrors,
+    Listing,
+    SourceFile,
+    class_and_stem,
+    index_videos,
+    read_lines,
+    single_match,
+)
 
-LISTS_FOLDER = "ucfTrainTestlist"
+UCF101_LISTS = "ucfTrainTestlist"
 
 _Side = Literal["train", "test"]
-_GROUP = re.compile(r"v_(\w+_g\d+)_c\d+")
+_CLASS_AND_GROUP = re.compile(r"v_(\w+_g\d+)_c\d+")
 
 
-def list_ucf101(root: Path, split_number: int) -> Listing:
-    """Read one of the three divisions; where the videos' class folders stand below ``root`` does not matter.
+def list_ucf101(params: IngestParams) -> Listing:
+    """Read one of the three divisions; the class folders may be anywhere below the root.
 
     Raises:
         ValueError: a list is missing, or lines are wrong or missing; the message names files and lines.
     """
-    folder, errors = root / LISTS_FOLDER, LineErrors()
-    videos, others = index_videos(root, _key)
+    root, folder, number_of_lists = params.root, params.root / UCF101_LISTS, f"{params.split_number:02d}"
+    lists: dict[_Side, Path] = {
+        "train": folder / f"trainlist{number_of_lists}.txt",
+        "test": folder / f"testlist{number_of_lists}.txt",
+    }
+    errors = LineErrors()
+    videos, others = index_videos(root, class_and_stem)
     classes = _read_classes(folder / "classInd.txt", errors)
-    found: dict[str, tuple[_Side, int]] = {}
-    sides: dict[str, _Side] = {}
+    listed: dict[str, tuple[_Side, int]] = {}
+    side_of_group: dict[str, _Side] = {}
     files = []
-    for side, path in _list_files(folder, split_number).items():
-        lines = text_lines(path)
+    for side, path in lists.items():
+        lines = read_lines(path)
         for number, line in lines:
             try:
-                wanted, label = _parse(line, side, classes)
-                key = _key(PurePath(wanted))
-                if key in found:
-                    raise ValueError(f"{wanted!r} stands in line {found[key][1]} of the {found[key][0]} list already")
-                found[key] = side, number
-                group = _group(wanted)
-                if sides.setdefault(group, side) != side:
+                wanted, label = _parse_ucf101_line(line, side, classes)
+                key = class_and_stem(PurePath(wanted))
+                if key in listed:
+                    raise ValueError(f"{wanted!r} is already in line {listed[key][1]} of the {listed[key][0]} list")
+                listed[key] = side, number
+                group = _recording(wanted)
+                if side_of_group.setdefault(group, side) != side:
                     raise ValueError(f"group {group!r} is in the train list too")
-                video = the_one(videos.get(key, []), wanted, root)
+                video = single_match(videos.get(key, []), wanted, root)
             except ValueError as error:
                 errors.add(path, number, error)
                 continue
             files.append(SourceFile(video, label, None if side == "train" else "test", group))
-        absent = sorted(set(classes) - {wanted.partition("/")[0] for _, wanted in lines})
+
+        absent = sorted(set(classes) - {line.partition("/")[0] for _, line in lines})
         if absent:
             errors.add(path, lines[-1][0], f"the list ends without a line of class {', '.join(absent)}")
-    unlisted = [path for key, paths in videos.items() if key not in found for path in paths]
+
+    unlisted = [path for key, paths in videos.items() if key not in listed for path in paths]
     if unlisted:
-        last = _list_files(folder, split_number)["test"]
+        last_line, _ = read_lines(lists["test"])[-1]
         what = f"{len(unlisted)} videos are in neither list, such as {unlisted[0]!r}"
-        errors.add(last, text_lines(last)[-1][0], f"the list ends, and {what}")
+        errors.add(lists["test"], last_line, f"the list ends, and {what}")
     errors.check()
-    ignored = [name for name in others if not name.startswith(f"{LISTS_FOLDER}/")]
+    ignored = [name for name in others if not name.startswith(f"{UCF101_LISTS}/")]
     return Listing(files, ignored, splits_training=True)
-
-
-def _list_files(folder: Path, split_number: int) -> dict[_Side, Path]:
-    return {"train": folder / f"trainlist{split_number:02d}.txt", "test": folder / f"testlist{split_number:02d}.txt"}
 
 
 def _read_classes(path: Path, errors: LineErrors) -> dict[str, int]:
     classes: dict[str, int] = {}
-    for number, line in text_lines(path):
+    for number, line in read_lines(path):
         index, _, name = line.partition(" ")
         if not index.isdecimal() or not name or name in classes or int(index) in classes.values():
-            errors.add(path, number, f"{line!r} is no new number and class, such as '1 ApplyEyeMakeup'")
+            errors.add(path, number, f"{line!r} is not a new number and class, such as '1 ApplyEyeMakeup'")
         else:
             classes[name] = int(index)
     return classes
 
 
-def _parse(line: str, side: _Side, classes: dict[str, int]) -> tuple[str, str]:
+def _parse_ucf101_line(line: str, side: _Side, classes: dict[str, int]) -> tuple[str, str]:
     wanted, _, index = line.partition(" ")
     label, slash, _ = wanted.partition("/")
     if not slash or label not in classes:
@@ -86,14 +98,8 @@ def _parse(line: str, side: _Side, classes: dict[str, int]) -> tuple[str, str]:
     return wanted, label
 
 
-def _group(wanted: str) -> str:
-    match = _GROUP.fullmatch(PurePath(wanted).stem)
+def _recording(wanted: str) -> str:
+    match = _CLASS_AND_GROUP.fullmatch(PurePath(wanted).stem)
     if match is None:
-        raise ValueError(f"{wanted!r} has no group, its name is not like v_CLASS_g01_c01.avi")
+        raise ValueError(f"{wanted!r} has no group: its name is not like v_CLASS_g01_c01.avi")
     return match[1]
-
-
-def _key(path: PurePath) -> str:
-    # Without suffix, for who has made other files of them; without case, as HandstandPushups/v_HandStandPushups_...
-    # is written in two ways.
-    return "/".join(path.with_suffix("").parts[-2:]).casefold()
