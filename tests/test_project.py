@@ -44,7 +44,7 @@ def pins() -> dict[str, str]:
 
 def fenced_in(page: Path, language: str) -> list[str]:
     """Return a page's code blocks of a language."""
-    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```(\w*)[^\n]*\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     return [content for name, content in blocks if name == language]
 
 

@@ -30,6 +30,17 @@ Primitive = Literal[
     "shake-vertical",
 ]
 
+SourceLayout = Literal[
+    "motion-primitives",
+    "folder",
+    "csv",
+    "ucf101",
+    "hmdb51",
+    "something-something-v2",
+    "kinetics",
+]
+"""Layouts of source folders; `mme.ingest.sources.LAYOUTS` has the function of each."""
+
 DatasetName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 DataFolder = Annotated[str, Field(pattern=r"^data(/[a-z0-9][a-z0-9_-]*)?$")]
 """Folder of an ingested data set: ``data`` for that of ``ingest``, ``data/NAME`` for one of ``datasets``."""
@@ -73,7 +84,7 @@ class SynthesizeParams(Section):
 class IngestParams(Section):
     """From any source to videos in the normal form and a manifest."""
 
-    source: Literal["motion-primitives", "folder", "csv", "ucf101", "hmdb51", "something-something-v2", "kinetics"]
+    source: SourceLayout
     root: Path
     split_number: Literal[1, 2, 3]
     list_file: Path | None
