@@ -116,15 +116,16 @@ def parameters_page() -> Iterator[str]:
     for section, unresolved in schema["properties"].items():
         described = resolve(unresolved, schema)
         about = described.get("description") or comments.get((section, ""), "")
+        about, _, attributes = about.partition("Attributes:")
+        documented = dict(re.findall(r"^ +(\w+): (.+)$", attributes, re.MULTILINE))
         yield from ("", f"## {section}", "", " ".join(about.split()))
-        if "properties" in described:  # else a mapping whose names the user chooses
-            rows = []
-            for name, entry in described["properties"].items():
-                value = values.get(section, {}).get(name, entry.get("default"))
-                shown = f"`{json.dumps(value, ensure_ascii=False)}`"
-                comment = comments.get((section, name)) or entry.get("description", "")
-                rows.append((f"`{name}`", shown, describe(entry, schema), comment))
-            yield from table(("parameter", "value", "type", ""), rows)
+        rows = []
+        for name, entry in described.get("properties", {section: described}).items():
+            value = values[section].get(name, entry.get("default")) if "properties" in described else values[section]
+            comment = comments.get((section, name)) or documented.get(name, "")
+            shown = f"`{json.dumps(value, ensure_ascii=False)}`"
+            rows.append((f"`{name}`", shown, describe(entry, schema), comment if name != section else ""))
+        yield from table(("parameter", "value", "type", ""), rows)
 
 
 def comments_of(text: str) -> dict[tuple[str, str], str]:
