@@ -6,7 +6,15 @@ from typing import Any
 import pytest
 
 from mme.config.ablation import Budget
-from mme.experiments.ablation.plan import Cell, Result, cell_params, depends_on, few_labels, final_cells, search_cells
+from mme.experiments.ablation.plan import (
+    AblationRun,
+    RunResult,
+    few_labels,
+    final_runs,
+    result_depends_on,
+    run_params,
+    search_runs,
+)
 from mme.manifest import Manifest
 from tests.factories import row
 from tests.small_data import small_params
@@ -25,51 +33,51 @@ BUDGET = Budget(
 )
 
 
-def result(cell: Cell, **val: float) -> Result:
-    return {"cell": dataclasses.asdict(cell), "val": val}
+def result(run: AblationRun, **val: float) -> RunResult:
+    return {"run": dataclasses.asdict(run), "run_id": "", "curve": [], "val": val}
 
 
-def test_every_objective_has_the_same_grid_under_the_first_seed() -> None:
-    cells = search_cells(BUDGET)
-    grids = {name: {(c.lr, c.mask_ratio) for c in cells if c.objective == name} for name in BUDGET.objectives}
+def test_every_objective_has_the_same_grid_with_the_first_seed() -> None:
+    runs = search_runs(BUDGET)
+    grids = {name: {(c.lr, c.mask_ratio) for c in runs if c.objective == name} for name in BUDGET.objectives}
     assert grids["pixel"] == grids["mme"] == {(0.001, 0.5), (0.001, 0.75), (0.002, 0.5), (0.002, 0.75)}
     assert grids["scratch"] == {(0.001, None), (0.002, None)}
-    assert all(cell.seed == 4 and cell.search for cell in cells)
-    assert len(cells) == 10
+    assert all(run.seed == 4 and run.search for run in runs)
+    assert len(runs) == 10
 
 
-def test_each_objective_takes_its_best_point_of_the_validation_split() -> None:
-    grid = search_cells(BUDGET)
-    searched = [result(cell, probe_top1=cell.lr * 100 - (cell.mask_ratio or 0) / 100, top1=-cell.lr) for cell in grid]
-    cells = final_cells(BUDGET, searched)
-    assert len(cells) == 6
-    assert {cell.seed for cell in cells} == {4, 5}
-    chosen = {cell.objective: (cell.lr, cell.mask_ratio) for cell in cells}
+def test_final_runs_use_the_best_point_of_the_validation_split() -> None:
+    grid = search_runs(BUDGET)
+    searched = [result(run, probe_top1=run.lr * 100 - (run.mask_ratio or 0) / 100, top1=-run.lr) for run in grid]
+    runs = final_runs(BUDGET, searched)
+    assert len(runs) == 6
+    assert {run.seed for run in runs} == {4, 5}
+    chosen = {run.objective: (run.lr, run.mask_ratio) for run in runs}
     assert chosen == {"scratch": (0.001, None), "pixel": (0.002, 0.5), "mme": (0.002, 0.5)}
-    assert not any(cell.search for cell in cells)
+    assert not any(run.search for run in runs)
 
 
-def test_a_grid_of_one_point_needs_no_search() -> None:
+def test_grid_of_one_point_is_not_searched() -> None:
     single = BUDGET.model_copy(update={"lrs": (0.001,), "mask_ratios": (0.6,)})
-    assert search_cells(single) == []
-    assert {(c.lr, c.mask_ratio) for c in final_cells(single, [])} == {(0.001, None), (0.001, 0.6)}
+    assert search_runs(single) == []
+    assert {(c.lr, c.mask_ratio) for c in final_runs(single, [])} == {(0.001, None), (0.001, 0.6)}
 
 
-def test_cells_differ_from_the_parameters_in_what_they_name_alone() -> None:
-    params = cell_params(PARAMS, BUDGET, Cell("pixel", 5, 0.002, 0.75, False))
+def test_run_changes_only_its_own_parameters() -> None:
+    params = run_params(PARAMS, BUDGET, AblationRun("pixel", 5, 0.002, 0.75, False))
     pretrain = PARAMS.pretrain.model_copy(update={"objective": "pixel", "lr": 0.002, "mask_ratio": 0.75, "epochs": 5})
     assert params.pretrain == pretrain
     assert (params.seed, params.finetune.epochs, params.finetune.lr) == (5, 6, PARAMS.finetune.lr)
     assert params.model == PARAMS.model
-    assert cell_params(PARAMS, BUDGET, Cell("pixel", 5, 0.002, 0.75, True)).pretrain.epochs == 2
-    scratch = cell_params(PARAMS, BUDGET, Cell("scratch", 5, 0.002, None, False))
+    assert run_params(PARAMS, BUDGET, AblationRun("pixel", 5, 0.002, 0.75, True)).pretrain.epochs == 2
+    scratch = run_params(PARAMS, BUDGET, AblationRun("scratch", 5, 0.002, None, False))
     assert (scratch.finetune.lr, scratch.finetune.init, scratch.pretrain) == (0.002, "scratch", PARAMS.pretrain)
 
 
-def test_a_budget_below_the_warm_up_is_an_error() -> None:
+def test_budget_shorter_than_the_warm_up_is_rejected() -> None:
     short = BUDGET.model_copy(update={"search_epochs": 1})
     with pytest.raises(ValueError, match="warmup_epochs"):
-        cell_params(PARAMS, short, Cell("mme", 0, 0.001, 0.5, True))
+        run_params(PARAMS, short, AblationRun("mme", 0, 0.001, 0.5, True))
 
 
 @pytest.mark.parametrize(
@@ -83,13 +91,13 @@ def test_a_budget_below_the_warm_up_is_an_error() -> None:
         ({"clip": {"stride_frames": 1}}, False),
     ],
 )
-def test_a_result_is_kept_as_long_as_nothing_it_follows_from_changes(changes: dict[str, Any], same: bool) -> None:
-    cell = Cell("mme", 0, 0.001, 0.5, False)
-    assert (depends_on(PARAMS, BUDGET, cell) == depends_on(small_params(**changes), BUDGET, cell)) is same
+def test_result_is_kept_while_what_it_depends_on_is_unchanged(changes: dict[str, Any], same: bool) -> None:
+    run = AblationRun("mme", 0, 0.001, 0.5, False)
+    assert (result_depends_on(PARAMS, BUDGET, run) == result_depends_on(small_params(**changes), BUDGET, run)) is same
     more = BUDGET.model_copy(update={"seeds": (7,), "objectives": ("mme",), "lrs": (0.1,)})
-    assert depends_on(PARAMS, BUDGET, cell) == depends_on(PARAMS, more, cell)
+    assert result_depends_on(PARAMS, BUDGET, run) == result_depends_on(PARAMS, more, run)
     longer = BUDGET.model_copy(update={"epochs": 6})
-    assert depends_on(PARAMS, BUDGET, cell) != depends_on(PARAMS, longer, cell)
+    assert result_depends_on(PARAMS, BUDGET, run) != result_depends_on(PARAMS, longer, run)
 
 
 def test_few_labels_are_drawn_by_the_seed_from_the_training_split() -> None:
@@ -110,6 +118,6 @@ def test_few_labels_are_drawn_by_the_seed_from_the_training_split() -> None:
     assert few_labels(manifest, None, seed=0) is manifest
 
 
-def test_a_budget_names_nothing_twice() -> None:
+def test_budget_with_a_repeated_value_is_rejected() -> None:
     with pytest.raises(ValueError, match="lrs"):
         Budget.model_validate(BUDGET.model_dump() | {"lrs": (0.1, 0.1)})

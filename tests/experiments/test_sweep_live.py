@@ -1,9 +1,10 @@
-"""Sweeps as a user runs them: processes that are killed, that share the work, that meet in a database."""
+"""Sweeps through the command line: killed processes, several workers, several hosts with one database."""
 
 from __future__ import annotations
 
 import csv
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ from mlflow.tracking import MlflowClient
 from optuna.storages import RDBStorage
 
 from mme.config import Params, load_params
-from mme.experiments.sweep.study import RUN_ID, open_storage
+from mme.experiments.sweep.study import RUN_ID, WORKER, open_storage
 from mme.experiments.sweep.trial import METRIC
 from tests import servers
 from tests.small_data import make_small_data, small_params
@@ -53,12 +54,39 @@ def params(runtime: dict[str, Any] | None = None, **sweep: Any) -> Params:
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which `mme sweep` can run. The tests of the first sweep run in order."""
-    folder = tmp_path_factory.mktemp("project")
-    make_small_data(folder / "data", params())
-    write(folder, params())
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Videos and trajectories, which no test changes."""
+    folder = tmp_path_factory.mktemp("small") / "data"
+    make_small_data(folder, params())
     return folder
+
+
+def make_project(folder: Path, data: Path, runtime: dict[str, Any] | None = None, **sweep: Any) -> Path:
+    """A folder in which `mme sweep` can run."""
+    folder.mkdir(exist_ok=True)
+    (folder / "data").symlink_to(data)
+    write(folder, params(runtime, **sweep))
+    return folder
+
+
+@pytest.fixture
+def project(data: Path, tmp_path: Path) -> Path:
+    """A project without a study."""
+    return make_project(tmp_path / "project", data)
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project after a whole sweep. Tests work on copies of it."""
+    folder = make_project(tmp_path_factory.mktemp("finished"), data)
+    finish(start(folder, "sweep", "--workers", "2"), folder)
+    return folder
+
+
+@pytest.fixture
+def swept(finished: Path, tmp_path: Path) -> Path:
+    """A copy of a project after a whole sweep."""
+    return Path(shutil.copytree(finished, tmp_path / "project", symlinks=True))
 
 
 def write(folder: Path, params: Params) -> None:
@@ -67,7 +95,7 @@ def write(folder: Path, params: Params) -> None:
 
 
 def start(folder: Path, *words: str, **environment: str) -> subprocess.Popen[str]:
-    """The command ``mme``."""
+    """Start the command ``mme``."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     process = subprocess.Popen(
         [sys.executable, "-m", "mme.commands.app", *words],
@@ -82,8 +110,8 @@ def start(folder: Path, *words: str, **environment: str) -> subprocess.Popen[str
 
 
 @pytest.fixture(autouse=True)
-def _leave_nothing() -> Iterator[None]:
-    """A test that fails may leave a process behind."""
+def _end_processes() -> Iterator[None]:
+    """End the processes of a failed test, and close databases."""
     yield
     while STARTED:
         process = STARTED.pop()
@@ -92,7 +120,7 @@ def _leave_nothing() -> Iterator[None]:
     while OPENED:
         storage = OPENED.pop()
         storage.remove_session()
-        storage.engine.dispose()  # or its connections would be closed by the garbage collector, with a warning
+        storage.engine.dispose()  # otherwise the garbage collector closes its connections, with a warning
 
 
 def finish(process: subprocess.Popen[str], folder: Path) -> str:
@@ -106,15 +134,15 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) ->
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, "the condition did not come true"
+        assert time.monotonic() < deadline, "the condition was not met"
         time.sleep(0.1)
 
 
 def study(folder: Path) -> optuna.Study:
-    """The sweep's only study that is none of repetitions."""
+    """The study of the sweep, not that of its repetitions."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        storage = open_storage(load_params(folder / "params.yaml").runtime)
+        storage = open_storage(load_params(folder / "params.yaml"))
         if isinstance(storage, RDBStorage):
             OPENED.append(storage)
         (name,) = [name for name in optuna.get_all_study_names(storage) if not name.endswith("-repeats")]
@@ -132,7 +160,7 @@ def runs(store: str) -> dict[str, list[Run]]:
 
 
 def check_runs(found: dict[str, list[Run]], done: optuna.Study) -> None:
-    """One parent, and a child with the right status for each trial that counts."""
+    """Check that there is one parent run, and one child run with the right status per counted trial."""
     (parent,) = found["sweep"]
     assert parent.info.status == "FINISHED"
     ended = [trial for trial in done.get_trials() if trial.state.name in STATUS]
@@ -149,53 +177,73 @@ def check_runs(found: dict[str, list[Run]], done: optuna.Study) -> None:
         assert child.data.params["pretrain.epochs"] == "4"
 
 
-def test_a_sweep_killed_without_warning_goes_on_where_it_was(project: Path) -> None:
+def has_probed(folder: Path) -> bool:
+    return (folder / "optuna.journal").exists() and any(
+        trial.intermediate_values for trial in study(folder).get_trials()
+    )
+
+
+def retried(done: optuna.Study) -> set[int]:
+    return {trial.system_attrs["failed_trial"] for trial in done.get_trials() if "failed_trial" in trial.system_attrs}
+
+
+def test_killed_sweep_is_continued(project: Path) -> None:
     process = start(project, "sweep", "--workers", "2")
-    journal = project / "optuna.journal"
-
-    def has_probed() -> bool:
-        return journal.exists() and any(trial.intermediate_values for trial in study(project).get_trials())
-
-    wait_until(has_probed, process)
+    wait_until(lambda: has_probed(project), process)
     workers = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.wait()
     gone, alive = psutil.wait_procs(workers, timeout=PATIENCE_S)
-    assert not alive  # they notice by themselves
+    assert not alive  # the workers end with their parent
     assert len(gone) >= 2
     unfinished = [trial for trial in study(project).get_trials() if trial.state.name in ("RUNNING", "FAIL")]
     assert unfinished
+
     finish(start(project, "sweep", "--workers", "2"), project)
     done = study(project)
     check_runs(runs(f"sqlite:///{project}/mlflow.db"), done)
-    retried = {
-        trial.system_attrs["failed_trial"] for trial in done.get_trials() if "failed_trial" in trial.system_attrs
-    }
-    assert retried == {trial.number for trial in unfinished}
+    assert retried(done) == {trial.number for trial in unfinished}
     assert [path.name for path in project.glob(".work/sweep/*/*") if path.is_dir()] == []
 
 
-def test_a_finished_sweep_has_nothing_to_do_and_takes_more_trials_on_request(project: Path) -> None:
-    before = len(study(project).get_trials())
-    finish(start(project, "sweep", "--workers", "1"), project)
-    assert len(study(project).get_trials()) == before
+def test_killed_worker_is_replaced_and_its_trial_run_again(data: Path, tmp_path: Path) -> None:
+    project = make_project(tmp_path / "project", data, trials=2)
+    process = start(project, "sweep", "--workers", "1")
+    wait_until(lambda: has_probed(project), process)
+    (running,) = [trial for trial in study(project).get_trials() if trial.state.name == "RUNNING"]
+    psutil.Process(running.user_attrs[WORKER]["pid"]).kill()
+    finish(process, project)
+    done = study(project)
+    assert retried(done) == {running.number}
+    assert sum(trial.state.name in STATUS for trial in done.get_trials()) == 2
 
 
-def test_a_trial_is_repeated_with_other_seeds(project: Path) -> None:
-    output = finish(start(project, "sweep", "repeat", "--seeds", "1", "--workers", "1"), project)
+def test_finished_sweep_runs_nothing_again(swept: Path) -> None:
+    check_runs(runs(f"sqlite:///{swept}/mlflow.db"), study(swept))
+    before = len(study(swept).get_trials())
+    finish(start(swept, "sweep", "--workers", "1"), swept)
+    assert len(study(swept).get_trials()) == before
+
+
+def test_finished_sweep_runs_additional_trials(swept: Path) -> None:
+    write(swept, params(trials=NUM_TRIALS + 1))
+    finish(start(swept, "sweep", "--workers", "1"), swept)
+    assert sum(trial.state.name in STATUS for trial in study(swept).get_trials()) == NUM_TRIALS + 1
+
+
+def test_trial_is_repeated_with_another_seed_and_the_report_compares_the_spreads(swept: Path) -> None:
+    output = finish(start(swept, "sweep", "repeat", "--seeds", "1", "--workers", "1"), swept)
     assert "seed 1" in output
-    (repeated,) = runs(f"sqlite:///{project}/mlflow.db")["sweep-repeat"]
+    store = f"sqlite:///{swept}/mlflow.db"
+    (repeated,) = runs(store)["sweep-repeat"]
     assert repeated.data.params["seed"] == "1"
-    best = study(project).best_trial
+    best = study(swept).best_trial
     assert repeated.data.params["pretrain.length"] == str(best.params["pretrain.length"])
     assert repeated.info.run_name == f"trial {best.number:02d}, seed 1"
 
-
-def test_the_report_is_written_and_recorded(project: Path) -> None:
-    finish(start(project, "sweep", "report"), project)
-    folder = project / "reports/sweep"
+    finish(start(swept, "sweep", "report"), swept)
+    folder = swept / "reports/sweep"
     text = (folder / "report.md").read_text(encoding="utf-8")
-    best = study(project).best_trial
     assert f"Best: trial {best.number}" in text
     assert "Over 2 seeds of trial" in text
     for picture in ("history.png", "contour.png"):
@@ -204,29 +252,29 @@ def test_the_report_is_written_and_recorded(project: Path) -> None:
     with (folder / "trials.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert sum(row["state"] in ("complete", "pruned") for row in rows) == NUM_TRIALS
-    (parent,) = runs(f"sqlite:///{project}/mlflow.db")["sweep"]
-    listed = MlflowClient(f"sqlite:///{project}/mlflow.db").list_artifacts(parent.info.run_id, "report")
+    (parent,) = runs(store)["sweep"]
+    listed = MlflowClient(store).list_artifacts(parent.info.run_id, "report")
     assert {"report/report.md", "report/history.png"} <= {entry.path for entry in listed}
 
 
-def test_the_best_values_are_applied_and_the_study_is_still_found(project: Path) -> None:
-    before = (project / "params.yaml").read_text(encoding="utf-8")
-    best = study(project).best_trial.params
-    finish(start(project, "sweep", "apply", "--dry-run"), project)
-    assert (project / "params.yaml").read_text(encoding="utf-8") == before
-    finish(start(project, "sweep", "apply"), project)
-    pretrain = load_params(project / "params.yaml").pretrain
+def test_best_values_are_applied_and_the_study_is_still_found(swept: Path) -> None:
+    before = (swept / "params.yaml").read_text(encoding="utf-8")
+    best = study(swept).best_trial.params
+    finish(start(swept, "sweep", "apply", "--dry-run"), swept)
+    assert (swept / "params.yaml").read_text(encoding="utf-8") == before
+    finish(start(swept, "sweep", "apply"), swept)
+    pretrain = load_params(swept / "params.yaml").pretrain
     assert pretrain.mask_ratio == pytest.approx(best["pretrain.mask_ratio"])
     assert pretrain.length == best["pretrain.length"]
-    assert (project / "params.yaml").read_text(encoding="utf-8").startswith("# a comment\n")
-    assert "already" in finish(start(project, "sweep", "apply"), project)
+    assert (swept / "params.yaml").read_text(encoding="utf-8").startswith("# a comment\n")
+    assert "already" in finish(start(swept, "sweep", "apply"), swept)
 
 
 @servers.needs_postgres
-def test_hosts_meet_in_postgresql_and_record_to_a_server_with_s3(
-    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_two_hosts_share_a_sweep_through_postgresql_mlflow_and_s3(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two calls of the command that know nothing of each other but the addresses of the stores."""
+    """Two calls of the command that share only the addresses of the stores."""
     with (
         servers.postgres(["optuna", "mlflow"]) as database,
         servers.s3(tmp_path / "s3.log", ["runs"]) as bucket,
@@ -240,9 +288,7 @@ def test_hosts_meet_in_postgresql_and_record_to_a_server_with_s3(
         monkeypatch.setenv("PGPASSWORD", str(place.password))  # parameters hold no password
         folders = [tmp_path / name for name in ("one", "two")]
         for folder in folders:
-            folder.mkdir()
-            (folder / "data").symlink_to(project / "data")
-            write(folder, params({"sweep_storage": address}))
+            make_project(folder, data, {"sweep_storage": address})
         hosts = [start(folder, "sweep", "--workers", "1", MLFLOW_TRACKING_URI=recorder.address) for folder in folders]
         outputs = [finish(host, folder) for host, folder in zip(hosts, folders, strict=True)]
         assert all("best is trial" in output for output in outputs)

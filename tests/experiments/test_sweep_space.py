@@ -16,13 +16,13 @@ def params_with(**sweep: Any) -> Params:
     return small_params(sweep={"fixed": {}, "first": (), "space": {"pretrain.lr": {"choices": (0.1, 0.2)}}, **sweep})
 
 
-def test_the_committed_space_is_sound_and_begins_with_the_papers_point() -> None:
+def test_committed_space_is_valid_and_starts_with_the_papers_point() -> None:
     check_space(DEFAULTS)
     assert DEFAULTS.sweep.first[0] == {"pretrain.mask_ratio": 0.7, "pretrain.length": 6}
     assert set(DEFAULTS.sweep.space) >= {"pretrain.mask_ratio", "pretrain.length"}
 
 
-def test_values_take_the_types_and_steps_of_their_ranges() -> None:
+def test_values_have_the_types_and_steps_of_their_ranges() -> None:
     space = params_with(
         space={
             "pretrain.mask_ratio": {"low": 0.3, "high": 0.9, "step": 0.1},
@@ -39,7 +39,7 @@ def test_values_take_the_types_and_steps_of_their_ranges() -> None:
         assert values["pretrain.hog_steps"] in ("all", "first")
 
 
-def test_values_replace_parameters_and_are_checked() -> None:
+def test_with_values_replaces_and_validates_parameters() -> None:
     changed = with_values(DEFAULTS, {"pretrain.mask_ratio": 0.8, "seed": 3})
     assert (changed.pretrain.mask_ratio, changed.seed) == (0.8, 3)
     assert DEFAULTS.pretrain.mask_ratio != 0.8
@@ -60,7 +60,7 @@ def test_values_replace_parameters_and_are_checked() -> None:
         ),
     ],
 )
-def test_a_space_that_leads_out_of_the_parameters_is_refused(sweep: dict[str, Any], message: str) -> None:
+def test_space_with_invalid_parameters_is_rejected(sweep: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_space(params_with(**sweep))
 
@@ -76,6 +76,6 @@ def test_a_space_that_leads_out_of_the_parameters_is_refused(sweep: dict[str, An
         ({"first": ({"pretrain.length": 3},)}, "not in space"),
     ],
 )
-def test_a_section_that_makes_no_sense_is_refused(sweep: dict[str, Any], message: str) -> None:
+def test_invalid_sweep_section_is_rejected(sweep: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         params_with(**sweep)

@@ -1,4 +1,4 @@
-"""The queue of trials: what comes next, and what becomes of interrupted ones. No training here."""
+"""Queue of trials: order, points, and retry of interrupted trials. Nothing is trained."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 from optuna.trial import TrialState
 
+from mme.config import Params
 from mme.experiments.sweep import study as studies
 from mme.experiments.sweep.study import (
     INTERRUPTED,
     MAX_RETRIES,
     RUN_ID,
     WORKER,
-    join,
+    enqueue_missing,
+    join_study,
     open_storage,
-    plan,
     retry_unfinished,
 )
 from tests.small_data import small_params
@@ -40,8 +41,12 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def opened() -> optuna.Study:
-    """The study as another process would see it."""
-    return join(PARAMS, "study", open_storage(PARAMS.runtime))
+    """The study as another process opens it."""
+    return join_study(PARAMS, "study", open_storage(PARAMS))
+
+
+def with_sweep(**values: Any) -> Params:
+    return PARAMS.model_copy(update={"sweep": PARAMS.sweep.model_copy(update=values)})
 
 
 def value(trial: optuna.Trial) -> float:
@@ -53,7 +58,7 @@ def states(study: optuna.Study) -> list[str]:
 
 
 def abandoned() -> dict[str, Any]:
-    """A process that is no more."""
+    """Identity of a process that has ended."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     started = psutil.Process(process.pid).create_time()
     process.kill()
@@ -61,34 +66,33 @@ def abandoned() -> dict[str, Any]:
     return {**studies.this_process(), "pid": process.pid, "started": started}
 
 
-def test_the_queue_holds_what_is_missing_and_begins_with_the_first_points() -> None:
+def test_queue_holds_the_missing_trials_and_starts_with_the_first_points() -> None:
     study = opened()
-    plan(study, PARAMS.sweep)
-    plan(study, PARAMS.sweep)
+    enqueue_missing(study, PARAMS)
+    enqueue_missing(study, PARAMS)
     assert states(study) == ["WAITING"] * 5
     study.optimize(value, n_trials=2)
     assert study.get_trials()[0].params == {"pretrain.mask_ratio": 0.7}
-    more = PARAMS.sweep.model_copy(update={"trials": 7})
-    plan(opened(), more)
+    enqueue_missing(opened(), with_sweep(trials=7))
     assert states(study) == ["COMPLETE"] * 2 + ["WAITING"] * 5
 
 
-def test_points_depend_on_the_trials_number_not_on_who_draws_them() -> None:
+def test_points_depend_on_the_number_of_the_trial_not_on_the_process() -> None:
     study = opened()
-    plan(study, PARAMS.sweep)
+    enqueue_missing(study, PARAMS)
     study.optimize(value, n_trials=5)
     at_once = [trial.params for trial in study.get_trials()]
     Path("optuna.journal").unlink()
-    plan(opened(), PARAMS.sweep)
+    enqueue_missing(opened(), PARAMS)
     for _ in range(5):
         opened().optimize(value, n_trials=1)
     assert [trial.params for trial in opened().get_trials()] == at_once
     assert len({params["pretrain.mask_ratio"] for params in at_once}) > 2
 
 
-def test_a_trial_whose_process_died_is_tried_again_with_its_values_probes_and_run() -> None:
+def test_trial_of_a_dead_process_is_queued_again_with_values_probes_and_run() -> None:
     study = opened()
-    plan(study, PARAMS.sweep)
+    enqueue_missing(study, PARAMS)
     trial = study.ask()
     value(trial)
     trial.report(0.25, 3)
@@ -100,32 +104,30 @@ def test_a_trial_whose_process_died_is_tried_again_with_its_values_probes_and_ru
     assert (again.intermediate_values, again.user_attrs) == ({3: 0.25}, {RUN_ID: "a" * 32})
     assert states(opened()) == ["FAIL"] + ["WAITING"] * 5
     assert retry_unfinished(opened(), shared=False) == []
-    plan(opened(), PARAMS.sweep)
-    assert len(opened().get_trials()) == 6  # the retried one counts once
+    enqueue_missing(opened(), PARAMS)
+    assert len(opened().get_trials()) == 6  # a retried trial counts once
 
 
-def test_a_trial_that_is_being_worked_on_is_left_alone() -> None:
+def test_running_trial_is_not_queued_again() -> None:
     trial = opened().ask()
     trial.set_user_attr(WORKER, studies.this_process())
     assert retry_unfinished(opened(), shared=False) == []
 
 
 @pytest.mark.parametrize(("shared", "expected"), [(True, []), (False, [0])])
-def test_another_hosts_trial_is_judged_by_its_heartbeat_if_the_storage_is_shared(
-    shared: bool, expected: list[int]
-) -> None:
+def test_trial_of_another_host_is_left_to_the_heartbeat_of_a_shared_storage(shared: bool, expected: list[int]) -> None:
     trial = opened().ask()
     trial.set_user_attr(WORKER, {**studies.this_process(), "host": "elsewhere"})
     assert retry_unfinished(opened(), shared=shared) == expected
 
 
-def test_a_process_number_that_is_used_again_is_another_process() -> None:
+def test_reused_process_id_is_another_process() -> None:
     trial = opened().ask()
     trial.set_user_attr(WORKER, {**studies.this_process(), "pid": os.getpid(), "started": 1.0})
     assert retry_unfinished(opened(), shared=False) == [0]
 
 
-def test_an_interrupted_trial_is_tried_again_and_a_failed_one_is_not() -> None:
+def test_interrupted_trial_is_queued_again_and_a_failed_one_is_not() -> None:
     study = opened()
     for interrupted in (True, False):
         trial = study.ask()
@@ -136,7 +138,7 @@ def test_an_interrupted_trial_is_tried_again_and_a_failed_one_is_not() -> None:
     assert retry_unfinished(opened(), shared=False) == [0]
 
 
-def test_a_trial_that_dies_every_time_is_given_up() -> None:
+def test_trial_is_retried_at_most_three_times() -> None:
     study = opened()
     for _ in range(MAX_RETRIES + 1):
         trial = study.ask()
@@ -146,7 +148,7 @@ def test_a_trial_that_dies_every_time_is_given_up() -> None:
     assert states(study) == ["FAIL"] * (MAX_RETRIES + 1)
 
 
-def test_the_study_is_found_again_when_its_best_values_have_been_applied() -> None:
+def test_study_is_found_again_after_its_best_values_were_applied() -> None:
     applied = PARAMS.model_copy(update={"pretrain": PARAMS.pretrain.model_copy(update={"mask_ratio": 0.9})})
     other = PARAMS.model_copy(update={"pretrain": PARAMS.pretrain.model_copy(update={"lr": 0.9})})
     name = studies.study_name(PARAMS, "data")
@@ -154,7 +156,6 @@ def test_the_study_is_found_again_when_its_best_values_have_been_applied() -> No
     assert len({name, studies.study_name(other, "data"), studies.study_name(PARAMS, "other data")}) == 3
 
 
-def test_a_database_that_is_not_there_is_named() -> None:
-    away = PARAMS.runtime.model_copy(update={"sweep_storage": "postgresql://nobody@127.0.0.1:1/none"})
+def test_unreachable_database_is_named() -> None:
     with pytest.raises(ValueError, match=r"runtime.sweep_storage: postgresql://nobody@127.0.0.1:1/none"):
-        open_storage(away)
+        open_storage(small_params(runtime={"sweep_storage": "postgresql://nobody@127.0.0.1:1/none"}))

@@ -1,4 +1,4 @@
-"""Trials on small data, in this process: what they record, and the report of them."""
+"""Trials on small data, in this process: their records and the report."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from mme.config import Params
 from mme.experiments.sweep import run as running
 from mme.experiments.sweep import trial as trials
-from mme.experiments.sweep.report import report
-from mme.experiments.sweep.study import INTERRUPTED, RUN_ID, SURPLUS, open_storage, plan
-from mme.experiments.sweep.trial import METRIC, Objective, Setting
+from mme.experiments.sweep.report import write_sweep_report
+from mme.experiments.sweep.study import INTERRUPTED, RUN_ID, enqueue_missing, is_queued, open_storage
+from mme.experiments.sweep.trial import METRIC, StudyRun, TrialObjective, limit_pretraining_videos
 from mme.manifest import Manifest
-from mme.motion.store import TrackStore
 from mme.tracking import start_run
 from tests.small_data import make_small_data, small_params
 
@@ -45,42 +43,38 @@ def _in_project(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
-def setting(parent_id: str = "", params: Params = PARAMS) -> Setting:
-    manifest = Path("data/manifest.parquet")
-    return Setting(params, manifest, Manifest.load(manifest), TrackStore("data/trajectories"), "sweep-x", parent_id)
-
-
 def recorded(run_id: str) -> Run:
     return MlflowClient().get_run(run_id)
 
 
 class Impatient(optuna.pruners.BasePruner):
-    """Stops every trial but the first."""
+    """Prune every trial but the first."""
 
     def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
         return trial.number > 0
 
 
-def test_a_trial_trains_on_some_clips_and_is_probed_on_all_labelled_ones() -> None:
-    few = setting().pretraining_videos()
+def test_trial_trains_on_some_clips_and_is_probed_on_all_labelled_ones() -> None:
+    manifest = Manifest.load("data/manifest.parquet")
+    few = limit_pretraining_videos(manifest, PARAMS)
     assert len(few.videos(PARAMS.pretrain.splits)) == 6
-    assert len(few.videos("val")) == len(setting().manifest.videos("val"))
-    assert few.digest == setting().pretraining_videos().digest
+    assert len(few.videos("val")) == len(manifest.videos("val"))
+    assert few.digest == limit_pretraining_videos(manifest, PARAMS).digest
     other = small_params(sweep=CHANGED, seed=1)
-    assert few.digest != setting(params=other).pretraining_videos().digest
+    assert few.digest != limit_pretraining_videos(manifest, other).digest
 
 
-def test_what_becomes_of_trials_is_recorded_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trials_are_recorded_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     study = optuna.create_study(
-        study_name=running.name_of_study(PARAMS), storage=open_storage(PARAMS.runtime), direction="maximize",
+        study_name=running.name_of_study(PARAMS), storage=open_storage(PARAMS), direction="maximize",
         pruner=Impatient(),
     )  # fmt: skip
-    plan(study, PARAMS.sweep)
+    enqueue_missing(study, PARAMS)
     with start_run("sweep", PARAMS) as parent:
         pass
     study.set_user_attr(RUN_ID, parent.id)
     taken: list[int] = []
-    objective = Objective(setting(parent.id), lambda: taken.append(1))
+    objective = TrialObjective(StudyRun(PARAMS, "sweep-x", parent.id), lambda: taken.append(1))
     study.optimize(objective, n_trials=2)
 
     def fail(*_: Any) -> None:
@@ -90,7 +84,7 @@ def test_what_becomes_of_trials_is_recorded_and_reported(monkeypatch: pytest.Mon
         try:
             raise KeyboardInterrupt
         finally:
-            raise OSError("database is locked")  # what recording the interruption may end in
+            raise OSError("database is locked")  # as recording the interruption may raise
 
     for broken in (fail, stop):
         monkeypatch.setattr(trials, "run_pretraining", broken)
@@ -114,12 +108,12 @@ def test_what_becomes_of_trials_is_recorded_and_reported(monkeypatch: pytest.Mon
     assert steps == [0, 1]
     assert list(done[1].intermediate_values) == [1]
     study.optimize(objective, n_trials=1, catch=(Exception,))  # the queue is empty: another host was faster
-    assert SURPLUS in study.get_trials()[4].user_attrs
+    assert not is_queued(study.get_trials()[4])
     assert RUN_ID not in study.get_trials()[4].user_attrs
-    plan(study, PARAMS.sweep)
+    enqueue_missing(study, PARAMS)
     assert len(study.get_trials()) == 5
-    text = report(PARAMS).read_text(encoding="utf-8")
-    assert "1 trials finished, 1 were stopped early, 2 failed" in text
+    text = write_sweep_report(PARAMS).read_text(encoding="utf-8")
+    assert "1 trials finished, 1 were pruned, 2 failed" in text
     assert "Best: trial 0" in text
-    assert Path("reports/sweep/contour.png").is_file() is False  # one point spans no plane
+    assert Path("reports/sweep/contour.png").is_file() is False  # one finished trial gives no contour
     assert {entry.path for entry in MlflowClient().list_artifacts(parent.id)} == {"params.yaml", "report"}

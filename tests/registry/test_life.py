@@ -1,4 +1,4 @@
-"""A model's life after training: another value applied, promoted, taken back, served, copied, rebuilt. Real servers."""
+"""A model after training: served, loaded elsewhere, reproduced, shared, promoted, rolled back. Real servers."""
 
 from __future__ import annotations
 
@@ -33,12 +33,18 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project after its first `dvc repro register` and a commit of the lock. The tests below run in order."""
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The project after its first `dvc repro register` and a commit of the lock. Tests that use it change nothing."""
     project = Project(tmp_path_factory.mktemp("life"))
-    assert project.repro("register") == STAGES
-    project.commit("first result")
+    assert project.train() == STAGES
     return project
+
+
+@pytest.fixture
+def project(trained: Project) -> Iterator[Project]:
+    """The trained project for a test that changes it; afterwards it is as before."""
+    yield trained
+    trained.restore()
 
 
 def mme(project: Project, *words: str) -> str:
@@ -60,8 +66,8 @@ def video_of(project: Project) -> Path:
 
 
 @pytest.fixture(scope="module")
-def mlflow_server(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Server]:
-    """The champion behind MLflow's own server."""
+def mlflow_server(trained: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Server]:
+    """The champion, served by MLflow's own server."""
     port = servers.free_port()
     words = [
         sys.executable, "-m", "mlflow", "models", "serve", "-m", CHAMPION, "--env-manager", "local",
@@ -69,7 +75,7 @@ def mlflow_server(project: Project, tmp_path_factory: pytest.TempPathFactory) ->
     ]  # fmt: skip
     folder = tmp_path_factory.mktemp("mlflow-serve")
     environment = {
-        "MLFLOW_TRACKING_URI": store(project),
+        "MLFLOW_TRACKING_URI": store(trained),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": "",
     }
@@ -79,16 +85,16 @@ def mlflow_server(project: Project, tmp_path_factory: pytest.TempPathFactory) ->
         yield running
 
 
-def test_mlflows_server_answers_as_ours_for_a_path_and_for_bytes(
-    project: Project, mlflow_server: servers.Server, tmp_path: Path
+def test_mlflows_server_answers_like_the_service_for_a_path_and_for_bytes(
+    trained: Project, mlflow_server: servers.Server, tmp_path: Path
 ) -> None:
-    video = video_of(project)
+    video = video_of(trained)
     inline = f"data:video/mp4;base64,{base64.b64encode(video.read_bytes()).decode()}"
     asked = {"dataframe_records": [{"video": str(video)}, {"video": inline}], "params": {"top_k": 3}}
     answer = httpx.post(f"{mlflow_server.address}/invocations", json=asked, timeout=120)
     assert answer.status_code == 200, answer.text
     rows = answer.json()["predictions"]
-    with server(project.folder / "models/export", tmp_path) as (address, _):
+    with server(trained.folder / "models/export", tmp_path) as (address, _):
         ours = httpx.post(f"{address}/classify", params={"top_k": 3}, files={"file": video.read_bytes()}, timeout=60)
     expected = ours.json()["predictions"]
     for row in rows:
@@ -118,7 +124,7 @@ print(json.dumps([answer["label"][0], mme.__file__, sorted(foreign & set(sys.mod
 
 
 def closure(extras: set[str], *others: str) -> list[str]:
-    """Distributions that `pip install mme[...] OTHER...` brings."""
+    """Return the distributions that `pip install mme[...] OTHER...` installs."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     own = [
         *project["dependencies"],
@@ -144,48 +150,40 @@ def parts(requirement: Requirement) -> set[tuple[str, str]]:
     return {(canonicalize_name(requirement.name), extra) for extra in ("", *requirement.extras)}
 
 
-def test_the_registered_model_loads_with_the_serving_extra_and_mlflow_alone(project: Project, tmp_path: Path) -> None:
-    """What nothing else needs cannot be imported, and the package's code is the one that came with the model."""
+def test_registered_model_loads_with_the_serving_extra_and_mlflow_only(trained: Project, tmp_path: Path) -> None:
+    """All other packages cannot be imported, and mme's code is that of the registered model."""
     allowed = closure({"serving", "registry"}, "mlflow")
     assert {"fastapi", "mlflow", "torch"} <= set(allowed)
     assert not {"dvc", "optuna", "pytorch-lightning", "torchmetrics"} & set(allowed)
-    video = video_of(project)
+    video = video_of(trained)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     answer = subprocess.run(
         [sys.executable, "-c", LOAD, json.dumps(allowed), CHAMPION, str(video)],
-        env={**environment, "MLFLOW_TRACKING_URI": store(project)},
+        env={**environment, "MLFLOW_TRACKING_URI": store(trained)},
         cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert answer.returncode == 0, answer.stderr
     label, where, loaded = json.loads(answer.stdout.splitlines()[-1])
-    assert label == Classifier.load(project.folder / "models/export").classify(video).predictions[0].label
+    assert label == Classifier.load(trained.folder / "models/export").classify(video).predictions[0].label
     assert Path(where).parts[-3] == "code"
     assert loaded == []
 
 
-def test_a_run_is_reproduced_to_the_last_digit(project: Project) -> None:
-    run_id = last_run(project, "finetune")
-    shown = mme(project, "reproduce", run_id)
-    assert project.git("rev-parse", "HEAD~1").strip() in shown
+def test_run_is_reproduced_to_the_last_digit(trained: Project) -> None:
+    run_id = last_run(trained, "finetune")
+    shown = mme(trained, "reproduce", run_id)
+    assert trained.git("rev-parse", "trained~1").strip() in shown
     assert "dvc repro --force --single-item finetune" in shown
-    before = sorted(path.name for path in project.folder.iterdir())
-    output = mme(project, "reproduce", run_id, "--run")
+    before = sorted(path.name for path in trained.folder.iterdir())
+    output = mme(trained, "reproduce", run_id, "--run")
     assert re.search(r"all \d+ metrics are equal to the last digit", output)
     assert "val/top1" in output
-    assert sorted(path.name for path in project.folder.iterdir()) == before
-
-
-def second_clone(project: Project, folder: Path) -> Project:
-    """What another person gets from git."""
-    subprocess.run(["git", "clone", "--quiet", str(project.folder), str(folder)], check=True)
-    clone = object.__new__(Project)
-    clone.folder = folder
-    return clone
+    assert sorted(path.name for path in trained.folder.iterdir()) == before
 
 
 def check_pulled(project: Project, folder: Path, environment: Mapping[str, str]) -> None:
-    """After `dvc pull` a second clone has everything and nothing to run but the registration in its own registry."""
-    clone = second_clone(project, folder)
+    """After `dvc pull` a second clone has all results; only the registration in its own registry may run."""
+    clone = project.clone(folder)
     clone.run([sys.executable, "-m", "dvc", "pull", "--allow-missing"], **environment)
     for name in ("models/export/model.safetensors", "reports/evaluate/metrics.json", "data/manifest.parquet"):
         assert (clone.folder / name).read_bytes() == (project.folder / name).read_bytes()
@@ -194,14 +192,14 @@ def check_pulled(project: Project, folder: Path, environment: Mapping[str, str])
     assert read_json(clone.folder / "reports/register.json")["digest"] == project.report("register.json")["digest"]
 
 
-def test_results_go_through_a_folder_to_a_second_clone(project: Project, tmp_path: Path) -> None:
+def test_results_reach_a_second_clone_through_a_folder(project: Project, tmp_path: Path) -> None:
     project.dvc("remote", "add", "--default", "--force", "shared", str(tmp_path / "remote"))
     project.commit("a remote")
     project.dvc("push")
     check_pulled(project, tmp_path / "clone", {})
 
 
-def test_results_go_through_s3_to_a_second_clone(project: Project, tmp_path: Path) -> None:
+def test_results_reach_a_second_clone_through_s3(project: Project, tmp_path: Path) -> None:
     with servers.s3(tmp_path / "log", ["dvc"]) as bucket:
         project.dvc("remote", "add", "--default", "--force", "shared", "s3://dvc/mme")
         project.dvc("remote", "modify", "shared", "endpointurl", bucket.address)
@@ -210,10 +208,8 @@ def test_results_go_through_s3_to_a_second_clone(project: Project, tmp_path: Pat
         check_pulled(project, tmp_path / "clone", servers.S3_CREDENTIALS)
 
 
-def test_an_applied_value_reruns_what_it_affects_and_a_rollback_reaches_the_service(
-    project: Project, tmp_path: Path
-) -> None:
-    """From another value of the sweep to a champion, and back."""
+def test_changed_value_reruns_its_stages_and_a_rollback_reaches_the_service(project: Project, tmp_path: Path) -> None:
+    """From another parameter value to a new champion, and back."""
     environment = {"MLFLOW_TRACKING_URI": store(project), "MME_POLL_S": "0.5"}
     with server(CHAMPION, tmp_path, log=tmp_path / "log", **environment) as (address, _):
 
@@ -225,7 +221,7 @@ def test_an_applied_value_reruns_what_it_affects_and_a_rollback_reaches_the_serv
         assert project.repro("register") == ["pretrain", "finetune", "evaluate", "register"]
         receipt = project.report("register.json")
         assert receipt["version"] == 2
-        if receipt["alias"] != "champion":  # whether it is better is chance at this size
+        if receipt["alias"] != "champion":  # at this size the better model is a matter of chance
             assert served() == "1"
             mme(project, "models", "promote", "2", "--reason", "a look at it")
         wait_until(lambda: served() == "2")

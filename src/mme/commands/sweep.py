@@ -1,4 +1,4 @@
-"""`mme sweep`: search pretraining's parameters, report what was found, write it into params.yaml."""
+"""`mme sweep`: search pretraining's parameters, report the trials, write the best values into params.yaml."""
 
 from __future__ import annotations
 
@@ -16,71 +16,70 @@ if TYPE_CHECKING:
 
 PARAMS = Path("params.yaml")
 
-Workers = Annotated[int | None, typer.Option(min=1, help="Processes; runtime.num_workers if not given.")]
-Trial = Annotated[int | None, typer.Option(help="Number of the trial; the best if not given.")]
+WorkersOption = Annotated[int | None, typer.Option(min=1, help="Processes; default: runtime.num_workers.")]
+TrialOption = Annotated[int | None, typer.Option(help="Number of the trial; default: the best.")]
 
 app = typer.Typer(invoke_without_command=True, help="Search pretraining's parameters by short, probed trials.")
 
 
 @app.callback()
-def run(context: typer.Context, workers: Workers = None) -> None:
-    """Run the trials that `sweep` in params.yaml asks for and that are still missing.
+def sweep_command(context: typer.Context, workers: WorkersOption = None) -> None:
+    """Run the missing trials of the section `sweep` of params.yaml.
 
-    Called again after an interruption it goes on; called on another host with the same database it helps.
+    An interrupted sweep is continued. Other hosts that use the same database run a share of the trials.
     """
     if context.invoked_subcommand is not None:
         return
-    from mme.experiments.sweep.run import sweep, values_text
+    from mme.experiments.sweep.run import format_values, run_sweep
 
     params = load_params(PARAMS)
-    study = sweep(params, workers or params.runtime.num_workers, _show)
+    study = run_sweep(params, workers or params.runtime.num_workers, _show_trial)
     best = study.best_trial
-    _say(f"best is trial {best.number}, {best.value:.1%}: {values_text(best.params)}")
+    _say(f"best is trial {best.number}, {best.value:.1%}: {format_values(best.params)}")
     _say("now `mme sweep repeat`, `mme sweep report`, `mme sweep apply`")
 
 
-@app.command()
-def repeat(
-    trial: Trial = None,
-    seeds: Annotated[int, typer.Option(min=1, help="How many further seeds.")] = 3,
-    workers: Workers = None,
+@app.command("repeat")
+def repeat_command(
+    trial: TrialOption = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of further seeds.")] = 3,
+    workers: WorkersOption = None,
 ) -> None:
-    """Run a trial again with other seeds: differences between trials that are no larger are chance."""
-    from mme.experiments.sweep.run import repeat as repeat_trial
+    """Run a trial again with other seeds: smaller differences between trials are not significant."""
+    from mme.experiments.sweep.run import repeat_trial
 
     params = load_params(PARAMS)
     further = range(params.seed + 1, params.seed + 1 + seeds)
-    repeat_trial(params, trial, further, workers or params.runtime.num_workers, _show)
+    repeat_trial(params, trial, further, workers or params.runtime.num_workers, _show_trial)
 
 
-@app.command()
-def report() -> None:
-    """Write tables and pictures to reports/sweep, and record them with the sweep's run in MLflow."""
-    from mme.experiments.sweep.report import report as write_report
+@app.command("report")
+def report_command() -> None:
+    """Write tables and figures to reports/sweep, and record them with the sweep's run in MLflow."""
+    from mme.experiments.sweep.report import write_sweep_report
 
-    _say(f"written: {write_report(load_params(PARAMS))}")
+    _say(f"written: {write_sweep_report(load_params(PARAMS))}")
 
 
-@app.command()
-def apply(
-    trial: Trial = None,
+@app.command("apply")
+def apply_command(
+    trial: TrialOption = None,
     dry_run: Annotated[bool, typer.Option(help="Show the difference, write nothing.")] = False,
 ) -> None:
-    """Write a trial's values into params.yaml and show the difference; comments stay."""
+    """Write a trial's values into params.yaml and show the difference; comments are kept."""
     from mme.config.edit import write_values
-    from mme.experiments.sweep.run import best_values
+    from mme.experiments.sweep.run import trial_values
 
-    params = load_params(PARAMS)
-    difference = write_values(PARAMS, best_values(params, trial), write=not dry_run)
+    difference = write_values(PARAMS, trial_values(load_params(PARAMS), trial), write=not dry_run)
     typer.echo(difference or f"{PARAMS} has these values already", nl=not difference)
     if difference and not dry_run:
         _say("now `dvc repro register` trains with them")
 
 
-def _show(trial: FrozenTrial) -> None:
-    from mme.experiments.sweep.run import line
+def _show_trial(trial: FrozenTrial) -> None:
+    from mme.experiments.sweep.run import describe_trial
 
-    _say(line(trial))
+    _say(describe_trial(trial))
 
 
 def _say(text: str) -> None:

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from mme.config.base import Positive, PositiveFloat, Section
 
-Contestant = Literal["scratch", "pixel", "hog", "trajectory", "mme"]
+AblationObjective = Literal["scratch", "pixel", "hog", "trajectory", "mme"]
 
 
 class Budget(Section):
@@ -19,7 +19,7 @@ class Budget(Section):
     finetuned on; None = all.
     """
 
-    objectives: Annotated[tuple[Contestant, ...], Field(min_length=1)]
+    objectives: Annotated[tuple[AblationObjective, ...], Field(min_length=1)]
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
     lrs: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
     mask_ratios: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1)]

@@ -10,8 +10,8 @@ from typing import Any
 
 from mme.config import Params
 from mme.config.names import nest
-from mme.system.files import digest, write_text
-from mme.tracking import Run, start_run
+from mme.system.files import digest
+from mme.tracking import Run, start_noted_run
 
 ROOT = Path(".work")
 
@@ -38,10 +38,7 @@ def resumable_run(stage: str, params: Params, *depends_on: Any) -> Iterator[tupl
         depends_on: JSON-able values that decide the result; only unfinished work with equal ones is continued.
     """
     folder = work_folder(stage, *depends_on)
-    note = folder / "run_id"
-    former = note.read_text(encoding="utf-8") if note.exists() else None
-    with start_run(stage, params, resume_run_id=former) as run:
-        write_text(note, run.id)
+    with start_noted_run(stage, params, folder / "run_id") as run:
         yield run, folder
     shutil.rmtree(folder.parent)
 

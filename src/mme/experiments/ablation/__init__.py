@@ -1,1 +1,1 @@
-"""Objectives against each other: the same data, masks, budget and seeds; only target and head differ."""
+"""Ablation of the objective: same data, masks, budget and seeds; only target and head differ."""

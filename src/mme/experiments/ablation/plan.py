@@ -1,36 +1,33 @@
-"""Which trainings an ablation consists of, and with which parameters each runs."""
+"""Runs of an ablation and the parameters of each."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
 from mme.config import Params
-from mme.config.ablation import Budget, Contestant
+from mme.config.ablation import AblationObjective, Budget
 from mme.config.edit import with_values
 from mme.manifest import Manifest
 
-Result = dict[str, Any]
-"""What a finished cell leaves: its ``cell``, figures by split, ``curve`` and seconds."""
-
 
 @dataclass(frozen=True)
-class Cell:
+class AblationRun:
     """One training run of the ablation.
 
     Attributes:
-        objective: what is predicted in pretraining, or ``scratch`` for none.
-        seed: of weights, order, masks and of the choice of labelled videos.
+        objective: target of pretraining, or ``scratch`` for no pretraining.
+        seed: seed of weights, order, masks and of the choice of labelled videos.
         lr: learning rate of pretraining; of finetuning for ``scratch``.
-        mask_ratio: share of hidden tokens; None for ``scratch``.
-        search: a short run that helps to choose ``lr`` and ``mask_ratio``, judged on the validation split alone.
+        mask_ratio: share of masked tokens; None for ``scratch``.
+        search: True for a short run that chooses ``lr`` and ``mask_ratio`` by the validation split only.
     """
 
-    objective: Contestant
+    objective: AblationObjective
     seed: int
     lr: float
     mask_ratio: float | None
@@ -38,64 +35,88 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """For people, and the MLflow run."""
+        """Name for messages and for the MLflow run."""
         mask = "" if self.mask_ratio is None else f", mask {self.mask_ratio:g}"
         return f"{self.objective}, seed {self.seed}, lr {self.lr:g}{mask}" + (", search" if self.search else "")
 
 
-def search_cells(budget: Budget) -> list[Cell]:
-    """The grid of each objective, under the first seed; empty where there is nothing to choose."""
-    cells = []
+class RunResult(TypedDict):
+    """Result of a run, as JSON.
+
+    Keys:
+        run: fields of the `AblationRun`.
+        run_id: MLflow run.
+        curve: one row per probe during pretraining: ``epoch``, ``seconds`` and the probe's metrics.
+        val, test: metrics by name; a search run has no ``test``.
+        pretrain_s, finetune_s: wall time without probes.
+    """
+
+    run: dict[str, Any]
+    run_id: str
+    curve: list[dict[str, float]]
+    val: Mapping[str, float]
+    test: NotRequired[Mapping[str, float]]
+    pretrain_s: NotRequired[float]
+    finetune_s: NotRequired[float]
+
+
+def search_runs(budget: Budget) -> list[AblationRun]:
+    """Return the grid of each objective with the first seed; an objective with a single point needs no search."""
+    runs = []
     for objective in budget.objectives:
         ratios: Sequence[float | None] = [None] if objective == "scratch" else budget.mask_ratios
         points = list(product(budget.lrs, ratios))
         if len(points) > 1:
-            cells += [Cell(objective, budget.seeds[0], lr, ratio, True) for lr, ratio in points]
-    return cells
+            runs += [AblationRun(objective, budget.seeds[0], lr, ratio, True) for lr, ratio in points]
+    return runs
 
 
-def score(result: Result) -> float:
-    """What a search is judged by: the frozen probe on the validation split; for ``scratch`` the finetuned accuracy."""
-    name = "top1" if result["cell"]["objective"] == "scratch" else "probe_top1"
-    return float(result["val"][name])
+def search_score(result: RunResult) -> float:
+    """Return the validation metric that a search maximises: frozen probe; finetuned top-1 for ``scratch``."""
+    return result["val"]["top1" if result["run"]["objective"] == "scratch" else "probe_top1"]
 
 
-def final_cells(budget: Budget, searched: Sequence[Result]) -> list[Cell]:
-    """Every objective under every seed, with the best point of its grid; the first of equals."""
-    cells = []
+def final_runs(budget: Budget, searched: Sequence[RunResult]) -> list[AblationRun]:
+    """Return every objective with every seed, at the best point of its grid (the first of equal ones)."""
+    runs = []
     for seed, objective in product(budget.seeds, budget.objectives):
-        rivals = [result for result in searched if result["cell"]["objective"] == objective]
-        if rivals:
-            best = max(rivals, key=score)["cell"]
+        grid = of_objective(searched, objective)
+        if grid:
+            best = max(grid, key=search_score)["run"]
             lr, ratio = best["lr"], best["mask_ratio"]
         else:
             lr, ratio = budget.lrs[0], None if objective == "scratch" else budget.mask_ratios[0]
-        cells.append(Cell(objective, seed, lr, ratio, False))
-    return cells
+        runs.append(AblationRun(objective, seed, lr, ratio, False))
+    return runs
 
 
-def cell_params(params: Params, budget: Budget, cell: Cell) -> Params:
-    """The parameters that a cell trains with.
+def of_objective(results: Sequence[RunResult], objective: str) -> list[RunResult]:
+    """Return the results of one objective."""
+    return [result for result in results if result["run"]["objective"] == objective]
+
+
+def run_params(params: Params, budget: Budget, run: AblationRun) -> Params:
+    """Return the parameters of a run.
 
     Raises:
-        ValueError: they contradict each other, as where the warm-up is longer than the budget.
+        ValueError: they contradict each other, for example if the warm-up is longer than the budget.
     """
-    values: dict[str, Any] = {"seed": cell.seed, "finetune.epochs": budget.finetune_epochs}
-    if cell.objective == "scratch":
-        values |= {"finetune.init": "scratch", "finetune.lr": cell.lr}
+    values: dict[str, Any] = {"seed": run.seed, "finetune.epochs": budget.finetune_epochs}
+    if run.objective == "scratch":
+        values |= {"finetune.init": "scratch", "finetune.lr": run.lr}
     else:
         values |= {
             "finetune.init": "pretrained",
-            "pretrain.objective": cell.objective,
-            "pretrain.lr": cell.lr,
-            "pretrain.mask_ratio": cell.mask_ratio,
-            "pretrain.epochs": budget.search_epochs if cell.search else budget.epochs,
+            "pretrain.objective": run.objective,
+            "pretrain.lr": run.lr,
+            "pretrain.mask_ratio": run.mask_ratio,
+            "pretrain.epochs": budget.search_epochs if run.search else budget.epochs,
         }
     return with_values(params, values)
 
 
 def few_labels(manifest: Manifest, labels_per_class: int | None, seed: int) -> Manifest:
-    """The manifest with at most so many training videos a label, drawn by the seed; other splits stay whole."""
+    """Keep at most ``labels_per_class`` training videos per label, drawn by the seed; other splits stay whole."""
     if labels_per_class is None:
         return manifest
     left_out: set[str] = set()
@@ -106,10 +127,11 @@ def few_labels(manifest: Manifest, labels_per_class: int | None, seed: int) -> M
     return manifest.without(left_out)
 
 
-def depends_on(params: Params, budget: Budget, cell: Cell) -> dict[str, Any]:
-    """Everything in the parameters that a cell's result follows from."""
-    own = cell_params(params, budget, cell).model_dump(mode="json", include={"seed", "clip", "model", "finetune"})
-    if cell.objective != "scratch":
-        own["pretrain"] = cell_params(params, budget, cell).pretrain.model_dump(mode="json")
+def result_depends_on(params: Params, budget: Budget, run: AblationRun) -> dict[str, Any]:
+    """Return all parameters that decide the result of a run, JSON-able."""
+    own = run_params(params, budget, run)
+    values = own.model_dump(mode="json", include={"seed", "clip", "model", "finetune"})
+    if run.objective != "scratch":
+        values["pretrain"] = own.pretrain.model_dump(mode="json")
     pace = {"labels_per_class": budget.labels_per_class, "probe_every_epochs": budget.probe_every_epochs}
-    return {"cell": asdict(cell), **own, **pace}
+    return {"ablation": asdict(run), **values, **pace}

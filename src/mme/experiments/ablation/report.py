@@ -1,19 +1,20 @@
-"""What an ablation came to: a table, figures for machines, and a picture."""
+"""Report of an ablation: Markdown page, JSON and figure."""
 
 from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from mme.config.ablation import Budget
-from mme.experiments.ablation.plan import Result, score
+from mme.experiments.ablation.plan import RunResult, of_objective, search_score
 from mme.manifest import SPLITS, Manifest
 from mme.system.files import write_json, write_text
+from mme.system.markdown import markdown_table
 from mme.tracking import git_commit
 from mme.viz.plots import save_figure
 
@@ -27,7 +28,7 @@ COLOURS = {
 }
 
 Summary = Mapping[str, Mapping[str, Mapping[str, float]]]
-"""Mean, deviation, lowest and highest by objective and measure."""
+"""Mean, deviation, lowest and highest value by objective and measure."""
 
 PAGE = """\
 # Ablation: what is predicted
@@ -42,7 +43,7 @@ objectives do here, and says nothing of the accuracy that any of them reaches on
 
 Test split, mean and standard deviation over the seeds ({num_seeds}); chance is {chance:.1%}. *Frozen probe*: logistic
 regression on the mean-pooled tokens of the frozen encoder, with all labelled training videos. *k-NN*: 20 neighbours
-by cosine on the same features. *Finetuned*: the whole network, on {labels} labelled videos a class, drawn by the
+by cosine on the same features. *Finetuned*: the whole network, on {labels} labelled videos per class, drawn by the
 seed, the epoch chosen on the validation split. All on the centre view. `scratch` has no pretraining: its frozen
 features are those of random weights. Pretraining seconds are wall time without probing, trainings running side by
 side.
@@ -57,20 +58,20 @@ side.
 
 Pretraining of {search_epochs} epochs under seed {search_seed}, each objective on each point of the grid, judged by
 the frozen probe on the validation split; for `scratch`, whose learning rate is that of finetuning, by its accuracy
-there. The test split had no part in it. The best is bold.
+there. The test split was not used. The best is bold.
 
 {search}
 
 ## Settings
 
 Pretraining {epochs} epochs, finetuning {finetune_epochs}; {videos} videos of {num_classes} classes (data digest
-`{digest}`); {cores} cores; commit `{commit}`. All else is in `params.yaml`. Every figure, with those of each seed, is
-in the JSON file beside this page.
+`{digest}`); {cores} cores; commit `{commit}`. All else is in `params.yaml`. The JSON file beside this
+page contains every number, also of each seed.
 """
 
 
-def write_report(
-    searched: Sequence[Result], finished: Sequence[Result], budget: Budget, manifest: Manifest, path: Path
+def write_ablation_report(
+    searched: Sequence[RunResult], finished: Sequence[RunResult], budget: Budget, manifest: Manifest, path: Path
 ) -> dict[str, float]:
     """Write ``path`` with the suffixes ``.json``, ``.md`` and ``.png``.
 
@@ -78,7 +79,7 @@ def write_report(
         Means over the seeds by ``OBJECTIVE/MEASURE``.
     """
     summary: dict[str, dict[str, dict[str, float]]] = {
-        objective: summarise(_of(finished, objective)) for objective in budget.objectives
+        objective: summarise(of_objective(finished, objective)) for objective in budget.objectives
     }
     about = {
         "budget": budget.model_dump(mode="json"),
@@ -92,31 +93,26 @@ def write_report(
     }
     write_json(path.with_suffix(".json"), {**about, "summary": summary, "search": searched, "final": finished})
     save_figure(curve_figure(finished, budget), path.with_suffix(".png"))
-    write_text(path.with_suffix(".md"), markdown(summary, searched, about, path.with_suffix(".png").name))
-    return {f"{objective}/{name}": figure["mean"] for objective, row in summary.items() for name, figure in row.items()}
+    write_text(path.with_suffix(".md"), report_page(summary, searched, about, path.with_suffix(".png").name))
+    return {f"{objective}/{name}": entry["mean"] for objective, row in summary.items() for name, entry in row.items()}
 
 
-def summarise(results: Sequence[Result]) -> dict[str, dict[str, float]]:
-    """Mean, standard deviation (n - 1; 0 for one seed), lowest and highest of each measure on the test split."""
+def summarise(results: Sequence[RunResult]) -> dict[str, dict[str, float]]:
+    """Return mean, standard deviation (n - 1; 0 for one seed), lowest and highest of each measure on the test split."""
     columns: dict[str, list[float]] = {name: [result["test"][name] for result in results] for name in MEASURES}
     columns["pretrain_s"] = [result.get("pretrain_s", 0.0) for result in results]
     return {name: spread(values) for name, values in columns.items()}
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Mean, standard deviation, lowest and highest of some figures, to six places."""
+    """Return mean, standard deviation, lowest and highest value, rounded to six places."""
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    figures = {"mean": statistics.mean(values), "std": deviation, "min": min(values), "max": max(values)}
-    return {name: round(value, 6) for name, value in figures.items()}
+    statistic = {"mean": statistics.mean(values), "std": deviation, "min": min(values), "max": max(values)}
+    return {name: round(value, 6) for name, value in statistic.items()}
 
 
-def markdown(
-    summary: Summary,
-    searched: Sequence[Result],
-    about: Mapping[str, Any],
-    picture: str,
-) -> str:
-    """The report as a page."""
+def report_page(summary: Summary, searched: Sequence[RunResult], about: Mapping[str, Any], picture: str) -> str:
+    """Return the report as a Markdown page."""
     budget, data = about["budget"], about["data"]
     return PAGE.format(
         results=results_table(summary),
@@ -139,61 +135,55 @@ def markdown(
 
 
 def results_table(summary: Summary) -> str:
-    """One row an objective."""
+    """Return the table of results, one row per objective."""
     header = ["objective", *MEASURES.values(), "pretraining, s"]
     rows = []
     for objective, row in summary.items():
         shares = [f"{100 * row[name]['mean']:.1f} ± {100 * row[name]['std']:.1f} %" for name in MEASURES]
         rows.append([f"`{objective}`", *shares, f"{row['pretrain_s']['mean']:.0f}"])
-    return table(header, rows)
+    return markdown_table(header, rows)
 
 
 def gaps_table(summary: Summary) -> str:
-    """Points by which the mean of `mme` is above the others."""
+    """Return the table of differences between the mean of `mme` and the other means."""
     if "mme" not in summary:
-        return "Not among the objectives."
+        return "`mme` is not among the objectives."
     own, rows = summary["mme"], []
     for objective, row in summary.items():
         if objective != "mme":
             gaps = [f"{100 * (own[name]['mean'] - row[name]['mean']):+.1f}" for name in MEASURES]
             rows.append([f"above `{objective}`, points", *gaps])
-    return table(["", *MEASURES.values()], rows)
+    return markdown_table(["", *MEASURES.values()], rows)
 
 
-def search_table(searched: Sequence[Result]) -> str:
-    """One row a point of the grid, the objectives as columns, their best in bold."""
+def search_table(searched: Sequence[RunResult]) -> str:
+    """Return the table of the search: one row per point of the grid, one column per objective, the best in bold."""
     if not searched:
-        return "Nothing to choose: the grid has one point."
-    objectives = list(dict.fromkeys(result["cell"]["objective"] for result in searched))
-    points = list(dict.fromkeys((r["cell"]["lr"], r["cell"]["mask_ratio"]) for r in searched))
-    best = [max(_of(searched, objective), key=score) for objective in objectives]
-    found = {(r["cell"]["objective"], r["cell"]["lr"], r["cell"]["mask_ratio"]): r for r in searched}
+        return "No search: the grid has one point."
+    objectives = list(dict.fromkeys(result["run"]["objective"] for result in searched))
+    points = list(dict.fromkeys((r["run"]["lr"], r["run"]["mask_ratio"]) for r in searched))
+    best = [max(of_objective(searched, objective), key=search_score) for objective in objectives]
+    found = {(r["run"]["objective"], r["run"]["lr"], r["run"]["mask_ratio"]): r for r in searched}
     rows = []
     for lr, ratio in points:
         row = [f"{lr:g}", "" if ratio is None else f"{ratio:g}"]
         for objective in objectives:
             result = found.get((objective, lr, ratio))
             mark = "**" if result in best else ""
-            row.append("" if result is None else f"{mark}{score(result):.1%}{mark}")
+            row.append("" if result is None else f"{mark}{search_score(result):.1%}{mark}")
         rows.append(row)
-    return table(["learning rate", "mask ratio", *(f"`{name}`" for name in objectives)], rows)
+    return markdown_table(["learning rate", "mask ratio", *(f"`{name}`" for name in objectives)], rows)
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def curve_figure(finished: Sequence[Result], budget: Budget) -> Figure:
-    """Probe accuracy over pretraining time, a band from the lowest seed to the highest; accuracies beside it."""
+def curve_figure(finished: Sequence[RunResult], budget: Budget) -> Figure:
+    """Draw probe accuracy over pretraining time (band: lowest to highest seed), and accuracies by measure."""
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[3, 2])
     for objective in budget.objectives:
-        curves = [result["curve"] for result in _of(finished, objective) if result["curve"]]
+        curves = [result["curve"] for result in of_objective(finished, objective) if result["curve"]]
         if not curves:
             continue
-        points = list(zip(*curves, strict=True))  # one entry an epoch that was probed, over the seeds
+        points = list(zip(*curves, strict=True))  # one entry per probed epoch, over the seeds
         seconds = [statistics.mean(row["seconds"] for row in point) for point in points]
         shares = [[100 * row["test/probe_top1"] for row in point] for point in points]
         left.plot(seconds, [statistics.mean(s) for s in shares], "o-", color=COLOURS[objective])
@@ -202,7 +192,7 @@ def curve_figure(finished: Sequence[Result], budget: Budget) -> Figure:
         )
     left.set(xlabel="pretraining, s", ylabel="frozen probe, %", ylim=(0, 100), title="over pretraining time")
     for index, objective in enumerate(budget.objectives):
-        results = _of(finished, objective)
+        results = of_objective(finished, objective)
         for place, name in enumerate(MEASURES):
             seeds = [100 * result["test"][name] for result in results]
             x = place + (index - len(budget.objectives) / 2 + 0.5) * 0.16
@@ -211,10 +201,6 @@ def curve_figure(finished: Sequence[Result], budget: Budget) -> Figure:
             )
             right.plot([x] * len(seeds), seeds, ".", color="black", markersize=4)
     right.set_xticks(range(len(MEASURES)), list(MEASURES.values()))
-    right.set(ylabel="test top-1, %", ylim=(0, 100), title="in the end; a dot is a seed")
+    right.set(ylabel="test top-1, %", ylim=(0, 100), title="after training; one dot per seed")
     figure.legend(*right.get_legend_handles_labels(), loc="outside upper center", ncols=len(budget.objectives))
     return figure
-
-
-def _of(results: Sequence[Result], objective: str) -> list[Result]:
-    return [result for result in results if result["cell"]["objective"] == objective]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import cv2
@@ -13,83 +15,91 @@ from threadpoolctl import threadpool_limits
 import mme
 from mme.config import Params
 from mme.config.ablation import Budget
-from mme.experiments.ablation.cells import Site, run_cell
-from mme.experiments.ablation.plan import Cell, Result, final_cells, search_cells
-from mme.experiments.ablation.report import write_report
-from mme.manifest import Manifest
-from mme.system.executors import open_process_pool
-from mme.system.files import digest, sha256_file, write_text
-from mme.tracking import start_run
+from mme.experiments.ablation.plan import AblationRun, RunResult, final_runs, search_runs
+from mme.experiments.ablation.report import write_ablation_report
+from mme.experiments.ablation.runs import AblationContext, execute_run
+from mme.manifest import MANIFEST_FILE, Manifest
+from mme.system.files import digest, sha256_file
+from mme.system.parent import end_with_parent
+from mme.tracking import start_noted_run
 
-MODULES = ("experiments/ablation/cells.py", "experiments/ablation/plan.py", "evaluation/probe.py")
+WORK = Path(".work/ablation")
+
+MODULES = ("experiments/ablation/runs.py", "experiments/ablation/plan.py", "evaluation/probe.py")
 PACKAGES = ("data", "models", "motion", "targets", "training", "video")
-"""Whose code decides what a cell comes to."""
+"""Code that decides the result of a run."""
 
-Tell = Callable[[str], None]
-"""Receives a line for people."""
+ShowLine = Callable[[str], None]
 
 
-def run_ablation(params: Params, budget: Budget, data: Path, reports: Path, workers: int, tell: Tell) -> None:
-    """Search, train and measure all objectives, and write the report; what an interrupted call finished is kept.
+def run_ablation(params: Params, budget: Budget, data: Path, reports: Path, workers: int, show: ShowLine) -> None:
+    """Search, train and measure all objectives and write the report; finished runs of an earlier call are kept.
 
     Args:
         params: the whole of ``params.yaml``.
         budget: ``params.ablation.full`` or ``.quick``.
         data: folder of ``manifest.parquet``, ``videos`` and ``trajectories``.
-        reports: the report's path without a suffix.
-        workers: trainings side by side, on equal shares of the cores.
-        tell: receives a line for each finished cell.
+        reports: path of the report without a suffix.
+        workers: trainings in parallel, on equal shares of the cores.
+        show: receives one line per finished run.
 
     Raises:
         ValueError: the data do not fit the parameters.
     """
-    manifest = Manifest.load(data / "manifest.parquet")
-    work = Path(".work/ablation")
+    manifest = Manifest.load(data / MANIFEST_FILE)
     code = code_digest()
-    note = work / f"run-{digest([budget.model_dump(mode='json'), manifest.digest, code])}"
-    former = note.read_text(encoding="utf-8") if note.exists() else None
-    with start_run("ablation", params, resume_run_id=former) as run:
-        write_text(note, run.id)
-        run.log_dataset(data / "manifest.parquet", manifest.digest, "ablation")
-        site = Site(params, budget, data, work, code, run.id)
-        searched = run_cells(site, search_cells(budget), workers, tell)
-        finished = run_cells(site, final_cells(budget, searched), workers, tell)
-        summary = write_report(searched, finished, budget, manifest, reports)
-        run.log_metrics(summary)
+    note = WORK / f"run-{digest([budget.model_dump(mode='json'), manifest.digest, code])}"
+    with start_noted_run("ablation", params, note) as recorded:
+        recorded.log_dataset(data / MANIFEST_FILE, manifest.digest, "ablation")
+        context = AblationContext(params, budget, data, WORK, code, recorded.id)
+        searched = execute_runs(context, search_runs(budget), workers, show)
+        finished = execute_runs(context, final_runs(budget, searched), workers, show)
+        recorded.log_metrics(write_ablation_report(searched, finished, budget, manifest, reports))
         for path in sorted(reports.parent.glob(f"{reports.name}.*")):
-            run.log_artifact(path)
+            recorded.log_artifact(path)
 
 
-def run_cells(site: Site, cells: Sequence[Cell], workers: int, tell: Tell) -> list[Result]:
-    """Results in the order of ``cells``."""
-    results: dict[Cell, Result] = {}
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    with open_process_pool(workers, run_cell.__module__, limit_threads, threads) as pool:
-        for cell, result in pool.call_all(run_cell, ((cell, (site, cell)) for cell in cells)):
-            results[cell] = result
-            tell(f"{len(results)}/{len(cells)} {cell.name}: {figures(result)}")
-    return [results[cell] for cell in cells]
+def execute_runs(
+    context: AblationContext, runs: Sequence[AblationRun], workers: int, show: ShowLine
+) -> list[RunResult]:
+    """Execute runs in parallel processes and return their results in the order of ``runs``."""
+    results: dict[AblationRun, RunResult] = {}
+    num_threads = max(1, (os.cpu_count() or 1) // workers)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, initializer=_start_worker, initargs=(num_threads,)) as pool:
+        futures = {pool.submit(execute_run, context, run): run for run in runs}
+        try:
+            for future in as_completed(futures):
+                run = futures[future]
+                results[run] = future.result()
+                show(f"{len(results)}/{len(runs)} {run.name}: {describe_result(results[run])}")
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [results[run] for run in runs]
 
 
-def limit_threads(count: int) -> None:
-    """Use so many cores in this process."""
-    torch.set_num_threads(count)
-    cv2.setNumThreads(count)
-    threadpool_limits(count)
-
-
-def figures(result: Result) -> str:
-    """A result in a line."""
-    split = "val" if result["cell"]["search"] else "test"
-    parts = [f"{split} {name} {value:.1%}" for name, value in result[split].items()]
-    return ", ".join(
-        [*parts, *(f"{name} {result[name]:.0f}" for name in ("pretrain_s", "finetune_s") if name in result)]
-    )
+def describe_result(result: RunResult) -> str:
+    """Return the metrics and seconds of a result in one line."""
+    split, metrics = ("test", result["test"]) if "test" in result else ("val", result["val"])
+    parts = [f"{split} {name} {value:.1%}" for name, value in metrics.items()]
+    if "pretrain_s" in result:
+        parts.append(f"pretrain_s {result['pretrain_s']:.0f}")
+    if "finetune_s" in result:
+        parts.append(f"finetune_s {result['finetune_s']:.0f}")
+    return ", ".join(parts)
 
 
 def code_digest() -> str:
-    """What the code is that decides results: editing it starts the ablation afresh."""
+    """Return the digest of the code that decides results: editing it invalidates finished runs."""
     root = Path(mme.__file__).parent
     files = [root / name for name in MODULES]
     files += [path for name in PACKAGES for path in sorted((root / name).rglob("*.py"))]
     return digest([[str(path.relative_to(root)), sha256_file(path)] for path in files])
+
+
+def _start_worker(num_threads: int) -> None:
+    end_with_parent()
+    torch.set_num_threads(num_threads)
+    cv2.setNumThreads(num_threads)
+    threadpool_limits(num_threads)

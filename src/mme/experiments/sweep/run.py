@@ -1,4 +1,4 @@
-"""Running a sweep: worker processes that take trials from the queue, and the one that looks after them."""
+"""Run a sweep: worker processes that take trials from the queue, and their supervisor."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -21,141 +20,130 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mme.config import Params
 from mme.config.edit import Values
-from mme.experiments.sweep.space import DIGITS, check_space
+from mme.experiments.sweep.space import STEP_DIGITS, check_space
 from mme.experiments.sweep.study import (
     RUN_ID,
-    SURPLUS,
+    enqueue_missing,
+    is_queued,
+    is_shared,
     is_waiting,
-    join,
+    join_study,
     open_storage,
-    plan,
     retry_unfinished,
     sampler_and_pruner,
     study_name,
 )
-from mme.experiments.sweep.trial import METRIC, REPEAT_OF, SEED, VALUES, WORK, Objective, Setting
-from mme.manifest import MANIFEST_FILE, Manifest
+from mme.experiments.sweep.trial import (
+    METRIC,
+    REPEAT_OF,
+    SEED,
+    TRACKS,
+    VALUES,
+    StudyRun,
+    TrialObjective,
+    manifest_path,
+)
+from mme.manifest import Manifest
 from mme.motion.store import TrackStore
 from mme.system.parent import end_with_parent
 from mme.tracking import start_run
 
-TRACKS = Path("data/trajectories")
-
 POLL_S = 2.0
 STOP_S = 60.0
-"""How long a worker has to record that it was stopped."""
+"""Seconds that a terminated worker has to record the interruption."""
 
-Show = Callable[[FrozenTrial], None]
-"""Receives each trial when it has ended."""
+REPEATS = "-repeats"
+"""Suffix of the study of a study's repetitions."""
 
-
-@dataclass(frozen=True)
-class Crew:
-    """Worker processes of a study.
-
-    Attributes:
-        params: of the pipeline.
-        study: the study's name.
-        parent_id: MLflow's run of the sweep.
-        num_workers: processes.
-    """
-
-    params: Params
-    study: str
-    parent_id: str
-    num_workers: int
-
-    @property
-    def num_threads(self) -> int:
-        """Of each worker, so that together they use the cores once."""
-        return max(1, len(os.sched_getaffinity(0)) // self.num_workers)
-
-
-def manifest_file(params: Params) -> Path:
-    """Of the data set that trials pretrain on; its labelled videos are what they are probed with."""
-    return Path(params.pretrain.data, MANIFEST_FILE)
+ShowTrial = Callable[[FrozenTrial], None]
+"""Called with each trial after its end."""
 
 
 def name_of_study(params: Params) -> str:
-    """The study that ``params`` and the data in the working folder belong to."""
-    return study_name(params, [Manifest.load(manifest_file(params)).digest, TrackStore(TRACKS).params])
+    """Return the name of the study of ``params`` and the data in the working folder."""
+    return study_name(params, [Manifest.load(manifest_path(params)).digest, TrackStore(TRACKS).params])
 
 
-def sweep(params: Params, num_workers: int, show: Show) -> optuna.Study:
-    """Run the trials that are missing, together with other hosts if the storage is a database.
+def run_sweep(params: Params, num_workers: int, show: ShowTrial) -> optuna.Study:
+    """Run the missing trials, together with other hosts if the storage is a database.
 
-    A study that was interrupted, killed at any point included, goes on where it was, in the same MLflow run.
+    A study that was interrupted or killed at any point is continued, in the same MLflow run.
 
     Raises:
-        ValueError: the space is wrong, or data, trajectories or storage are not there.
-        RuntimeError: a worker ended without a word, or no trial at all was finished.
+        ValueError: the space is invalid, or data, trajectories or storage are missing.
+        RuntimeError: a worker exited without reporting an error, or no trial finished.
     """
     check_space(params)
-    name, storage = name_of_study(params), open_storage(params.runtime)
-    (WORK / name).mkdir(parents=True, exist_ok=True)
-    study = join(params, name, storage)
-    tags = {"study": name}
-    with start_run("sweep", params, tags=tags, resume_run_id=study.user_attrs.get(RUN_ID)) as run:
-        _retry(study, params)
-        plan(study, params.sweep)
+    name = name_of_study(params)
+    study = join_study(params, name, open_storage(params))
+    with start_run("sweep", params, tags={"study": name}, resume_run_id=study.user_attrs.get(RUN_ID)) as run:
+        study_run = StudyRun(params, name, run.id)
+        _retry(study_run, study)
+        enqueue_missing(study, params)
         study.set_user_attr(RUN_ID, run.id)
-        _work_off(Crew(params, name, run.id, num_workers), study, show)
+
+        _run_queue(study_run, study, num_workers, show)
         finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         if not finished:
-            raise RuntimeError(f"{name}: no trial was finished; {WORK / name} holds the workers' logs")
+            raise RuntimeError(f"{name}: no trial finished; the workers' logs are in {study_run.work}")
         run.log_metrics({METRIC: study.best_value, "sweep/finished": len(finished)})
     return study
 
 
-def repeat(params: Params, number: int | None, seeds: Sequence[int], num_workers: int, show: Show) -> optuna.Study:
-    """Run a trial again with other seeds, in a study of its own: how much of a difference is chance.
+def repeat_trial(
+    params: Params, number: int | None, seeds: Sequence[int], num_workers: int, show: ShowTrial
+) -> optuna.Study:
+    """Run a trial again with other seeds, in a study of its own, to measure the spread over seeds.
 
     Args:
-        params: of the pipeline.
-        number: the trial; None = the best.
-        seeds: in the place of ``seed``.
+        params: parameters of the pipeline.
+        number: number of the trial; None = the best.
+        seeds: values of ``seed``.
         num_workers: processes.
-        show: receives each repetition.
+        show: called with each repetition.
 
     Raises:
         ValueError: there is no such finished trial.
     """
-    study = load(params)
+    study = load_study(params)
     trial = finished_trial(study, number)
     repeats = optuna.create_study(
-        study_name=repeats_name(study.study_name), storage=open_storage(params.runtime), direction="maximize",
-        load_if_exists=True, pruner=optuna.pruners.NopPruner(),
-    )  # fmt: skip
-    (WORK / repeats.study_name).mkdir(parents=True, exist_ok=True)
-    _retry(repeats, params)
+        study_name=study.study_name + REPEATS,
+        storage=open_storage(params),
+        direction="maximize",
+        load_if_exists=True,
+    )
+    study_run = StudyRun(params, repeats.study_name, study.user_attrs[RUN_ID])
+    _retry(study_run, repeats)
     known = {(old.user_attrs[REPEAT_OF], old.user_attrs[SEED]) for old in repeats.get_trials(deepcopy=False)}
     for seed in seeds:
         if (trial.number, seed) not in known:
             attributes = {REPEAT_OF: trial.number, SEED: seed, VALUES: trial.params}
             repeats.add_trial(optuna.create_trial(state=TrialState.WAITING, user_attrs=attributes))
-    _work_off(Crew(params, repeats.study_name, study.user_attrs[RUN_ID], num_workers), repeats, show)
+    _run_queue(study_run, repeats, num_workers, show)
     return repeats
 
 
-def load(params: Params) -> optuna.Study:
-    """The study of ``params`` and the data in the working folder.
+def load_study(params: Params) -> optuna.Study:
+    """Load the study of ``params`` and the data in the working folder.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such study.
     """
-    name, storage = name_of_study(params), open_storage(params.runtime)
+    name, storage = name_of_study(params), open_storage(params)
     known = optuna.get_all_study_names(storage)
     if name not in known:
-        where = params.runtime.sweep_storage
-        raise ValueError(f"{where}: no study {name} of these parameters and data, it has {known}")
+        raise ValueError(
+            f"{params.runtime.sweep_storage}: has no study {name} of these parameters and data, only {known}"
+        )
     return optuna.load_study(study_name=name, storage=storage)
 
 
 def finished_trial(study: optuna.Study, number: int | None) -> FrozenTrial:
-    """A finished trial by its number, or the best.
+    """Return a finished trial by its number, or the best one.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such trial.
     """
     finished = {trial.number: trial for trial in study.get_trials(states=(TrialState.COMPLETE,))}
     if not finished or (number is not None and number not in finished):
@@ -163,25 +151,39 @@ def finished_trial(study: optuna.Study, number: int | None) -> FrozenTrial:
     return study.best_trial if number is None else finished[number]
 
 
-def repeats_name(study: str) -> str:
-    """The study of a study's repetitions."""
-    return f"{study}-repeats"
+def trial_values(params: Params, number: int | None) -> Values:
+    """Return the values of a finished trial, or of the best; raises as `load_study` and `finished_trial`."""
+    values = finished_trial(load_study(params), number).params
+    return {name: round(value, STEP_DIGITS) if isinstance(value, float) else value for name, value in values.items()}
 
 
-def _retry(study: optuna.Study, params: Params) -> None:
-    with _queue_lock(study.study_name):
-        retry_unfinished(study, shared="://" in params.runtime.sweep_storage)
+def describe_trial(trial: FrozenTrial) -> str:
+    """Return one line about an ended trial: state, probe, duration, values."""
+    state = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}[trial.state]
+    probe = "" if trial.value is None else f"{trial.value:.1%}"
+    seconds = f"{trial.duration.total_seconds():.0f} s" if trial.duration else ""
+    seed = {SEED: trial.user_attrs[SEED]} if SEED in trial.user_attrs else {}
+    values = format_values({**trial.user_attrs.get(VALUES, {}), **trial.params, **seed})
+    return f"trial {trial.number:>3}  {state:<8}  {probe:>6}  {seconds:>7}  {values}"
 
 
-def _queue_lock(study: str) -> FileLock:
-    """Held on this host from a look at the queue until a trial has been taken from it and says by whom."""
-    return FileLock(WORK / study / "queue.lock", thread_local=False)
+def format_values(values: Values) -> str:
+    """Return values as text, each with the last part of its name."""
+    short = {name.rpartition(".")[2]: value for name, value in values.items()}
+    return ", ".join(f"{name} {f'{value:.4g}' if isinstance(value, float) else value}" for name, value in short.items())
 
 
-def _work_off(crew: Crew, study: optuna.Study, show: Show) -> None:
-    """Let workers run the queued trials; one that is killed is replaced, and its trial tried again."""
+def _run_queue(study_run: StudyRun, study: optuna.Study, num_workers: int, show: ShowTrial) -> None:
+    """Run the queued trials in worker processes; replace a worker that was killed and run its trial again."""
+    num_threads = max(1, len(os.sched_getaffinity(0)) // num_workers)
+
+    def start(index: int) -> SpawnProcess:
+        process = multiprocessing.get_context("spawn").Process(target=_work, args=(study_run, index, num_threads))
+        process.start()
+        return process
+
     shown = {trial.number for trial in _ended(study)}
-    workers = [_start(crew, index) for index in range(crew.num_workers)]
+    workers = [start(index) for index in range(num_workers)]
     try:
         while any(worker.is_alive() for worker in workers):
             wait([worker.sentinel for worker in workers if worker.is_alive()], POLL_S)
@@ -191,87 +193,62 @@ def _work_off(crew: Crew, study: optuna.Study, show: Show) -> None:
                     show(trial)
             for index, worker in enumerate(workers):
                 if worker.exitcode is not None and worker.exitcode < 0:
-                    _retry(study, crew.params)
-                    workers[index] = _start(crew, index)
+                    _retry(study_run, study)
+                    workers[index] = start(index)
                 elif worker.exitcode:
-                    raise RuntimeError(f"worker {index} failed, see {_log_file(crew.study, index)}")
+                    raise RuntimeError(f"worker {index} failed, see {_log_file(study_run, index)}")
     finally:
-        _stop(workers)
-
-
-def _ended(study: optuna.Study) -> list[FrozenTrial]:
-    ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
-    return [trial for trial in ended if SURPLUS not in trial.user_attrs]
-
-
-def _start(crew: Crew, index: int) -> SpawnProcess:
-    process = multiprocessing.get_context("spawn").Process(target=_work, args=(crew, index), name=f"sweep-{index}")
-    process.start()
-    return process
-
-
-def _stop(workers: Sequence[SpawnProcess]) -> None:
-    for worker in workers:
-        if worker.is_alive():
+        for worker in workers:
             worker.terminate()  # it records that its trial was interrupted
-    for worker in workers:
-        worker.join(STOP_S)
-        if worker.is_alive():
+        for worker in workers:
+            worker.join(STOP_S)
             worker.kill()
             worker.join()
 
 
-def _work(crew: Crew, index: int) -> None:
-    """A worker process: one trial after the other until the queue is empty."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of them; who started this one passes it on
-    _write_to(_log_file(crew.study, index))
-    end_with_parent(signal.SIGTERM)  # whose handler records that the trial was interrupted
-    torch.set_num_threads(crew.num_threads)
+def _ended(study: optuna.Study) -> list[FrozenTrial]:
+    ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
+    return [trial for trial in ended if is_queued(trial)]
+
+
+def _retry(study_run: StudyRun, study: optuna.Study) -> None:
+    with _queue_lock(study_run):
+        retry_unfinished(study, shared=is_shared(study_run.params))
+
+
+def _queue_lock(study_run: StudyRun) -> FileLock:
+    """Return the lock that is held on this host while a trial is taken from the queue and marked with its worker."""
+    study_run.work.mkdir(parents=True, exist_ok=True)
+    return FileLock(study_run.work / "queue.lock", thread_local=False)
+
+
+def _log_file(study_run: StudyRun, index: int) -> Path:
+    return study_run.work / f"worker-{index}.log"
+
+
+def _work(study_run: StudyRun, index: int, num_threads: int) -> None:
+    """Run one trial after the other until the queue is empty (worker process)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is sent to all; the supervisor terminates its workers
+    end_with_parent(signal.SIGTERM)
+    torch.set_num_threads(num_threads)
     cv2.setNumThreads(1)
-    data = manifest_file(crew.params)
-    setting = Setting(crew.params, data, Manifest.load(data), TrackStore(TRACKS), crew.study, crew.parent_id)
-    is_repeats = crew.study.endswith(repeats_name(""))
-    parts: dict[str, Any] = {"pruner": optuna.pruners.NopPruner()} if is_repeats else sampler_and_pruner(crew.params)
-    study = optuna.load_study(study_name=crew.study, storage=open_storage(crew.params.runtime), **parts)
-    lock = _queue_lock(crew.study)
-    objective = Objective(setting, lambda: lock.release(force=True))
+
+    # Send all output to a file: the progress bars of several workers would overwrite each other.
+    with _log_file(study_run, index).open("a", encoding="utf-8") as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
+
+    is_repeats = study_run.study.endswith(REPEATS)
+    no_pruner: dict[str, Any] = {"pruner": optuna.pruners.NopPruner()}
+    study = optuna.load_study(
+        study_name=study_run.study,
+        storage=open_storage(study_run.params),
+        **(no_pruner if is_repeats else sampler_and_pruner(study_run.params)),
+    )
+    lock = _queue_lock(study_run)
+    objective = TrialObjective(study_run, on_taken=lambda: lock.release(force=True))
     while True:
         with lock:
             if not is_waiting(study):
                 return
             study.optimize(objective, n_trials=1, catch=(Exception,))
-
-
-def _log_file(study: str, index: int) -> Path:
-    return WORK / study / f"worker-{index}.log"
-
-
-def _write_to(path: Path) -> None:
-    """Let all that this process says go to a file: the bars of several would overwrite each other."""
-    with path.open("a", encoding="utf-8") as file:
-        os.dup2(file.fileno(), sys.stdout.fileno())
-        os.dup2(file.fileno(), sys.stderr.fileno())
-
-
-def best_values(params: Params, number: int | None) -> Values:
-    """The values of a finished trial, or of the best one; raises as `load` and `finished_trial`."""
-    return {
-        name: round(value, DIGITS) if isinstance(value, float) else value
-        for name, value in finished_trial(load(params), number).params.items()
-    }
-
-
-def line(trial: FrozenTrial) -> str:
-    """What became of a trial."""
-    outcome = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "stopped", TrialState.FAIL: "failed"}[trial.state]
-    probe = "" if trial.value is None else f"{trial.value:.1%}"
-    seconds = f"{trial.duration.total_seconds():.0f} s" if trial.duration else ""
-    seed = {SEED: trial.user_attrs[SEED]} if SEED in trial.user_attrs else {}
-    values = values_text({**trial.user_attrs.get(VALUES, {}), **trial.params, **seed})
-    return f"trial {trial.number:>3}  {outcome:<8}  {probe:>6}  {seconds:>7}  {values}"
-
-
-def values_text(values: Values) -> str:
-    """Values for people, by the last part of their names."""
-    shown = {name.rpartition(".")[2]: value for name, value in values.items()}
-    return ", ".join(f"{name} {f'{value:.4g}' if isinstance(value, float) else value}" for name, value in shown.items())

@@ -1,4 +1,4 @@
-"""The space that is searched: parameters by their dotted names, such as ``pretrain.mask_ratio``."""
+"""Search space: parameters by their dotted names, such as ``pretrain.mask_ratio``."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from mme.config import Params
 from mme.config.edit import with_values
 from mme.config.sweep import Choices, LogRange, Scalar, Steps
 
-DIGITS = 10
-"""Of a value between two steps: 0.3 + 4 x 0.1 is meant as 0.7."""
+STEP_DIGITS = 10
+"""Decimal places of a value on a step: 0.3 + 4 x 0.1 becomes 0.7."""
 
 
 def suggest(trial: optuna.Trial, space: Mapping[str, Steps | LogRange | Choices]) -> dict[str, Scalar]:
-    """The values of a trial."""
+    """Draw the values of a trial."""
     return {name: _suggest(trial, name, choice) for name, choice in space.items()}
 
 
@@ -28,14 +28,14 @@ def _suggest(trial: optuna.Trial, name: str, choice: Steps | LogRange | Choices)
     low, high, step = choice.low, choice.high, choice.step
     if isinstance(low, int) and isinstance(high, int) and isinstance(step, int):
         return trial.suggest_int(name, low, high, step=step)
-    return round(trial.suggest_float(name, low, high, step=step), DIGITS)
+    return round(trial.suggest_float(name, low, high, step=step), STEP_DIGITS)
 
 
 def check_space(params: Params) -> None:
-    """Make sure that the ends of every range, and every point that is tried first, are valid parameters.
+    """Check that both ends of every range, every choice and every point of ``first`` are valid parameters.
 
     Raises:
-        ValueError: one is not; the message names it.
+        ValueError: one is not valid; the message names it.
     """
     sweep = params.sweep
     for name, choice in sweep.space.items():

@@ -1,130 +1,106 @@
-"""One trial: a short pretraining, probed on the validation split as it goes."""
+"""One trial: a short pretraining, probed on the validation split every few epochs."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import optuna
-import pytorch_lightning as lightning
-from pytorch_lightning.callbacks import Callback
 
 from mme.config import Params
 from mme.config.edit import with_values
 from mme.data.frames import SEED_ORDER
 from mme.evaluation.probe import centre_views, encode, knn, linear_probe
 from mme.experiments.sweep.space import suggest
-from mme.experiments.sweep.study import INTERRUPTED, RUN_ID, SURPLUS, WORKER, is_queued, this_process
-from mme.manifest import Manifest
+from mme.experiments.sweep.study import INTERRUPTED, RUN_ID, WORKER, is_queued, this_process
+from mme.manifest import MANIFEST_FILE, Manifest
 from mme.models.encoder import VideoEncoder
 from mme.motion.store import TrackStore
 from mme.tracking import Run, is_interrupt, start_run
-from mme.training.pretrain import PretrainModule, run_pretraining
+from mme.training.loop.callbacks import PeriodicProbe
+from mme.training.pretrain import run_pretraining
 
 METRIC = "val/probe_top1"
-"""What trials are ranked by. Losses are no measure: they depend on what is hidden and on the length of the tracks."""
+"""Metric that ranks trials. Losses do not: they depend on the mask ratio and on the length of the tracks."""
 
+TRACKS = Path("data/trajectories")
 WORK = Path(".work/sweep")
 
 SEED, VALUES, REPEAT_OF = "seed", "values", "repeat_of"
-"""Attributes of a repetition: its seed, the values of the trial that it repeats, and that trial's number."""
+"""User attributes of a repetition: its seed, and the values and the number of the repeated trial."""
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What the trials of a study share.
+class StudyRun:
+    """A study that trials are run for.
 
     Attributes:
-        params: of the pipeline.
-        manifest_path: the data's list.
-        manifest: the data.
-        tracks: its trajectories.
-        study: the study's name.
-        parent_id: MLflow's run of the sweep.
+        params: parameters of the pipeline.
+        study: name of the study.
+        parent_id: MLflow run of the sweep.
     """
 
     params: Params
-    manifest_path: Path
-    manifest: Manifest
-    tracks: TrackStore
     study: str
     parent_id: str
 
-    def pretraining_videos(self) -> Manifest:
-        """The data with at most ``sweep.num_clips`` of pretraining's videos, chosen by the seed."""
-        manifest, params = self.manifest, self.params
-        videos = manifest.videos(params.pretrain.splits)
-        count = min(params.sweep.num_clips, len(videos))
-        order = np.random.default_rng((SEED_ORDER, params.seed)).permutation(len(videos))
-        return manifest.without({videos[index].id for index in order[count:]})
+    @property
+    def work(self) -> Path:
+        """Folder of unfinished trials and logs."""
+        return WORK / self.study
 
 
-class Probes(Callback):
-    """Probes the encoder every few epochs and after the last; a resumed trial keeps those that it has.
-
-    Attributes:
-        results: metrics by epochs done.
-    """
-
-    def __init__(
-        self,
-        every: int,
-        measure: Callable[[VideoEncoder], dict[str, float]],
-        take: Callable[[int, dict[str, float]], None],
-    ) -> None:
-        self.every, self.measure, self.take = every, measure, take
-        self.results: dict[int, dict[str, float]] = {}
-
-    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Measure, and hand the figures on; that may end the trial."""
-        done = trainer.current_epoch + 1
-        if done % self.every == 0 or done == trainer.max_epochs:
-            self.results[done] = self.measure(cast(PretrainModule, pl_module).model.encoder)
-            self.take(done, self.results[done])
-
-    def state_dict(self) -> dict[str, Any]:
-        """The results, for the checkpoint."""
-        return {"results": self.results}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the results of an interrupted trial."""
-        self.results = dict(state_dict["results"])
+def manifest_path(params: Params) -> Path:
+    """Return the manifest of the data that trials pretrain on and are probed with."""
+    return Path(params.pretrain.data, MANIFEST_FILE)
 
 
-class Objective:
-    """What Optuna maximises: the probe of a trial's encoder."""
+def limit_pretraining_videos(manifest: Manifest, params: Params) -> Manifest:
+    """Keep at most ``sweep.num_clips`` videos of pretraining, chosen by the seed, and all other videos."""
+    videos = manifest.videos(params.pretrain.splits)
+    order = np.random.default_rng((SEED_ORDER, params.seed)).permutation(len(videos))
+    return manifest.without({videos[index].id for index in order[params.sweep.num_clips :]})
 
-    def __init__(self, setting: Setting, begun: Callable[[], None]) -> None:
-        """``begun`` is called when a trial has been taken from the queue and says who did."""
-        self.setting, self.begun = setting, begun
-        self.videos = setting.pretraining_videos()
+
+class TrialObjective:
+    """Objective that Optuna maximises: the probe of a trial's encoder."""
+
+    def __init__(self, study_run: StudyRun, on_taken: Callable[[], None]) -> None:
+        """``on_taken`` is called after a trial has been taken from the queue and carries the id of this process."""
+        self.study_run = study_run
+        self.params = study_run.params
+        self.on_taken = on_taken
+        self.manifest_path = manifest_path(self.params)
+        self.manifest = Manifest.load(self.manifest_path)
+        self.videos = limit_pretraining_videos(self.manifest, self.params)
+        self.tracks = TrackStore(TRACKS)
         self._views: dict[str, Any] = {}
 
     def __call__(self, trial: optuna.Trial) -> float:
         """Run a trial.
 
         Raises:
-            TrialPruned: it did worse than the others had at the same epoch.
-            KeyboardInterrupt: it was told to stop; it will be tried again.
-            LookupError: nobody asked for the trial.
+            TrialPruned: its probe is below the median of the other trials at the same epoch.
+            KeyboardInterrupt: a signal ended it; it will be run again.
+            LookupError: the trial did not come from the queue.
         """
         if not is_queued(trial.study.get_trials(deepcopy=False)[trial.number]):
-            trial.set_user_attr(SURPLUS, value=True)
             raise LookupError("the queue is empty")
         trial.set_user_attr(WORKER, this_process())
-        self.begun()
-        params = self._params(trial)
-        work = WORK / self.setting.study / params.digest()
+        self.on_taken()
+
+        params = self._trial_params(trial)
+        work = self.study_run.work / params.digest()
         try:
             with start_run(
                 "sweep-repeat" if SEED in trial.user_attrs else "sweep-trial",
                 params,
-                parent_id=self.setting.parent_id,
-                tags={"study": self.setting.study, "trial": str(trial.number)},
+                tags={"study": self.study_run.study, "trial": str(trial.number)},
+                parent_id=self.study_run.parent_id,
                 resume_run_id=trial.user_attrs.get(RUN_ID),
                 killed_by=(optuna.TrialPruned,),
             ) as run:
@@ -141,41 +117,38 @@ class Objective:
         shutil.rmtree(work)
         return result
 
-    def _params(self, trial: optuna.Trial) -> Params:
-        params, attributes = self.setting.params, trial.user_attrs
+    def _trial_params(self, trial: optuna.Trial) -> Params:
+        fixed, attributes = self.params.sweep.fixed, trial.user_attrs
         if SEED in attributes:
-            return with_values(params, {**params.sweep.fixed, **attributes[VALUES], "seed": attributes[SEED]})
-        return with_values(params, {**params.sweep.fixed, **suggest(trial, params.sweep.space)})
+            return with_values(self.params, {**fixed, **attributes[VALUES], "seed": attributes[SEED]})
+        return with_values(self.params, {**fixed, **suggest(trial, self.params.sweep.space)})
 
     def _train(self, trial: optuna.Trial, params: Params, work: Path, run: Run) -> float:
-        run.rename(_name(trial))
-        run.log_dataset(self.setting.manifest_path, self.setting.manifest.digest, "pretraining and probe")
-        known = trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values
+        run.rename(_run_name(trial))
+        run.log_dataset(self.manifest_path, self.manifest.digest, "pretraining and probe")
+        reported = trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values
 
-        def take(epochs: int, metrics: dict[str, float]) -> None:
+        def log_probe(metrics: Mapping[str, float], epochs: int) -> None:
             run.log_metrics(metrics, epochs - 1)  # curves count epochs from 0
-            if epochs not in known:  # before an interruption
+            if epochs not in reported:  # it is, if the trial resumes after an interruption
                 trial.report(metrics[METRIC], epochs)
             if epochs < params.pretrain.epochs and trial.should_prune():
                 raise optuna.TrialPruned(f"worse than the median after {epochs} epochs")
 
-        probes = Probes(params.sweep.probe_epochs, lambda encoder: self._measure(encoder, params), take)
+        probe = PeriodicProbe(params.sweep.probe_epochs, lambda encoder: self._measure(encoder, params), log_probe)
         work.mkdir(parents=True, exist_ok=True)
-        run_pretraining(params, self.videos, self.setting.tracks, work, run.log_metrics, [probes])
-        return probes.results[params.pretrain.epochs][METRIC]
+        run_pretraining(params, self.videos, self.tracks, work, run.log_metrics, [probe])
+        return probe.rows[-1][METRIC]
 
     def _measure(self, encoder: VideoEncoder, params: Params) -> dict[str, float]:
         key = params.clip.digest()
-        if key not in self._views:  # decoded once a process, not once a probe
-            self._views = {
-                key: {split: list(centre_views(self.setting.manifest, split, params)) for split in ("train", "val")}
-            }
-        views = self._views[key]
-        train, val = (encode(encoder, views[split], params.clip) for split in ("train", "val"))
+        if key not in self._views:  # decoded once per process; trials may differ in ``clip``
+            self._views = {key: {split: list(centre_views(self.manifest, split, params)) for split in ("train", "val")}}
+        train, val = (encode(encoder, self._views[key][split], params.clip) for split in ("train", "val"))
         return {METRIC: linear_probe(train, val), "val/knn_top1": knn(train, val)}
 
 
-def _name(trial: optuna.Trial) -> str:
+def _run_name(trial: optuna.Trial) -> str:
     attributes = trial.user_attrs
     if SEED in attributes:
         return f"trial {attributes[REPEAT_OF]:02d}, seed {attributes[SEED]}"
