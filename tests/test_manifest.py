@@ -34,7 +34,7 @@ VIDEOS = st.builds(
 
 @settings(max_examples=20, deadline=None)
 @given(rows=st.lists(VIDEOS, unique_by=lambda video: video.id, max_size=6))
-def test_what_is_saved_is_loaded(rows: list[Video], tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_save_and_load_round_trip(rows: list[Video], tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("manifest") / "manifest.parquet"
     manifest = Manifest(rows, path.parent)
     manifest.save(path)
@@ -68,18 +68,18 @@ def test_usable_videos_by_split() -> None:
         manifest["nothing"]
 
 
-def test_classes_are_those_of_usable_labelled_splits() -> None:
+def test_labels_are_those_of_usable_videos_in_labelled_splits() -> None:
     assert _manifest().labels == ["down", "up"]
 
 
-def test_files_lie_beside_the_manifest() -> None:
+def test_paths_are_relative_to_the_manifest() -> None:
     manifest = _manifest()
     assert manifest.path_of(manifest["a"]) == Path("data/videos/a.mp4")
     with pytest.raises(ValueError, match=r"f\.mp4: quarantined \(truncated\)"):
         manifest.path_of(manifest["f"])
 
 
-def test_the_digest_tells_data_apart() -> None:
+def test_digest_depends_on_the_data() -> None:
     base = Manifest([row("a", "train"), row("b", "test")], "here")
     assert base.digest == Manifest([row("b", "test"), row("a", "train")], "there").digest
     assert base.digest == Manifest([row("a", "train"), row("b", "test", path="x", fps=1.0)], "here").digest
@@ -90,12 +90,12 @@ def test_the_digest_tells_data_apart() -> None:
     assert len(changed | {base.digest}) == 6
 
 
-def test_two_videos_with_one_id() -> None:
+def test_duplicate_id_is_an_error() -> None:
     with pytest.raises(ValueError, match="two videos have the id 'a'"):
         Manifest([row("a", "train"), row("a", "test")], "data")
 
 
-def test_what_is_no_manifest(tmp_path: Path) -> None:
+def test_unreadable_manifests(tmp_path: Path) -> None:
     path = tmp_path / "manifest.parquet"
     with pytest.raises(ValueError, match=r"manifest\.parquet: cannot be read"):
         Manifest.load(path)
@@ -107,7 +107,7 @@ def test_what_is_no_manifest(tmp_path: Path) -> None:
         Manifest.load(path)
 
 
-def test_the_quarantine_list_is_sorted_csv(tmp_path: Path) -> None:
+def test_quarantine_list_is_sorted_csv(tmp_path: Path) -> None:
     write_quarantine(tmp_path / "q.csv", [("b.mp4", "empty", "0 bytes"), ("a, b.mp4", "truncated", 'says "9"')])
     assert (tmp_path / "q.csv").read_text("utf-8") == (
         'path,reason,detail\n"a, b.mp4",truncated,"says ""9"""\nb.mp4,empty,0 bytes\n'

@@ -1,4 +1,4 @@
-"""Work for processes that may be killed: it has to be importable there, which test modules are not."""
+"""Tasks for worker processes, which can import this module but not a test module."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
-TOIL_S = 0.1
+CPU_WORK_S = 0.1
 
 
 @dataclass(frozen=True)
-class Order:
-    """What a process is to do, and what it answers if it gets that far."""
+class WorkerTask:
+    """A task that returns, hangs, crashes, raises, computes for a while or computes for ever."""
 
     number: int
-    what: Literal["answer", "hang", "crash", "raise", "toil", "spin"] = "answer"
+    what: Literal["answer", "hang", "crash", "raise", "work", "spin"] = "answer"
 
 
-def obey(order: Order) -> tuple[int, int]:
-    """The number, and the process that had it."""
-    if order.what == "hang":
+def run_task(task: WorkerTask) -> tuple[int, int]:
+    """Return the number of the task and the id of the process."""
+    if task.what == "hang":
         while True:
             time.sleep(60)
-    if order.what == "crash":
+    if task.what == "crash":
         os.kill(os.getpid(), signal.SIGSEGV)
-    if order.what == "raise":
-        raise ValueError(f"order {order.number} is wrong")
-    if order.what == "toil":
+    if task.what == "raise":
+        raise ValueError(f"task {task.number} is wrong")
+    if task.what == "work":
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
         begin = time.process_time()
-        while time.process_time() < begin + TOIL_S:
+        while time.process_time() < begin + CPU_WORK_S:
             pass
-    if order.what == "spin":
+    if task.what == "spin":
         while True:
             pass
-    return order.number, os.getpid()
+    return task.number, os.getpid()

@@ -44,7 +44,7 @@ def test_ucf101(tmp_path: Path, division: int) -> None:
     assert (listing.ignored, listing.missing, listing.unused) == ([], [], [])
 
 
-def test_ucf101_whose_videos_became_mp4_files(tmp_path: Path) -> None:
+def test_ucf101_with_mp4_files(tmp_path: Path) -> None:
     layouts.make_ucf101(tmp_path)
     for path in (tmp_path / "UCF-101").rglob("*.avi"):
         path.rename(path.with_name(path.name.lower()).with_suffix(".mp4"))
@@ -137,7 +137,7 @@ def test_something_something_v2(tmp_path: Path, prefix: str) -> None:
     assert listing.ignored == []
 
 
-def test_something_something_v2_without_answers_leaves_the_test_out(tmp_path: Path) -> None:
+def test_something_something_v2_without_test_answers(tmp_path: Path) -> None:
     listing = listed("something-something-v2", layouts.make_something_v2(tmp_path, answers=False))
     assert Counter(file.split for file in listing.files) == {"train": 4, "val": 2}
     assert listing.unused == [f"20bn-something-something-v2/{number}.webm" for number in (1420, 1421)]
@@ -165,7 +165,7 @@ def test_wrong_entries_of_something(tmp_path: Path, file: str, old: str, new: st
         listed("something-something-v2", tmp_path)
 
 
-def test_entries_of_json_lists_know_their_lines(tmp_path: Path) -> None:
+def test_json_entries_have_line_numbers(tmp_path: Path) -> None:
     path = tmp_path / "list.json"
     path.write_text('\n [\n {"a":\n 1},\n\n 2 , [3]\n]\n', encoding="utf-8")
     assert list(json_entries(path)) == [(3, {"a": 1}), (6, 2), (6, [3])]
@@ -181,7 +181,7 @@ def test_kinetics(tmp_path: Path) -> None:
     assert (listing.ignored, listing.unused) == ([], [])
 
 
-def test_kinetics_from_one_list_and_with_a_test_that_has_no_labels(tmp_path: Path) -> None:
+def test_kinetics_with_one_list_and_an_unlabelled_test(tmp_path: Path) -> None:
     layouts.make_kinetics(tmp_path)
     text = (tmp_path / "annotations/test.csv").read_text(encoding="utf-8").splitlines()
     lines = ["youtube_id,time_start,time_end,split", *(",".join(line.rsplit(",", 5)[1:5]) for line in text[1:])]
@@ -192,7 +192,7 @@ def test_kinetics_from_one_list_and_with_a_test_that_has_no_labels(tmp_path: Pat
     assert len(listed("kinetics", tmp_path, list_file="annotations/validate.csv").files) == 3
 
 
-def test_a_video_of_kinetics_in_two_class_folders_is_that_of_its_class(tmp_path: Path) -> None:
+def test_kinetics_prefers_the_file_in_the_class_folder(tmp_path: Path) -> None:
     layouts.make_kinetics(tmp_path)
     name = "-a_b1Zo0XyP_000095_000105.mp4"
     (tmp_path / "train/abseiling" / name).write_bytes(b"")
@@ -256,7 +256,7 @@ MAKERS: dict[str, Callable[[Path, Path], Path]] = {
     ],
 )
 def test_every_layout_ingests(tmp_path: Path, source: str, expected: dict[str, int]) -> None:
-    """Where the makers give no validation, it is drawn from training, whole groups of it."""
+    """Validation videos are drawn from training, in whole groups, if the makers define no validation split."""
     root = MAKERS[source](tmp_path / "root", layouts.one_clip(tmp_path))
     wanted = params(source, root, crf=30, val_ratio=0.25)
     result = Ingest(wanted, 0, tmp_path / "work").run(1, lambda: None)

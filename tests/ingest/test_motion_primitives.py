@@ -23,7 +23,7 @@ def scenes(count: int, stream: int) -> list[Scene]:
     return [sample_scene(CLASSES[i % len(CLASSES)], PARAMS, (stream, i)) for i in range(count)]
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_others() -> None:
+def test_bytes_depend_on_the_seed_alone() -> None:
     first, again = (sample_scene("left", PARAMS, (1, 2)).render() for _ in range(2))
     assert (first == again).all()
     assert (first != sample_scene("left", PARAMS, (1, 3)).render()).mean() > 0.5
@@ -31,13 +31,13 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others() -> None:
     assert first.dtype == np.uint8
 
 
-def test_an_unknown_class_is_an_error_that_names_it() -> None:
+def test_unknown_class_is_named() -> None:
     with pytest.raises(ValueError, match="'sideways'"):
         sample_scene("sideways", PARAMS, (0,))
 
 
 @pytest.mark.parametrize("label", CLASSES)
-def test_a_class_moves_as_it_is_called_and_in_no_other_way(label: str) -> None:
+def test_class_has_its_motion_and_no_other(label: str) -> None:
     scene = sample_scene(label, PARAMS, (5, 6))
     steps, turns, growth = np.diff(scene.centres, axis=0), np.diff(scene.angles), np.diff(np.log(scene.sides))
     parts = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
@@ -68,7 +68,7 @@ def test_a_class_moves_as_it_is_called_and_in_no_other_way(label: str) -> None:
     assert (growth > 0).all() if label == "grow" else (growth < 0).all() if label == "shrink" else not growth.any()
 
 
-def test_the_sprite_is_drawn_where_the_truth_says() -> None:
+def test_sprite_is_drawn_at_its_true_position() -> None:
     """The mean of the sprite's opacity, warped by the truth, is where the frame differs from its background."""
     scene = sample_scene("right", PARAMS, (3, 1))
     matrix = scene.sprite_matrix(0)
@@ -79,7 +79,7 @@ def test_the_sprite_is_drawn_where_the_truth_says() -> None:
 
 
 def states(sample: list[Scene], rng: np.random.Generator) -> NDArray[np.float64]:
-    """Everything that a frame drawn at random could show of the motion: place, angle, size; known exactly."""
+    """Return position, angle and size of a random frame per scene: all that a frame can show of the motion."""
     rows = []
     for scene in sample:
         t = rng.integers(len(scene.angles))
@@ -89,7 +89,7 @@ def states(sample: list[Scene], rng: np.random.Generator) -> NDArray[np.float64]
 
 
 @pytest.mark.slow
-def test_the_exact_state_of_one_frame_does_not_tell_the_class() -> None:
+def test_true_state_of_one_frame_does_not_predict_the_class() -> None:
     train, test = scenes(2400, 10), scenes(2400, 11)
     rng = np.random.default_rng(0)
     labels = np.arange(2400) % len(CLASSES)
@@ -99,14 +99,14 @@ def test_the_exact_state_of_one_frame_does_not_tell_the_class() -> None:
 
 
 def frame_features(scene: Scene, rng: np.random.Generator) -> NDArray[np.float64]:
-    """One frame drawn at random: coarse pixels and histograms of gradients."""
+    """Return coarse pixels and gradient histograms of a random frame."""
     frame = scene.frame(int(rng.integers(len(scene.angles))))
     cells = orientation_maps(luma(frame[None]))[0].reshape(8, 8, 8, 8, 9).sum(axis=(1, 3)) if scene.size == 64 else 0
     return np.concatenate([cv2.resize(frame, (16, 16), interpolation=cv2.INTER_AREA).ravel() / 255, np.ravel(cells)])
 
 
 def motion_features(scene: Scene) -> NDArray[np.float64]:
-    """Optical flow on a coarse grid at a few times: what a frame lacks."""
+    """Return optical flow on a coarse grid at a few times."""
     flow = DenseFlow("medium", 3).sequence(scene.render()[6:18])
     coarse = np.stack([cv2.resize(field, (4, 4), interpolation=cv2.INTER_AREA) for field in flow])
     moving = np.hypot(flow[..., 0], flow[..., 1]) > 0.7
@@ -123,7 +123,7 @@ def accuracy_of(features: list[list[NDArray[np.float64]]]) -> float:
 
 
 @pytest.mark.slow
-def test_the_pixels_of_one_frame_do_not_tell_the_class_and_motion_does() -> None:
+def test_pixels_of_one_frame_do_not_predict_the_class_and_flow_does() -> None:
     """Chance is one in the number of classes: a frame stays within three points of it, flow is far above."""
     rng = np.random.default_rng(0)
     one_frame = accuracy_of([[frame_features(s, rng) for s in scenes(n, k)] for n, k in ((1200, 20), (1800, 21))])

@@ -50,7 +50,7 @@ def content(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def own_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes, four subjects, 36 clips of three codecs, four odd but good ones, and nine that cannot be used."""
+    """Two classes, four subjects, 36 clips of three codecs, four unusual but usable ones, and nine unusable ones."""
     root = tmp_path_factory.mktemp("own")
     for number in range(36):
         label = ("wave", "jump")[number % 2]
@@ -94,7 +94,7 @@ def ingested(own_videos: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     return folder, ingest(params(own_videos, group_pattern=r"^(subject\d)_"), folder)
 
 
-def test_own_videos_all_good_ones_and_every_bad_one_with_its_reason(
+def test_usable_files_are_transcoded_and_others_quarantined_with_a_reason(
     own_videos: Path, ingested: tuple[Path, IngestResult]
 ) -> None:
     folder, result = ingested
@@ -140,7 +140,7 @@ def test_the_report_counts(ingested: tuple[Path, IngestResult]) -> None:
     assert json.loads(json.dumps(report)) == report
 
 
-def test_the_work_folder_is_gone_afterwards(ingested: tuple[Path, IngestResult]) -> None:
+def test_work_folder_is_removed_at_the_end(ingested: tuple[Path, IngestResult]) -> None:
     assert sorted(path.name for path in ingested[0].iterdir()) == ["data"]
 
 
@@ -152,7 +152,7 @@ def few(tmp_path: Path) -> Path:
     return root
 
 
-def test_the_number_of_workers_does_not_matter(few: Path, tmp_path: Path) -> None:
+def test_results_are_independent_of_the_number_of_workers(few: Path, tmp_path: Path) -> None:
     for num_workers in (1, 3):
         ingest(params(few), tmp_path / str(num_workers), num_workers)
     assert content(tmp_path / "1") == content(tmp_path / "3")
@@ -188,7 +188,7 @@ def test_resume_with_another_executor(few: Path, tmp_path: Path) -> None:
     assert stage.run(1, lambda: None).report()["videos"] == 6, "and nothing to do needs no cluster"
 
 
-def test_too_many_bad_files_fail_the_stage_and_stay_listed(few: Path, tmp_path: Path) -> None:
+def test_too_many_unusable_files_are_an_error_and_listed(few: Path, tmp_path: Path) -> None:
     media.text(few / "up/text.mp4")
     media.empty(few / "up/empty.mp4")
     with pytest.raises(ValueError, match="2 of 8 files cannot be used") as caught:
@@ -203,7 +203,7 @@ def test_too_many_bad_files_fail_the_stage_and_stay_listed(few: Path, tmp_path: 
     assert len(ingest(params(few), tmp_path, max_bad_ratio=0.25).manifest.quarantined) == 2
 
 
-def test_a_decoder_that_hangs_is_killed(few: Path, tmp_path: Path) -> None:
+def test_hanging_decoder_is_killed(few: Path, tmp_path: Path) -> None:
     os.mkfifo(few / "up/pipe.mp4")  # opening it blocks for ever: nobody writes to it
     begin = time.monotonic()
     result = ingest(params(few), tmp_path, deadline_s=1.0)
@@ -223,7 +223,7 @@ if __name__ == "__main__":
 """
 
 
-def test_a_killed_run_goes_on_where_it_stopped(few: Path, tmp_path: Path) -> None:
+def test_resume_after_sigkill_gives_the_same_bytes(few: Path, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM, encoding="utf-8")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
@@ -247,7 +247,7 @@ def test_a_killed_run_goes_on_where_it_stopped(few: Path, tmp_path: Path) -> Non
     assert content(tmp_path / "data") == content(tmp_path / "whole/data")
 
 
-def test_only_what_is_missing_or_has_changed_is_done_again(few: Path, tmp_path: Path) -> None:
+def test_resume_repeats_only_missing_and_modified_files(few: Path, tmp_path: Path) -> None:
     Ingest(params(few), 0, tmp_path / "work").run(1, lambda: None)
     assert Ingest(params(few), 0, tmp_path / "work").num_done == 6
     assert Ingest(params(few, crf=20), 0, tmp_path / "work").num_done == 0
@@ -260,7 +260,7 @@ def test_only_what_is_missing_or_has_changed_is_done_again(few: Path, tmp_path: 
     assert Counter(row.num_frames for row in result.manifest.rows) == {24: 5, 26: 2}
 
 
-def test_clips_of_a_long_video_go_on_where_a_killed_run_stopped(tmp_path: Path) -> None:
+def test_resume_of_clips_of_a_long_video(tmp_path: Path) -> None:
     media.write(tmp_path / "raw/long.mp4", num_frames=160)
     lines = [f"long.mp4,{label},{second},{second + 1.5}" for second, label in enumerate(["up", "down"] * 4)]
     (tmp_path / "raw/list.csv").write_text("\n".join(["path,label,start,end", *lines]), encoding="utf-8")
@@ -304,14 +304,14 @@ def test_equal_files_in_training_and_test_are_reported(tmp_path: Path) -> None:
     }
 
 
-def test_a_split_that_lacks_a_class_is_warned_about(tmp_path: Path) -> None:
+def test_warning_about_a_split_without_a_class(tmp_path: Path) -> None:
     root = tmp_path / "root"
     for name in ("train/up/1.mp4", "train/down/2.mp4", "test/up/3.mp4"):
         media.write(root / name, num_frames=24, size=(48, 32))
     assert ingest(params(root), tmp_path).report()["warnings"] == ["val has no video", "test has no video of down"]
 
 
-def test_ids_are_readable_unique_and_follow_content() -> None:
+def test_video_ids_are_readable_and_unique_per_name_and_content() -> None:
     assert re.fullmatch(r"up-subject1_10-[0-9a-f]{8}", video_id_of("up/subject1_10.mp4", "abc"))
     paths = ["a/b.mp4", "a-b.mp4", "a b.mp4", "a/b.avi", "日本.mp4", "日木.mp4", "x" * 300 + ".mp4", ".mp4"]
     ids = {video_id_of(path, sha) for path in paths for sha in ("1", "2")}

@@ -73,7 +73,7 @@ def test_wrong_seconds(tmp_path: Path, line: str, message: str) -> None:
         read_list(path, tmp_path)
 
 
-def test_the_motion_primitives_bring_their_list(tmp_path: Path) -> None:
+def test_motion_primitives_have_their_own_list(tmp_path: Path) -> None:
     make_list(tmp_path, "path,label,split\na.mp4,up,train\ne.mp4,,pretrain\n")
     listing = list_source(params(tmp_path, "motion-primitives"))
     assert [(file.path, file.split) for file in listing.files] == [("a.mp4", "train"), ("e.mp4", "pretrain")]
@@ -91,7 +91,7 @@ def test_the_motion_primitives_bring_their_list(tmp_path: Path) -> None:
         ("e.mp4,up,test,", r"'e\.mp4' is already in line 2"),
     ],
 )
-def test_a_wrong_line_is_named(tmp_path: Path, line: str, message: str) -> None:
+def test_wrong_line_is_named(tmp_path: Path, line: str, message: str) -> None:
     path = make_list(tmp_path, f"path,label,split,group\ne.mp4,up,train,\n{line}\nb/c d.avi,,,\n")
     with pytest.raises(ValueError, match=rf"list\.csv, line 3: .*{message}"):
         read_list(path, tmp_path)
@@ -112,7 +112,7 @@ def test_a_wrong_header_is_named(tmp_path: Path, header: str) -> None:
         read_list(make_list(tmp_path, f"{header}\na.mp4,up\n"), tmp_path)
 
 
-def test_what_is_no_list(tmp_path: Path) -> None:
+def test_unreadable_lists(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"nothing\.csv: cannot be read"):
         read_list(tmp_path / "nothing.csv", tmp_path)
     with pytest.raises(ValueError, match=r"list\.csv: cannot be read"):
@@ -150,7 +150,7 @@ def test_unlabelled_videos_beside_class_folders(tmp_path: Path) -> None:
     assert [file.label for file in files] == ["down", None, "up"]
 
 
-def test_a_class_may_be_called_like_a_split(tmp_path: Path) -> None:
+def test_class_named_like_a_split(tmp_path: Path) -> None:
     touch(tmp_path, "train/1.mp4", "bus/2.mp4")
     assert [(file.label, file.split) for file in list_source(params(tmp_path, "folder")).files] == [
         ("bus", None),
@@ -158,7 +158,7 @@ def test_a_class_may_be_called_like_a_split(tmp_path: Path) -> None:
     ]
 
 
-def test_folders_that_could_mean_two_things(tmp_path: Path) -> None:
+def test_split_folders_beside_class_folders(tmp_path: Path) -> None:
     touch(tmp_path, "train/up/1.mp4", "test/up/2.mp4", "down/3.mp4")
     with pytest.raises(ValueError, match=r"has splits \(test, train\) beside classes \(down\)"):
         list_source(params(tmp_path, "folder"))
@@ -187,7 +187,7 @@ def test_wrong_group_patterns(tmp_path: Path, pattern: str, message: str) -> Non
         params(tmp_path, "csv", list_file="list.csv", group_pattern="(s)")
 
 
-def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+def test_symbolic_links_are_followed_once(tmp_path: Path) -> None:
     touch(tmp_path / "elsewhere", "1.mp4")
     touch(tmp_path / "root", "down/2.mp4")
     (tmp_path / "root/up").symlink_to(tmp_path / "elsewhere")
@@ -196,7 +196,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     assert [file.path for file in files] == ["down/2.mp4", "up/1.mp4"]
 
 
-def test_nothing_there(tmp_path: Path) -> None:
+def test_missing_folder_and_folder_without_videos(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"not a folder \(ingest\.root\)"):
         list_source(params(tmp_path / "nothing", "folder"))
     touch(tmp_path, "notes.txt")

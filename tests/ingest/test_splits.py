@@ -46,7 +46,7 @@ def test_the_order_of_the_files_does_not_matter(files: list[SourceFile], seed: i
 
 
 @given(labels=st.lists(LABELS, min_size=1, max_size=60), seed=st.integers(0, 9))
-def test_every_class_has_its_shares(labels: list[str], seed: int) -> None:
+def test_every_class_has_the_wanted_ratios(labels: list[str], seed: int) -> None:
     files = numbered([(label, None) for label in labels])
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for file, split in zip(files, assign_splits(files, 0.15, 0.25, seed), strict=True):
@@ -64,7 +64,7 @@ def test_three_groups_fill_three_splits(sizes: list[int], seed: int) -> None:
     assert set(assign_splits(files, 0.15, 0.25, seed)) == {"train", "val", "test"}
 
 
-def test_groups_come_near_the_shares_of_every_class() -> None:
+def test_groups_approximate_the_ratios_of_every_class() -> None:
     files = numbered([(label, f"g{number}") for number in range(40) for label in ("up", "down") for _ in range(5)])
     splits = assign_splits(files, 0.1, 0.25, seed=0)
     for label in ("up", "down"):
@@ -72,7 +72,7 @@ def test_groups_come_near_the_shares_of_every_class() -> None:
         assert count == {"train": 130, "val": 20, "test": 50}
 
 
-def test_given_splits_stay_and_draw_their_group_along() -> None:
+def test_given_splits_are_kept_and_decide_their_group() -> None:
     files = [
         SourceFile("1.mp4", "up", "test", "g1"),
         SourceFile("2.mp4", "up", None, "g1"),
@@ -83,7 +83,7 @@ def test_given_splits_stay_and_draw_their_group_along() -> None:
     assert assign_splits(files, 0.4, 0.4, seed=0) == ["test", "test", "pretrain", "train", "val"]
 
 
-def test_given_splits_that_part_a_group() -> None:
+def test_given_splits_that_separate_a_group() -> None:
     files = [SourceFile("1.mp4", "up", "test", "g1"), SourceFile("2.mp4", None, None, "g1")]
     with pytest.raises(ValueError, match=r"group 'g1' is in 'test' \(1\.mp4\) and in 'pretrain' \(2\.mp4\)"):
         assign_splits(files, 0.2, 0.2, seed=0)
@@ -95,5 +95,5 @@ def test_seeds_draw_different_divisions() -> None:
     assert assign_splits(files, 0.2, 0.2, seed=1) != assign_splits(files, 0.2, 0.2, seed=2)
 
 
-def test_no_share_no_video() -> None:
+def test_split_with_ratio_zero_is_empty() -> None:
     assert set(assign_splits(numbered([("up", None)] * 9), 0.0, 0.0, seed=0)) == {"train"}

@@ -42,7 +42,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_every_kind_gets_the_normal_form(tmp_path: Path, name: str) -> None:
+def test_every_codec_is_transcoded_to_the_normal_form(tmp_path: Path, name: str) -> None:
     spec, size = KINDS[name]
     source = media.write(tmp_path / name, spec)
     outcome, target = run(source)
@@ -74,7 +74,7 @@ def test_the_same_file_gives_the_same_bytes(tmp_path: Path) -> None:
     assert targets[0].read_bytes() == targets[1].read_bytes()
 
 
-def test_what_is_normal_already_is_copied(tmp_path: Path) -> None:
+def test_file_in_the_normal_form_is_copied(tmp_path: Path) -> None:
     source = tmp_path / "a.mp4"
     write_video(source, media.pictures(30, (64, 48)), fps=16, crf=30, gop_frames=4)
     outcome, target = run(source)
@@ -83,13 +83,13 @@ def test_what_is_normal_already_is_copied(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"gop_frames": 3}, {"short_side": 32}])
-def test_another_form_is_not_copied(tmp_path: Path, changes: dict[str, int]) -> None:
+def test_file_in_another_form_is_not_copied(tmp_path: Path, changes: dict[str, int]) -> None:
     source = tmp_path / "a.mp4"
     write_video(source, media.pictures(30, (64, 48)), fps=16, crf=30, gop_frames=4)
     assert not run(source, **changes)[0].copied
 
 
-def test_a_normal_file_that_is_damaged_is_not_copied(tmp_path: Path) -> None:
+def test_damaged_file_in_the_normal_form_is_not_copied(tmp_path: Path) -> None:
     source = tmp_path / "a.mp4"
     write_video(source, media.pictures(30, (64, 48)), fps=16, crf=8, gop_frames=4)
     data = bytearray(source.read_bytes())
@@ -124,14 +124,14 @@ def test_truncated_in_any_container(tmp_path: Path, suffix: str, share: float) -
         (lambda path: path, "undecodable", "cannot be read: No such file"),
     ],
 )
-def test_what_cannot_be_used(tmp_path: Path, make: Any, reason: str, detail: str) -> None:
+def test_unusable_files_have_a_reason(tmp_path: Path, make: Any, reason: str, detail: str) -> None:
     outcome, target = run(make(tmp_path / "a.mp4"))
     assert outcome.reason == reason
     assert detail in outcome.detail
     assert not target.exists()
 
 
-def test_a_long_sound_does_not_make_a_video_look_truncated(tmp_path: Path) -> None:
+def test_long_audio_does_not_count_as_truncation(tmp_path: Path) -> None:
     for name in ("a.mkv", "b.mp4", "c.webm"):
         codec = "libvpx-vp9" if name == "c.webm" else "libx264"
         source = media.write(tmp_path / name, codec=codec, audio=True, sound_s=5.0)
@@ -144,7 +144,9 @@ def test_a_long_sound_does_not_make_a_video_look_truncated(tmp_path: Path) -> No
     pixel_aspect=st.floats(0.25, 4),
     short_side=st.integers(8, 256).map(lambda half: 2 * half),
 )
-def test_sizes_are_even_and_keep_the_shape(width: int, height: int, pixel_aspect: float, short_side: int) -> None:
+def test_sizes_are_even_and_keep_the_aspect_ratio(
+    width: int, height: int, pixel_aspect: float, short_side: int
+) -> None:
     new_width, new_height = normal_size(width, height, pixel_aspect, short_side)
     assert min(new_width, new_height) == short_side
     assert new_width % 2 == new_height % 2 == 0

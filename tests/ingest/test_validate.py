@@ -36,7 +36,7 @@ def test_a_source_without_faults(own: Path, tmp_path: Path) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_bad_equal_and_ignored_files_are_named(own: Path) -> None:
+def test_unusable_duplicate_and_ignored_files_are_named(own: Path) -> None:
     for split, label in (("train", "wave"), ("test", "jump")):
         (own / split).mkdir()
         (own / label).rename(own / split / label)
@@ -49,8 +49,8 @@ def test_bad_equal_and_ignored_files_are_named(own: Path) -> None:
     for words in (
         "bad: test/jump/[b]text.mp4: not-a-video",
         "bad: train/wave/short.mp4: too-short",
-        "equal in different splits: test/jump/twin.mp4, train/wave/0.mp4",
-        "1 files are no videos by their names, such as README.md",
+        "duplicates in different splits: test/jump/twin.mp4, train/wave/0.mp4",
+        "1 files are not videos by their names, such as README.md",
         "fault: 2 of 12 videos cannot be used, more than runtime.max_bad_ratio 0 allows",
         "fault: 1 contents are in training and in validation or test",
     ):
@@ -59,14 +59,15 @@ def test_bad_equal_and_ignored_files_are_named(own: Path) -> None:
     assert len(json.loads(RUNNER.invoke(app, arguments).stdout)["faults"]) == 1
 
 
-def test_missing_videos_of_kinetics_are_no_fault(tmp_path: Path) -> None:
+def test_missing_videos_of_kinetics_are_not_a_fault(tmp_path: Path) -> None:
     root = layouts.make_kinetics(tmp_path / "k400", layouts.one_clip(tmp_path))
     for number, path in enumerate(sorted(root.rglob("*.mp4"))):
         path.write_bytes(path.read_bytes() + b"\0\0\0\x08free" * number)  # other bytes, the same video
     answer = RUNNER.invoke(app, ["data", "check", "kinetics", str(root)])
     assert answer.exit_code == 0, answer.output
     assert (
-        "2 files are listed, but not there, such as #NAME? in line 9 of train.csv, vanished_00_000000_" in answer.stdout
+        "2 files are listed but do not exist, such as #NAME? in line 9 of train.csv, vanished_00_000000_"
+        in answer.stdout
     )
 
 
@@ -75,7 +76,7 @@ def test_missing_videos_of_kinetics_are_no_fault(tmp_path: Path) -> None:
     [
         (["youtube", "."], "source: Input should be"),
         (["folder", "nothing"], "nothing: not a folder"),
-        (["folder", ".", "-S", "split_number"], "--set 'split_number': is not NAME=VALUE"),
+        (["folder", ".", "-S", "split_number"], "--set 'split_number': not NAME=VALUE"),
         (["ucf101", ".", "-S", "split_number=4"], "split_number: Input should be 1, 2 or 3"),
         (["folder", ".", "-S", "splitt=4"], "splitt: Extra inputs are not permitted"),
     ],
@@ -103,7 +104,7 @@ def test_damage_inside_of_a_file_is_found_by_decoding(tmp_path: Path) -> None:
     assert (good.reason, good.num_frames) == (None, 12)
 
 
-def test_what_is_said_of_a_good_file(tmp_path: Path) -> None:
+def test_outcome_of_a_usable_file(tmp_path: Path) -> None:
     path = media.write(tmp_path / "a.webm", codec="libvpx-vp9", num_frames=30, size=(96, 64))
     seen = validate_file(ValidationJob("a", path, load_params().ingest.min_frames, decode=False))
     assert (seen.sha256, seen.num_frames, seen.width, seen.height) == (sha256_file(path), 30, 96, 64)

@@ -1,4 +1,4 @@
-"""`mme data check`: what a source holds and what is wrong with it, before anything long starts."""
+"""`mme data check`: validate a source before anything long starts."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from rich.text import Text
 from mme.config import IngestParams, Params, RuntimeParams, load_params
 from mme.config.base import faults
 
-MAX_SHOWN = 20
+MAX_SHOWN_FILES = 20
 
-app = typer.Typer(no_args_is_help=True, help="Look at data sets.")
+app = typer.Typer(no_args_is_help=True, help="Validate data sets.")
 
 
 @app.callback()
 def main() -> None:
-    """Look at data sets."""
+    """Validate data sets."""
 
 
 @app.command()
@@ -39,7 +39,7 @@ def check(
     decode: Annotated[bool, typer.Option(help="Decode every frame: slower, finds damage inside of files.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Count the videos of a source, name missing, bad and equal ones, and draw labels and lengths.
+    """Count the videos of a source, list missing, unusable and duplicate ones, and draw labels and lengths.
 
     params.yaml says what a video must have (ingest.min_frames, runtime.deadline_s) and how splits are drawn.
     Ends with status 1 if the lists of the source are wrong, more files are bad than runtime.max_bad_ratio allows,
@@ -48,7 +48,7 @@ def check(
     from mme.ingest.sources import list_source
 
     params = load_params()
-    ingest, runtime = _with(params, {"source": source, "root": root, **_pairs(values or [])})
+    ingest, runtime = _sections_for(params, {"source": source, "root": root, **_parse_values(values or [])})
     listing = list_source(ingest)
     from mme.ingest.validate import validate_source
 
@@ -57,7 +57,7 @@ def check(
         task = progress.add_task("", total=len(listing.files))
         result = validate_source(listing, ingest, runtime, params.seed, decode, lambda: progress.advance(task))
     report = {**result.report(), "bad": result.quarantine()}
-    faults = _faults(report, runtime)
+    faults = _find_faults(report, runtime)
     if picture is not None:
         from mme.viz.data_figure import data_figure
         from mme.viz.plots import save_figure
@@ -67,22 +67,23 @@ def check(
     if as_json:
         typer.echo(json.dumps({**report, "faults": faults}))
     else:
-        _show(report, faults)
+        _print_report(report, faults)
     if faults:
         raise typer.Exit(1)
 
 
-def _pairs(values: list[str]) -> dict[str, Any]:
+def _parse_values(values: list[str]) -> dict[str, Any]:
+    """Return the values of ``--set``; options of the source in params.yaml are reset."""
     pairs = {"list_file": None, "group_pattern": None}
     for value in values:
         name, mark, text = value.partition("=")
         if not mark:
-            raise ValueError(f"--set {value!r}: is not NAME=VALUE")
+            raise ValueError(f"--set {value!r}: not NAME=VALUE")
         pairs[name.removeprefix("ingest.")] = yaml.safe_load(text)
     return pairs
 
 
-def _with(params: Params, values: dict[str, Any]) -> tuple[IngestParams, RuntimeParams]:
+def _sections_for(params: Params, values: dict[str, Any]) -> tuple[IngestParams, RuntimeParams]:
     """Return the sections ``ingest`` and ``runtime`` for another source.
 
     Raises:
@@ -100,8 +101,8 @@ def _with(params: Params, values: dict[str, Any]) -> tuple[IngestParams, Runtime
         raise ValueError(faults(error)) from error
 
 
-def _faults(report: dict[str, Any], runtime: RuntimeParams) -> list[str]:
-    """What would make ingest fail, or a test worthless."""
+def _find_faults(report: dict[str, Any], runtime: RuntimeParams) -> list[str]:
+    """List what would make ingest fail or make a test meaningless."""
     num_bad, faults = len(report["bad"]), []
     total = report["videos"] + num_bad
     if num_bad > runtime.max_bad_ratio * total:
@@ -112,7 +113,7 @@ def _faults(report: dict[str, Any], runtime: RuntimeParams) -> list[str]:
     return faults
 
 
-def _show(report: dict[str, Any], faults: list[str]) -> None:
+def _print_report(report: dict[str, Any], faults: list[str]) -> None:
     console = Console()
     table = Table("split", "videos", "labels", "groups", "frames", box=None, pad_edge=False)
     for name, split in report["splits"].items():
@@ -120,17 +121,23 @@ def _show(report: dict[str, Any], faults: list[str]) -> None:
         table.add_row(*map(str, row))
     console.print(table)
     lines = [f"bad: {path}: {reason}: {detail}" for path, reason, detail in report["bad"]]
-    lines += [f"equal in different splits: {', '.join(paths)}" for paths in report["duplicates"]["first_across_splits"]]
-    for line in lines[:MAX_SHOWN]:
+    lines += [
+        f"duplicates in different splits: {', '.join(paths)}" for paths in report["duplicates"]["first_across_splits"]
+    ]
+    for line in lines[:MAX_SHOWN_FILES]:
         console.print(Text(line), soft_wrap=True)
-    if len(lines) > MAX_SHOWN:
-        console.print(f"and {len(lines) - MAX_SHOWN} more; --json has all")
-    notes = {"missing": "listed, but not there", "unused": "there, but not used", "ignored": "no videos by their names"}
+    if len(lines) > MAX_SHOWN_FILES:
+        console.print(f"and {len(lines) - MAX_SHOWN_FILES} more; --json has all")
+    notes = {
+        "missing": "are listed but do not exist",
+        "unused": "are not used",
+        "ignored": "are not videos by their names",
+    }
     for name, meaning in notes.items():
         if report[name]["files"]:
             first = ", ".join(report[name]["first"][:3])
-            console.print(Text(f"{report[name]['files']} files are {meaning}, such as {first}"), soft_wrap=True)
+            console.print(Text(f"{report[name]['files']} files {meaning}, such as {first}"), soft_wrap=True)
     if report["duplicates"]["files"]:
-        console.print(f"{report['duplicates']['files']} files have the content of another one")
+        console.print(f"{report['duplicates']['files']} files are duplicates of another one")
     for line in (*report["warnings"], *(f"fault: {fault}" for fault in faults)):
         console.print(Text(line, style="red" if line.startswith("fault") else ""), soft_wrap=True)

@@ -1,4 +1,4 @@
-"""From any source of videos to the normal form and a manifest: the stages `synthesize` and `ingest`.
+"""The stages `synthesize` and `ingest`: from any source of videos to transcoded videos and a manifest.
 
-Knows nothing of motion or models.
+A new data set is one module of `layouts`. Does not import motion, targets or models.
 """

@@ -1,4 +1,4 @@
-"""The operating system: atomic files and digests, worker processes with deadlines, process pools.
+"""The operating system: atomic files and digests, process pools, worker processes with deadlines, error output.
 
 Imports nothing else of this project.
 """

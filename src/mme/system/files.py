@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, and digests of what they hold."""
+"""Atomic writing of files and folders, JSON, and digests."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from typing import Any
 
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    """A temporary sibling of ``path`` (same suffix) that takes its name when the block ends without an error.
+    """Yield a temporary sibling of ``path`` (same suffix) that is renamed to it when the block ends without an error.
 
-    The block creates the temporary as a file or as a folder. On an error, or if the block made nothing, ``path`` is
-    left as it was and the temporary is removed. An existing folder at ``path`` is replaced.
+    The block creates a file or a folder there. On an error, or if it creates nothing, ``path`` is unchanged and the
+    temporary is removed. An existing folder at ``path`` is replaced.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,11 +57,11 @@ def read_json(path: Path | str) -> Any:
 
 
 def sha256_file(path: Path | str) -> str:
-    """SHA-256 of a file's bytes, hexadecimal."""
+    """Return the SHA-256 of a file's bytes, hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest(value: Any) -> str:
-    """SHA-256 (first 16 hex digits) of a JSON-able value, independent of key order."""
+    """Return the SHA-256 (first 16 hex digits) of a JSON-able value, independent of key order."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
