@@ -25,7 +25,7 @@ from mme.ingest.validate import ValidationJob, validate_file
 from mme.manifest import MANIFEST_FILE, Manifest
 from mme.motion.extract import Extractor
 from mme.system.executors import Executor
-from mme.video.codec import write_video
+from mme.video.codec import GOP_FRAMES, write_video
 
 NUM_VIDEOS, NUM_FRAMES, FPS = 4, 150, 30
 SHORT_SIDES = (256, 128)
@@ -58,7 +58,7 @@ def main() -> None:
         rows = [per_minute("headers, hash, first frame (mme data check)", files, lambda path: look(path, False), at)]
         rows.append(per_minute("every frame decoded (--decode)", files, lambda path: look(path, True), at))
         for short_side in SHORT_SIDES:
-            form = NormalForm(short_side, params.ingest.crf, params.ingest.gop_frames, params.ingest.min_frames)
+            form = NormalForm(short_side, params.ingest.crf, GOP_FRAMES, params.ingest.min_frames)
             to = f"{at}, to short side {short_side}"
             rows.append(
                 per_minute("ingest", files, lambda path: good(TranscodeJob(path, folder / "out.mp4", form)), to)  # noqa: B023

@@ -78,7 +78,7 @@ def make_clips(params: Params, folder: Path) -> None:
     for index in range(NUM_CLIPS):
         label = params.synthesize.classes[index % len(params.synthesize.classes)]
         frames = sample_scene(label, params.synthesize, (index,)).render()
-        write_video(folder / f"{index:02}.mp4", frames, params.synthesize.fps, params.synthesize.crf, 8)
+        write_video(folder / f"{index:02}.mp4", frames, params.synthesize.fps, params.ingest.crf, 8)
 
 
 def make_model(params: Params, folder: Path) -> Path:

@@ -34,7 +34,7 @@ from mme.system.files import sha256_file
 from mme.training.finetune import FinetuneModule
 from mme.training.loop.loaders import training_loader
 from mme.training.pretrain import PretrainModule, target_statistics
-from mme.video.codec import read_frames, write_video
+from mme.video.codec import GOP_FRAMES, read_frames, write_video
 
 NUM_VIDEOS = 32
 REPEATS = 5
@@ -57,7 +57,7 @@ def timed(what: str, milliseconds: float, of: str) -> Row:
 
 def stored(path: Path, frames: NDArray[np.uint8], fps: float, params: Params, label: str | None, split: str) -> Video:
     """Write frames as a file in the normal form and return its row; the id is the file's stem."""
-    write_video(path, frames, fps, params.ingest.crf, params.ingest.gop_frames)
+    write_video(path, frames, fps, params.ingest.crf, GOP_FRAMES)
     num_frames, height, width = frames.shape[:3]
     return Video(
         path.stem, path.name, sha256_file(path), label, split, None,

@@ -41,12 +41,12 @@ def params(runtime: dict[str, Any] | None = None, **sweep: Any) -> Params:
     return small_params(
         runtime=runtime or {},
         sweep={
-            "trials": NUM_TRIALS, "startup_trials": 2, "num_clips": 8, "probe_epochs": 1, "prune_after_trials": 1,
+            "trials": NUM_TRIALS, "startup_trials": 2, "num_clips": 8, "probe_epochs": 1,
             "prune_after_epochs": 1, "fixed": {"pretrain.epochs": 4, "pretrain.warmup_epochs": 1},
             "first": ({"pretrain.mask_ratio": 0.7, "pretrain.length": 3},),
             "space": {
-                "pretrain.mask_ratio": {"low": 0.3, "high": 0.9, "step": 0.1},
-                "pretrain.length": {"low": 1, "high": 4, "step": 1},
+                "pretrain.mask_ratio": {"steps": (0.3, 0.9, 0.1)},
+                "pretrain.length": {"steps": (1, 4, 1)},
             },
             **sweep,
         }

@@ -25,9 +25,9 @@ def test_committed_space_is_valid_and_starts_with_the_papers_point() -> None:
 def test_values_have_the_types_and_steps_of_their_ranges() -> None:
     space = params_with(
         space={
-            "pretrain.mask_ratio": {"low": 0.3, "high": 0.9, "step": 0.1},
-            "pretrain.length": {"low": 1, "high": 4, "step": 1},
-            "pretrain.lr": {"low": 1e-4, "high": 1e-2, "log": True},
+            "pretrain.mask_ratio": {"steps": (0.3, 0.9, 0.1)},
+            "pretrain.length": {"steps": (1, 4, 1)},
+            "pretrain.lr": {"log": (1e-4, 1e-2)},
             "pretrain.hog_steps": {"choices": ("all", "first")},
         }
     ).sweep.space
@@ -50,12 +50,12 @@ def test_with_values_replaces_and_validates_parameters() -> None:
 @pytest.mark.parametrize(
     ("sweep", "message"),
     [
-        ({"space": {"pretrain.length": {"low": 1, "high": 5, "step": 1}}}, "max_length"),
-        ({"space": {"pretrain.mask_ratio": {"low": 0.5, "high": 1.5, "step": 0.1}}}, "mask_ratio"),
+        ({"space": {"pretrain.length": {"steps": (1, 5, 1)}}}, "max_length"),
+        ({"space": {"pretrain.mask_ratio": {"steps": (0.5, 1.5, 0.1)}}}, "mask_ratio"),
         ({"space": {"pretrain.hog_steps": {"choices": ("all", "sideways")}}}, "sideways"),
         ({"fixed": {"pretrain.epochs": 1, "pretrain.warmup_epochs": 1}}, "warmup_epochs"),
         (
-            {"space": {"pretrain.length": {"low": 1, "high": 2, "step": 1}}, "first": ({"pretrain.length": 3},)},
+            {"space": {"pretrain.length": {"steps": (1, 2, 1)}}, "first": ({"pretrain.length": 3},)},
             "outside",
         ),
     ],
@@ -71,8 +71,8 @@ def test_space_with_invalid_parameters_is_rejected(sweep: dict[str, Any], messag
         ({"space": {"trajectories.flow": {"choices": ("fast", "medium")}}}, "trajectories.flow"),
         ({"space": {"pretrain.mask_ration": {"choices": (0.1, 0.2)}}}, "mask_ration"),
         ({"fixed": {"finetune.epochs": 3}}, "finetune.epochs"),
-        ({"space": {"pretrain.length": {"low": 3, "high": 3, "step": 1}}}, "must ascend"),
-        ({"space": {"pretrain.length": {"low": 1, "high": 3}}}, "step"),
+        ({"space": {"pretrain.length": {"steps": (3, 3, 1)}}}, "must ascend"),
+        ({"space": {"pretrain.length": {"steps": (1, 3)}}}, "step"),
         ({"first": ({"pretrain.length": 3},)}, "not in space"),
     ],
 )

@@ -27,7 +27,7 @@ from mme.experiments.sweep.study import (
 )
 from tests.small_data import small_params
 
-SPACE = {"pretrain.mask_ratio": {"low": 0.3, "high": 0.9, "step": 0.1}}
+SPACE = {"pretrain.mask_ratio": {"steps": (0.3, 0.9, 0.1)}}
 PARAMS = small_params(
     sweep={"trials": 5, "startup_trials": 2, "space": SPACE, "fixed": {},
            "first": ({"pretrain.mask_ratio": 0.7},)},

@@ -23,8 +23,8 @@ CHANGED: dict[str, Any] = {
     "trials": 4, "num_clips": 6, "probe_epochs": 1, "fixed": {"pretrain.epochs": 2, "pretrain.warmup_epochs": 1},
     "first": [{"pretrain.length": length, "pretrain.mask_ratio": 0.7} for length in (3, 2, 1, 4)],
     "space": {
-        "pretrain.length": {"low": 1, "high": 4, "step": 1},
-        "pretrain.mask_ratio": {"low": 0.3, "high": 0.9, "step": 0.1},
+        "pretrain.length": {"steps": (1, 4, 1)},
+        "pretrain.mask_ratio": {"steps": (0.3, 0.9, 0.1)},
     },
 }  # fmt: skip
 PARAMS = small_params(sweep=CHANGED)

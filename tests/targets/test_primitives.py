@@ -31,14 +31,10 @@ def errors() -> Errors:
         update={
             "size": SIZE,
             "num_frames": START + LENGTH + 1,
-            "sprite_size": (0.5, 0.8),
             "speed_px": (1.0, 2.5),
             "turn_degrees": (4.0, 8.0),
             "zoom": (1.02, 1.04),
-            "swing_px": (5.0, 8.0),
-            "period_frames": (16.0, 24.0),
             "drift_px": 0.25,
-            "noise_std": 2.0,
         }
     )
     points = cell_centres(SIZE, SIZE, 4).reshape(-1, 2).astype(np.float64)

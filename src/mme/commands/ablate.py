@@ -11,7 +11,7 @@ from mme.config import load_params
 
 
 def ablate(
-    quick: Annotated[bool, typer.Option("--quick", help="The budget `ablation.quick`, for a first look.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="One seed, a third of the epochs, no search.")] = False,
     data_from: Annotated[
         Path, typer.Option(help="Folder of manifest.parquet, videos and trajectories; the pipeline's if not given.")
     ] = Path("data"),
@@ -32,7 +32,7 @@ def ablate(
             )
     from mme.experiments.ablation.run import run_ablation  # training libraries take seconds to import
 
-    budget = params.ablation.quick if quick else params.ablation.full
+    budget = params.ablation.quick(params.pretrain.lr, params.pretrain.mask_ratio) if quick else params.ablation
     target = report or Path("reports/ablation-quick" if quick else "reports/ablation")
     run_ablation(params, budget, data_from, target, workers or params.runtime.num_workers, typer.echo)
     typer.echo(target.with_suffix(".md").read_text(encoding="utf-8"))

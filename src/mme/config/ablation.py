@@ -11,8 +11,12 @@ from mme.config.base import Positive, PositiveFloat, Section
 AblationObjective = Literal["scratch", "pixel", "hog", "trajectory", "mme"]
 
 
+QUICK_PART = 3
+"""A first look takes this part of the epochs."""
+
+
 class Budget(Section):
-    """What each objective may spend; whatever is not named here is as in the other sections.
+    """Budget of each objective; all other values are those of the other sections.
 
     ``lrs`` and ``mask_ratios`` span the grid in which each objective finds its own by pretraining for
     ``search_epochs``; for ``scratch`` ``lrs`` are rates of finetuning. ``labels_per_class`` limits the labels that are
@@ -37,9 +41,18 @@ class Budget(Section):
                 raise ValueError(f"{name}: {list(values)} name one twice")
         return self
 
+    def quick(self, lr: float, mask_ratio: float) -> Budget:
+        """Return a budget for a first look: one seed, a third of the epochs, no search.
 
-class AblationParams(Section):
-    """The budget of a full ablation, and one for a first look."""
-
-    full: Budget
-    quick: Budget
+        Args:
+            lr: learning rate of every objective.
+            mask_ratio: mask ratio of every objective.
+        """
+        small = {
+            "seeds": self.seeds[:1],
+            "lrs": (lr,),
+            "mask_ratios": (mask_ratio,),
+            "epochs": max(1, self.epochs // QUICK_PART),
+            "finetune_epochs": max(1, self.finetune_epochs // QUICK_PART),
+        }
+        return self.model_copy(update=small)

@@ -49,7 +49,6 @@ DataFolder = Annotated[str, Field(pattern=r"^data(/[a-z0-9][a-z0-9_-]*)?$")]
 class SynthesizeParams(Section):
     """The motion primitives: sizes in pixels, speeds per frame."""
 
-    output: Path
     classes: Annotated[tuple[Primitive, ...], Field(min_length=2)]
     size: Annotated[int, Field(ge=16, multiple_of=2)]
     num_frames: Positive
@@ -58,19 +57,14 @@ class SynthesizeParams(Section):
     train_per_class: Positive
     val_per_class: Positive
     test_per_class: Positive
-    sprite_size: Range
     speed_px: Range
     turn_degrees: Range
     zoom: Range
-    swing_px: Range
-    period_frames: Range
     drift_px: NonNegative
-    noise_std: NonNegative
-    crf: Annotated[int, Field(ge=0, le=51)]
 
     @model_validator(mode="after")
     def _ranges_ascend(self) -> Self:
-        for name in ("sprite_size", "speed_px", "turn_degrees", "zoom", "swing_px", "period_frames"):
+        for name in ("speed_px", "turn_degrees", "zoom"):
             low, high = getattr(self, name)
             if low > high:
                 raise ValueError(f"{name}: [{low}, {high}] must ascend")
@@ -91,7 +85,6 @@ class IngestParams(Section):
     group_pattern: str | None
     short_side: Annotated[int, Field(ge=16, multiple_of=2)]
     crf: Annotated[int, Field(ge=0, le=51)]
-    gop_frames: Positive
     min_frames: Positive
     val_ratio: Ratio
     test_ratio: Ratio

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from mme.config.ablation import AblationParams
+from mme.config.ablation import Budget
 from mme.config.base import Section, faults
 from mme.config.data import DatasetName, IngestParams, SynthesizeParams, TrajectoriesParams
 from mme.config.evaluation import EvaluateParams, RegistryParams
@@ -37,7 +37,7 @@ class Params(Section):
     evaluate: EvaluateParams
     registry: RegistryParams
     sweep: SweepParams
-    ablation: AblationParams
+    ablation: Budget
 
     def digest(self) -> str:
         """Digest of everything that decides results: all but ``runtime``."""
@@ -132,4 +132,8 @@ def earlier_names(raw: Any, error: ValidationError) -> str:
     """
     unknown = [".".join(map(str, fault["loc"])) for fault in error.errors() if fault["type"] == "extra_forbidden"]
     names = flatten(raw) if isinstance(raw, dict) else {}
-    return moved_names(name for name in names if any(f"{name}.".startswith(f"{part}.") for part in unknown))
+    return moved_names(
+        name
+        for name in names
+        if name.startswith("sweep.space.") or any(f"{name}.".startswith(f"{part}.") for part in unknown)
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
@@ -14,23 +14,30 @@ Scalar = bool | int | float | str
 class Steps(Section):
     """``low``, ``low + step``, ... up to ``high``; integers if all three are."""
 
-    low: int | float
-    high: int | float
-    step: Annotated[int, Field(gt=0)] | PositiveFloat
+    steps: tuple[int | float, int | float, Annotated[int, Field(gt=0)] | PositiveFloat]
+
+    @property
+    def ends(self) -> tuple[int | float, int | float]:
+        """Smallest and largest value."""
+        return self.steps[0], self.steps[1]
 
     @model_validator(mode="after")
-    def _ascend(self) -> Self:
-        if self.low >= self.high:
-            raise ValueError(f"[{self.low}, {self.high}] must ascend")
+    def _steps_ascend(self) -> Self:
+        low, high, _ = self.steps
+        if low >= high:
+            raise ValueError(f"[{low}, {high}] must ascend")
         return self
 
 
 class LogRange(Section):
-    """Anything from ``low`` to ``high``, evenly on a logarithmic scale."""
+    """Any value from ``low`` to ``high``, evenly on a logarithmic scale."""
 
-    low: PositiveFloat
-    high: PositiveFloat
-    log: Literal[True]
+    log: tuple[PositiveFloat, PositiveFloat]
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Smallest and largest value."""
+        return self.log
 
 
 class Choices(Section):
@@ -46,7 +53,6 @@ class SweepParams(Section):
     startup_trials: Annotated[int, Field(ge=0)]
     num_clips: Positive
     probe_epochs: Positive
-    prune_after_trials: Positive
     prune_after_epochs: Annotated[int, Field(ge=0)]
     fixed: dict[str, Scalar]
     first: tuple[dict[str, Scalar], ...]

@@ -41,6 +41,20 @@ _ZOOMS: Final = {"grow": 1, "shrink": -1}
 _ORBITS: Final = {"orbit-clockwise": 1, "orbit-counterclockwise": -1}
 _SHAKES: Final = {"shake-horizontal": (1, 0), "shake-vertical": (0, 1)}
 
+# The look of the data set and the paths of the classes that `synthesize.classes` leaves out by default. They define the
+# data set as the textures do; an edit here makes it anew. The difficulty of the motion is in `params.yaml`.
+SPRITE_SIZE: Final = (0.65, 1.0)
+"""Side of a sprite as a share of the frame, smallest and largest: large enough to be seen in every patch."""
+
+SWING_PX: Final = (5.0, 8.0)
+"""Radius of an orbit and amplitude of a shake, for frames of 64 pixels."""
+
+PERIOD_FRAMES: Final = (16.0, 24.0)
+"""Period of orbits and shakes: about one per video of 24 frames."""
+
+NOISE_STD: Final = 2.0
+"""Sensor noise in grey levels, so that flat areas do not stay constant."""
+
 _SUPERSAMPLING: Final = 2
 _TEXTURE_PX: Final = 96
 
@@ -132,7 +146,7 @@ def sample_scene(label: str, params: SynthesizeParams, seed: tuple[int, ...]) ->
     angles = rng.uniform(0, 2 * np.pi) + _TURNS.get(label, 0) * np.radians(rng.uniform(*params.turn_degrees)) * time
     growth = np.log(rng.uniform(*params.zoom))
     moment = time * _ZOOMS[label] if label in _ZOOMS else np.full(num_frames, rng.choice(time))
-    sides = size * rng.uniform(*params.sprite_size) * np.exp(growth * moment)
+    sides = size * rng.uniform(*SPRITE_SIZE) * np.exp(growth * moment)
     heading, drift = rng.uniform(0, 2 * np.pi), rng.uniform(0, params.drift_px)
     camera = np.outer(time - time[0], drift * np.array([np.cos(heading), np.sin(heading)]))
     sprite, outline = _sprite(rng)
@@ -147,14 +161,14 @@ def sample_scene(label: str, params: SynthesizeParams, seed: tuple[int, ...]) ->
         background=_background(rng, 2 * size * _SUPERSAMPLING),
         size=size,
         noise_seed=int(rng.integers(2**63)),
-        noise_std=params.noise_std,
+        noise_std=NOISE_STD,
     )
 
 
 def _path(label: str, time: Floats, params: SynthesizeParams, rng: np.random.Generator) -> Floats:
     """[T, 2] movement of the sprite's centre. Every class draws the same numbers, so that none shows in the rest."""
-    speed, radius = rng.uniform(*params.speed_px), rng.uniform(*params.swing_px)
-    phase = rng.uniform(0, 2 * np.pi) + 2 * np.pi * time / rng.uniform(*params.period_frames)
+    speed, radius = rng.uniform(*params.speed_px), rng.uniform(*SWING_PX)
+    phase = rng.uniform(0, 2 * np.pi) + 2 * np.pi * time / rng.uniform(*PERIOD_FRAMES)
     if label in _DIRECTIONS:
         return np.outer(time * speed, _DIRECTIONS[label])
     if label in _ORBITS:

@@ -27,6 +27,7 @@ from mme.ingest.transcode import NormalForm, Outcome, TranscodeJob, outcome_of, 
 from mme.manifest import MANIFEST_FILE, VIDEOS_FOLDER, Manifest, Video, write_quarantine
 from mme.system.files import atomic_path, digest, write_text
 from mme.system.workers import run_with_deadline
+from mme.video.codec import GOP_FRAMES
 
 NORMAL_FORM_VERSION = 2
 """Increased when the same source and parameters would give other videos."""
@@ -106,7 +107,7 @@ class Ingest:
         self._runtime = runtime
         self.listing: Listing = list_source(params)
         self._splits = draw_splits(self.listing, params, seed)
-        self._form = NormalForm(params.short_side, params.crf, params.gop_frames, params.min_frames)
+        self._form = NormalForm(params.short_side, params.crf, GOP_FRAMES, params.min_frames)
         self._work = Path(work)
         folder = digest([NORMAL_FORM_VERSION, str(params.root.resolve()), asdict(self._form)])
         self._folder = (self._work / folder).absolute()  # workers of a cluster have another working directory

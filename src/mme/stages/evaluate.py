@@ -7,44 +7,39 @@ from pathlib import Path
 import pandas as pd
 
 from mme.config import load_params
+from mme.config.paths import FINETUNED_FOLDER, PRETRAINED_WEIGHTS, REPORTS_FOLDER
 from mme.evaluation.classifier import Classifier
 from mme.evaluation.multiview import Evaluation, calibration, confusion_pairs, evaluate, metrics, per_class, predictions
 from mme.evaluation.probe import frozen_metrics
-from mme.manifest import MANIFEST_FILE, Manifest
+from mme.stages.workspace import load_manifest, recorded_stage
 from mme.system.errors import one_line_errors
 from mme.system.files import atomic_path, write_json
-from mme.tracking import start_run
 from mme.viz.plots import calibration_figure, confusion_figure, save_figure
-
-MODEL = Path("models/finetune")
-PRETRAINED = Path("models/pretrain/model.safetensors")
-REPORT = Path("reports/evaluate")
 
 
 def main() -> None:
-    """Run the stage in the current folder.
+    """Evaluate the model of ``models/finetune``.
 
     Raises:
         ValueError: the inputs do not fit together, or a video of the split cannot be read. The report is written
             before the latter is raised, and lists the videos.
     """
     params = load_params()
-    manifest_file = Path(params.finetune.data, MANIFEST_FILE)
-    manifest = Manifest.load(manifest_file)
-    classifier = Classifier.load(MODEL, params.runtime.device)
-    with start_run("evaluate", params) as run:
-        run.log_dataset(manifest_file, manifest.digest, params.evaluate.split)
+    manifest = load_manifest(params.finetune.data)
+    report = REPORTS_FOLDER / "evaluate"
+    classifier = Classifier.load(FINETUNED_FOLDER, params.runtime.device)
+    with recorded_stage("evaluate", params, manifest, params.evaluate.split) as run:
         evaluation = evaluate(classifier, manifest, params.evaluate, params.runtime)
-        figures = {**metrics(evaluation), **frozen_metrics(params, manifest, PRETRAINED)}
-        write_report(evaluation, figures, params.evaluate.split, REPORT)
+        figures = {**metrics(evaluation), **frozen_metrics(params, manifest, PRETRAINED_WEIGHTS)}
+        write_evaluation(evaluation, figures, params.evaluate.split, report)
         run.log_metrics({f"{params.evaluate.split}/{name}": value for name, value in figures.items()})
-        run.log_artifact(REPORT)
         if evaluation.unreadable:
+            run.log_artifact(report)
             listed = "; ".join(f"{video.id}: {video.reason}" for video in evaluation.unreadable)
             raise ValueError(f"{len(evaluation.unreadable)} videos of {params.evaluate.split} are unreadable: {listed}")
 
 
-def write_report(evaluation: Evaluation, figures: dict[str, float | int], split: str, folder: Path) -> None:
+def write_evaluation(evaluation: Evaluation, figures: dict[str, float | int], split: str, folder: Path) -> None:
     """Write ``metrics.json`` (figures under the split's name), the tables and the pictures."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -12,14 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from mme.config import load_params
+from mme.config.paths import DATA_FOLDER, REPORTS_FOLDER, WORK_FOLDER
 from mme.ingest.run import Ingest, IngestResult
 from mme.manifest import MANIFEST_FILE, Manifest
 from mme.system.errors import one_line_errors
 from mme.system.files import write_json
-
-OUTPUT = Path("data")
-REPORTS = Path("reports")
-WORK = Path(".work")
 
 
 def main(name: str | None = None) -> None:
@@ -37,10 +33,10 @@ def main(name: str | None = None) -> None:
     if name is not None and name not in params.datasets:
         raise ValueError(f"params.yaml: datasets has no {name!r}, only {sorted(params.datasets)}")
     section = params.ingest if name is None else params.datasets[name]
-    output, stage = (OUTPUT, "ingest") if name is None else (OUTPUT / name, f"ingest-{name}")
+    output, stage = (DATA_FOLDER, "ingest") if name is None else (DATA_FOLDER / name, f"ingest-{name}")
     console = Console(stderr=True)
     begin = time.perf_counter()
-    ingest = Ingest(section, params.seed, WORK / stage, params.runtime)
+    ingest = Ingest(section, params.seed, WORK_FOLDER / stage, params.runtime)
     columns = (
         TextColumn("ingest"),
         BarColumn(),
@@ -55,7 +51,7 @@ def main(name: str | None = None) -> None:
     show(result, console)
     ingest.check(result)
     ingest.finish(result, output)
-    write_json(REPORTS / f"{stage}.json", result.report())
+    write_json(REPORTS_FOLDER / f"{stage}.json", result.report())
     with start_run("ingest", params) as run:
         manifest = Manifest.load(output / MANIFEST_FILE)
         run.log_dataset(output / MANIFEST_FILE, manifest.digest, "ingest")
@@ -66,7 +62,7 @@ def main(name: str | None = None) -> None:
                 "ingest/seconds": time.perf_counter() - begin,
             }
         )
-        run.log_artifact(REPORTS / f"{stage}.json")
+        run.log_artifact(REPORTS_FOLDER / f"{stage}.json")
 
 
 def show(result: IngestResult, console: Console) -> None:

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from mme.config import load_params
+from mme.config.paths import PRETRAINED_FOLDER, REPORTS_FOLDER, TRACKS_FOLDER
 from mme.data.masked.clips import PretrainDataset
-from mme.manifest import MANIFEST_FILE, Manifest
 from mme.models.checkpoints import save_weights
 from mme.motion.store import TrackStore
-from mme.stages.workspace import metrics_by_split, resumable_run, work_folder
+from mme.stages.workspace import load_manifest, resumable_stage, work_folder, write_training_report
 from mme.system.errors import one_line_errors
 from mme.system.files import write_json
 from mme.training.loop.trainer import is_main_process
 from mme.training.pretrain import held_out_dataset, run_pretraining
 from mme.viz.plots import save_figure
 from mme.viz.predictions import draw_predictions
-
-TRACKS = Path("data/trajectories")
-OUTPUT = Path("models/pretrain")
-REPORTS = Path("reports/pretrain")
 
 SECTIONS = ("seed", "clip", "model", "pretrain")
 NUM_PICTURED = 6
@@ -28,31 +22,29 @@ NUM_PICTURED = 6
 def main() -> None:
     """Train, and write weights, curves, metrics and a picture of predictions on held-out clips."""
     params = load_params()
-    manifest_file = Path(params.pretrain.data, MANIFEST_FILE)
-    manifest, tracks = Manifest.load(manifest_file), TrackStore(TRACKS)
+    manifest = load_manifest(params.pretrain.data)
+    tracks = TrackStore(TRACKS_FOLDER)
     sections = params.model_dump(mode="json", include=set(SECTIONS))
     depends_on = (sections, manifest.digest, tracks.params)
     if not is_main_process():
         run_pretraining(params, manifest, tracks, work_folder("pretrain", *depends_on), lambda *_: None)
         return
-    with resumable_run("pretrain", params, *depends_on) as (run, work):
-        run.log_dataset(manifest_file, manifest.digest, "pretraining")
+    with resumable_stage("pretrain", params, manifest, "pretraining", *depends_on) as (run, work):
         module, curves = run_pretraining(params, manifest, tracks, work, run.log_metrics)
-        OUTPUT.mkdir(parents=True, exist_ok=True)
-        save_weights(OUTPUT / "model.safetensors", module.model)
+        PRETRAINED_FOLDER.mkdir(parents=True, exist_ok=True)
+        save_weights(PRETRAINED_FOLDER / "model.safetensors", module.model)
         deviation = getattr(module, "position_deviation", None)  # what a prediction of 1 stands for
         facts = {"position_deviation": None if deviation is None else float(deviation)}
-        write_json(OUTPUT / "config.json", {**sections, **facts, "data_digest": manifest.digest, "run_id": run.id})
-        REPORTS.mkdir(parents=True, exist_ok=True)
-        (REPORTS / "curves.csv").write_bytes((work / "curves.csv").read_bytes())
-        write_json(REPORTS / "metrics.json", metrics_by_split(curves.rows[-1]))
+        write_json(
+            PRETRAINED_FOLDER / "config.json", {**sections, **facts, "data_digest": manifest.digest, "run_id": run.id}
+        )
+        write_training_report("pretrain", work, curves.rows[-1])
         pictured = held_out_dataset(params, manifest, tracks)
         if pictured is None:
             pictured = PretrainDataset(params, manifest, tracks, params.pretrain.splits)
         figure = draw_predictions(module, pictured, NUM_PICTURED)
         if figure is not None:
-            save_figure(figure, REPORTS / "predictions.png")
-        run.log_artifact(REPORTS)
+            save_figure(figure, REPORTS_FOLDER / "pretrain/predictions.png")
 
 
 if __name__ == "__main__":

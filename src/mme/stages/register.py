@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -12,18 +11,17 @@ from rich.text import Text
 
 from mme.config import load_params
 from mme.config.names import flatten
-from mme.manifest import MANIFEST_FILE, Manifest
+from mme.config.paths import EXPORTED_FOLDER, FINETUNED_FOLDER, REPORTS_FOLDER
 from mme.registry.aliases import apply_verdict, audit
 from mme.registry.gate import ALIASES, Verdict, judge
 from mme.registry.publish import CARD_FILE, Candidate, champion_to_beat, export_folder, publish
+from mme.stages.workspace import load_manifest, recorded_stage
 from mme.system.errors import one_line_errors
 from mme.system.files import read_json, write_json
-from mme.tracking import Run, Version, start_run, store_kind
+from mme.tracking import Run, Version, store_kind
 
-MODEL = Path("models/finetune")
-EVALUATION = Path("reports/evaluate")
-OUTPUT = Path("models/export")
-RECEIPT = Path("reports/register.json")
+EVALUATION = REPORTS_FOLDER / "evaluate"
+RECEIPT = REPORTS_FOLDER / "register.json"
 
 
 def main() -> None:
@@ -33,14 +31,12 @@ def main() -> None:
         ValueError: an input is missing or damaged, or the evaluation does not have the gate's metric.
     """
     params = load_params()
-    manifest_file = Path(params.finetune.data, MANIFEST_FILE)
-    manifest = Manifest.load(manifest_file)
+    manifest = load_manifest(params.finetune.data)
     candidate = Candidate(params, manifest, read_metrics(), read_per_class())
     value = candidate.gate_value
-    with start_run("register", params) as run:
-        run.log_dataset(manifest_file, manifest.digest, context=params.evaluate.split)
-        config = export_folder(candidate, MODEL, OUTPUT, run.id)
-        version, created = publish(candidate, config, OUTPUT)
+    with recorded_stage("register", params, manifest, params.evaluate.split) as run:
+        config = export_folder(candidate, FINETUNED_FOLDER, EXPORTED_FOLDER, run.id)
+        version, created = publish(candidate, config, EXPORTED_FOLDER)
         if created:
             audit(version, "register", reason=f"{params.registry.metric} {value:.4g}")
         version, verdict = apply_verdict(version, judge(params.registry, value, champion_to_beat(version)))
@@ -65,7 +61,7 @@ def record_version(run: Run, version: Version, verdict: Verdict, metrics: Mappin
     """Record version, verdict and card with the run of the stage."""
     run.log_metrics({**metrics, "gate/passed": float(verdict.passed)})
     run.set_tags({"model_version": str(version.number), "model_digest": version.tags["digest"]})
-    run.log_artifact(OUTPUT / CARD_FILE)
+    run.log_artifact(EXPORTED_FOLDER / CARD_FILE)
 
 
 def receipt(version: Version, verdict: Verdict, metrics: Mapping[str, float]) -> dict[str, Any]:

@@ -13,13 +13,15 @@ from rich.console import Console
 from rich.progress import track
 
 from mme.config import Params, SynthesizeParams, load_params
+from mme.config.paths import MOTION_PRIMITIVES
 from mme.ingest.motion_primitives import sample_scene
 from mme.system.errors import one_line_errors
 from mme.system.executors import open_process_pool
 from mme.system.files import atomic_path
-from mme.video.codec import write_video
+from mme.video.codec import GOP_FRAMES, write_video
 
-GOP_FRAMES = 8
+CRF = 14
+"""H.264 quality: artefacts below the sensor noise that is drawn into the frames."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def write_clip(job: Job, params: SynthesizeParams, folder: Path) -> None:
     """Render and encode one video."""
     cv2.setNumThreads(1)  # one process a core is faster than threads within a frame of this size
     frames = sample_scene(job.label, params, job.seed).render()
-    write_video(folder / job.path, frames, params.fps, params.crf, GOP_FRAMES)
+    write_video(folder / job.path, frames, params.fps, CRF, GOP_FRAMES)
 
 
 def main() -> None:
@@ -62,7 +64,7 @@ def main() -> None:
     """
     params = load_params()
     todo = list(jobs(params))
-    with atomic_path(params.synthesize.output) as folder:
+    with atomic_path(MOTION_PRIMITIVES) as folder:
         for split in {job.split for job in todo}:
             (folder / split).mkdir(parents=True)
         with open_process_pool(params.runtime.num_workers, write_clip.__module__) as pool:

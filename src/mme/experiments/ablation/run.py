@@ -37,7 +37,7 @@ def run_ablation(params: Params, budget: Budget, data: Path, reports: Path, work
 
     Args:
         params: the whole of ``params.yaml``.
-        budget: ``params.ablation.full`` or ``.quick``.
+        budget: ``params.ablation``, or its ``quick`` part.
         data: folder of ``manifest.parquet``, ``videos`` and ``trajectories``.
         reports: path of the report without a suffix.
         workers: trainings in parallel, on equal shares of the cores.

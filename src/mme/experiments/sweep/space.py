@@ -24,8 +24,8 @@ def _suggest(trial: optuna.Trial, name: str, choice: Steps | LogRange | Choices)
     if isinstance(choice, Choices):
         return cast(Scalar, trial.suggest_categorical(name, choice.choices))
     if isinstance(choice, LogRange):
-        return trial.suggest_float(name, choice.low, choice.high, log=True)
-    low, high, step = choice.low, choice.high, choice.step
+        return trial.suggest_float(name, *choice.log, log=True)
+    low, high, step = choice.steps
     if isinstance(low, int) and isinstance(high, int) and isinstance(step, int):
         return trial.suggest_int(name, low, high, step=step)
     return round(trial.suggest_float(name, low, high, step=step), STEP_DIGITS)
@@ -39,7 +39,7 @@ def check_space(params: Params) -> None:
     """
     sweep = params.sweep
     for name, choice in sweep.space.items():
-        ends = choice.choices if isinstance(choice, Choices) else (choice.low, choice.high)
+        ends = choice.choices if isinstance(choice, Choices) else choice.ends
         for end in ends:
             with_values(params, {**sweep.fixed, name: end})
     for point in sweep.first:
@@ -52,4 +52,5 @@ def check_space(params: Params) -> None:
 def _contains(choice: Steps | LogRange | Choices, value: Scalar) -> bool:
     if isinstance(choice, Choices):
         return value in choice.choices
-    return isinstance(value, int | float) and choice.low <= value <= choice.high
+    low, high = choice.ends
+    return isinstance(value, int | float) and low <= value <= high

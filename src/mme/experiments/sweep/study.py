@@ -112,7 +112,7 @@ def sampler_and_pruner(params: Params) -> dict[str, Any]:
     sweep = params.sweep
     return {
         "sampler": TrialSampler(params.seed, sweep.startup_trials),
-        "pruner": optuna.pruners.MedianPruner(sweep.prune_after_trials, sweep.prune_after_epochs),
+        "pruner": optuna.pruners.MedianPruner(sweep.startup_trials, sweep.prune_after_epochs),
     }
 
 
