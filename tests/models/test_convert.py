@@ -14,7 +14,7 @@ from mme.commands.app import app
 from mme.config import ClipParams, ModelParams
 from mme.evaluation.classifier import Classifier
 from mme.models.checkpoints import load_folder
-from mme.models.convert import Given, convert, read_pth
+from mme.models.convert import ConversionOptions, convert, read_pth
 from mme.models.encoder import VideoEncoder, position_table
 from mme.system.files import read_json, write_json
 from tests.models.test_bridges import PATCH, TUBELET, pth_state
@@ -28,7 +28,7 @@ HF: dict[str, Any] = {
     "decoder_hidden_size": 8, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 1,
     "decoder_intermediate_size": 16,
 }  # fmt: skip
-GIVEN = Given(stride_frames=2, num_frames=FRAMES, size=SIZE, num_heads=2, labels=LABELS)
+OPTIONS = ConversionOptions(stride_frames=2, num_frames=FRAMES, size=SIZE, num_heads=2, labels=LABELS)
 
 
 def hf_model(kind: str, folder: Path, **changes: Any) -> Any:
@@ -70,7 +70,7 @@ def test_flat_positions_are_those_of_videomae() -> None:
 @torch.no_grad()
 def test_a_pretrained_model_of_transformers_gives_equal_features(tmp_path: Path, changes: dict[str, Any]) -> None:
     theirs = hf_model("VideoMAEModel", tmp_path / "hf", use_mean_pooling=False, **changes)
-    assert "pretrained encoder" in convert(tmp_path / "hf", tmp_path / "ours", GIVEN)
+    assert "pretrained encoder" in convert(tmp_path / "hf", tmp_path / "ours", OPTIONS)
     encoder, norm = pretrained(tmp_path / "ours")
     clip = clips()
     expected = theirs(clip.transpose(1, 2)).last_hidden_state
@@ -82,7 +82,7 @@ def test_a_pretrained_model_of_transformers_gives_equal_features(tmp_path: Path,
 @torch.no_grad()
 def test_the_encoder_of_pretraining_sees_the_same_hidden_tokens(tmp_path: Path, use_mean_pooling: bool) -> None:
     theirs = hf_model("VideoMAEForPreTraining", tmp_path / "hf", use_mean_pooling=use_mean_pooling)
-    convert(tmp_path / "hf", tmp_path / "ours", GIVEN)
+    convert(tmp_path / "hf", tmp_path / "ours", OPTIONS)
     encoder, norm = pretrained(tmp_path / "ours")
     clip, hidden = clips(), torch.zeros(3, 32, dtype=torch.bool)
     hidden[:, ::3] = True
@@ -95,14 +95,14 @@ def test_the_encoder_of_pretraining_sees_the_same_hidden_tokens(tmp_path: Path, 
 def test_a_classifier_of_transformers_becomes_a_model_folder_and_comes_back(tmp_path: Path) -> None:
     names = dict(enumerate(LABELS))
     theirs = hf_model("VideoMAEForVideoClassification", tmp_path / "hf", id2label=names)
-    assert "model folder with 5 labels" in convert(tmp_path / "hf", tmp_path / "ours", GIVEN)
+    assert "model folder with 5 labels" in convert(tmp_path / "hf", tmp_path / "ours", OPTIONS)
     ours, config = load_folder(tmp_path / "ours")
     clip = clips()
     torch.testing.assert_close(ours(clip), theirs(clip.transpose(1, 2)).logits, rtol=0, atol=1e-5)
     assert (config.labels, config.clip.stride_frames, config.model.positions) == (LABELS, 2, "flat")
     answer = Classifier.load(tmp_path / "ours").classify(moving_frames())
     assert {prediction.label for prediction in answer.predictions} == set(LABELS)
-    convert(tmp_path / "ours", tmp_path / "back", GIVEN)
+    convert(tmp_path / "ours", tmp_path / "back", OPTIONS)
     back = transformers.VideoMAEForVideoClassification.from_pretrained(tmp_path / "back").eval()
     torch.testing.assert_close(back(clip.transpose(1, 2)).logits, ours(clip), rtol=0, atol=1e-5)
     assert back.config.id2label == names
@@ -117,7 +117,7 @@ def test_our_own_models_give_equal_features_in_transformers(tmp_path: Path) -> N
     for block in ours.encoder.blocks:
         torch.nn.init.normal_(block.attn.qkv.bias, std=0.5)  # type: ignore[union-attr, arg-type]
     save_file(ours.state_dict(), tmp_path / "ours/model.safetensors")
-    convert(tmp_path / "ours", tmp_path / "hf", GIVEN)
+    convert(tmp_path / "ours", tmp_path / "hf", OPTIONS)
     theirs = transformers.VideoMAEForVideoClassification.from_pretrained(tmp_path / "hf").eval()
     clip = clips()
     torch.testing.assert_close(theirs(clip.transpose(1, 2)).logits, ours(clip), rtol=0, atol=1e-5)
@@ -127,8 +127,8 @@ def test_our_own_models_give_equal_features_in_transformers(tmp_path: Path) -> N
 @torch.no_grad()
 def test_a_pretrained_folder_starts_transformers_pretraining(tmp_path: Path) -> None:
     hf_model("VideoMAEModel", tmp_path / "hf", use_mean_pooling=False)
-    convert(tmp_path / "hf", tmp_path / "ours", GIVEN)
-    assert "VideoMAEModel" in convert(tmp_path / "ours", tmp_path / "back", GIVEN)
+    convert(tmp_path / "hf", tmp_path / "ours", OPTIONS)
+    assert "VideoMAEModel" in convert(tmp_path / "ours", tmp_path / "back", OPTIONS)
     encoder, norm = pretrained(tmp_path / "ours")
     clip = clips()
     loading = transformers.VideoMAEForPreTraining.from_pretrained(tmp_path / "back", output_loading_info=True)
@@ -142,7 +142,7 @@ def test_a_pretrained_folder_starts_transformers_pretraining(tmp_path: Path) -> 
 def test_positions_on_axes_cannot_go(tmp_path: Path) -> None:
     save_tiny_folder(tmp_path / "ours")
     with pytest.raises(ValueError, match="positions is 'axes'"):
-        convert(tmp_path / "ours", tmp_path / "hf", GIVEN)
+        convert(tmp_path / "ours", tmp_path / "hf", OPTIONS)
     assert not (tmp_path / "hf").exists()
 
 
@@ -151,7 +151,7 @@ def test_positions_on_axes_cannot_go(tmp_path: Path) -> None:
 def test_a_finetuned_pth_becomes_a_model_folder(tmp_path: Path, wrapper: str | None) -> None:
     state = pth_state(finetuned=True)
     torch.save(state if wrapper is None else {wrapper: state, "epoch": 3}, tmp_path / "x.pth")
-    convert(tmp_path / "x.pth", tmp_path / "ours", GIVEN)
+    convert(tmp_path / "x.pth", tmp_path / "ours", OPTIONS)
     ours, config = load_folder(tmp_path / "ours")
     assert (config.model.depth, config.model.num_heads, config.model.mlp_ratio) == (2, 2, 4.0)
     clip = clips()
@@ -164,7 +164,7 @@ def test_a_finetuned_pth_becomes_a_model_folder(tmp_path: Path, wrapper: str | N
 
 def test_a_pretraining_pth_becomes_a_pretrained_folder(tmp_path: Path) -> None:
     torch.save({"model": pth_state(finetuned=False, in_lists=True)}, tmp_path / "x.pth")
-    convert(tmp_path / "x.pth", tmp_path / "ours", GIVEN)
+    convert(tmp_path / "x.pth", tmp_path / "ours", OPTIONS)
     encoder, _ = pretrained(tmp_path / "ours")
     assert encoder.grid == (2, 4, 4)
 
@@ -173,7 +173,9 @@ def test_labels_must_be_as_many_as_the_head_has(tmp_path: Path) -> None:
     torch.save(pth_state(finetuned=True), tmp_path / "x.pth")
     for labels, found in ((None, "none"), (("a", "b"), "2")):
         with pytest.raises(ValueError, match=f"5 classes, labels given: {found}"):
-            convert(tmp_path / "x.pth", tmp_path / "ours", Given(num_frames=FRAMES, size=SIZE, labels=labels))
+            convert(
+                tmp_path / "x.pth", tmp_path / "ours", ConversionOptions(num_frames=FRAMES, size=SIZE, labels=labels)
+            )
 
 
 class Harmful:
@@ -202,17 +204,17 @@ def test_a_pth_without_a_state_dict_is_an_error(tmp_path: Path, content: object)
 
 def test_a_folder_of_neither_is_an_error(tmp_path: Path) -> None:
     write_json(tmp_path / "config.json", {"model_type": "bert"})
-    with pytest.raises(ValueError, match="neither a folder of ours nor"):
-        convert(tmp_path, tmp_path / "out", GIVEN)
+    with pytest.raises(ValueError, match="neither a folder of mme nor"):
+        convert(tmp_path, tmp_path / "out", OPTIONS)
 
 
 def test_a_network_without_counterpart_is_an_error(tmp_path: Path) -> None:
     hf_model("VideoMAEModel", tmp_path / "relu", hidden_act="relu")
     with pytest.raises(ValueError, match="hidden_act: 'relu', must be 'gelu'"):
-        convert(tmp_path / "relu", tmp_path / "out", GIVEN)
+        convert(tmp_path / "relu", tmp_path / "out", OPTIONS)
     hf_model("VideoMAEForVideoClassification", tmp_path / "first", use_mean_pooling=False)
     with pytest.raises(ValueError, match="use_mean_pooling"):
-        convert(tmp_path / "first", tmp_path / "out", GIVEN)
+        convert(tmp_path / "first", tmp_path / "out", OPTIONS)
 
 
 def test_transformers_folders_that_lack_keys_or_have_others_are_errors_that_list_them(tmp_path: Path) -> None:
@@ -222,7 +224,7 @@ def test_transformers_folders_that_lack_keys_or_have_others_are_errors_that_list
     del state[gone]
     save_file(state | {"extra.weight": torch.zeros(1)}, tmp_path / "hf/model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match=r"missing .*layer\.1\.intermediate\.dense\.weight; unexpected extra\.weight"):
-        convert(tmp_path / "hf", tmp_path / "out", GIVEN)
+        convert(tmp_path / "hf", tmp_path / "out", OPTIONS)
 
 
 def test_the_command_converts_and_tells_what_is_wrong(tmp_path: Path) -> None:

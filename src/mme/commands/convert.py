@@ -24,10 +24,10 @@ def convert(  # noqa: PLR0913, PLR0917 - options of the command line
     What comes in finetuned becomes a model folder for `mme classify` and the service; what is only pretrained becomes
     weights that finetuning starts from. Keys that are missing or unexpected are an error that lists them.
     """
-    from mme.models.convert import Given  # PyTorch takes seconds to import
+    from mme.models.convert import ConversionOptions  # PyTorch takes seconds to import
     from mme.models.convert import convert as run
 
     names = None if labels is None else tuple(labels.read_text(encoding="utf-8").split("\n"))
     names = None if names is None else tuple(name.strip() for name in names if name.strip())
-    given = Given(stride, segments, crops, frames, size, heads, names)
-    typer.echo(f"wrote a {run(source, target, given)}")
+    options = ConversionOptions(stride, segments, crops, frames, size, heads, names)
+    typer.echo(f"wrote a {run(source, target, options)}")

@@ -29,8 +29,8 @@ from mme.video.sampling import Views
 CALIBRATION_BINS = 15
 """Equal-width confidence bins of the calibration error (Guo et al. 2017)."""
 
-DIGITS = 6
-"""Decimal places of every figure written."""
+METRIC_DIGITS = 6
+"""Decimal places of metrics in files."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def _targets(videos: list[Video], split: str, labels: tuple[str, ...]) -> dict[s
 
 
 def metrics(evaluation: Evaluation) -> dict[str, float | int]:
-    """Accuracy, calibration and counts, rounded to ``DIGITS`` places.
+    """Accuracy, calibration and counts, rounded to ``METRIC_DIGITS`` places.
 
     ``top1`` and ``top5`` are shares of the videos (``top5`` means all labels where there are fewer);
     ``mean_class_accuracy`` averages the share of each label that has videos; ``nll`` is the mean negative log
@@ -166,7 +166,7 @@ def metrics(evaluation: Evaluation) -> dict[str, float | int]:
         "calibration_error": multiclass_calibration_error(probabilities, targets, num_labels, CALIBRATION_BINS, "l1"),
     }
     return {
-        **{name: round(float(value), DIGITS) for name, value in figures.items()},
+        **{name: round(float(value), METRIC_DIGITS) for name, value in figures.items()},
         "num_videos": len(evaluation.ids),
         "num_unreadable": len(evaluation.unreadable),
         "num_quarantined": evaluation.num_quarantined,
@@ -183,8 +183,8 @@ def per_class(evaluation: Evaluation) -> pd.DataFrame:
     mistakes = counts - np.diag(correct)
     worst = [evaluation.labels[row.argmax()] if row.any() else "" for row in mistakes]
     table = pd.DataFrame({"label": evaluation.labels, "num_videos": actual, "num_correct": correct})
-    table["top1"] = (table["num_correct"] / table["num_videos"].where(actual > 0)).round(DIGITS)
-    table["precision"] = (table["num_correct"] / pd.Series(claimed).where(claimed > 0)).round(DIGITS)
+    table["top1"] = (table["num_correct"] / table["num_videos"].where(actual > 0)).round(METRIC_DIGITS)
+    table["precision"] = (table["num_correct"] / pd.Series(claimed).where(claimed > 0)).round(METRIC_DIGITS)
     table["most_confused_with"] = worst
     return table
 
@@ -197,11 +197,12 @@ def predictions(evaluation: Evaluation) -> pd.DataFrame:
             "id": evaluation.ids,
             "label": labels[evaluation.targets],
             "predicted": labels[evaluation.predicted],
-            "confidence": evaluation.probabilities.max(axis=1).round(DIGITS),
+            "confidence": evaluation.probabilities.max(axis=1).round(METRIC_DIGITS),
         }
     )
     logits = pd.DataFrame(
-        evaluation.logits.astype(np.float64).round(DIGITS), columns=[f"logit/{label}" for label in evaluation.labels]
+        evaluation.logits.astype(np.float64).round(METRIC_DIGITS),
+        columns=[f"logit/{label}" for label in evaluation.labels],
     )
     return pd.concat([table, logits], axis=1)
 

@@ -1,43 +1,38 @@
-"""Encoders of other frameworks, key by key: Hugging Face's VideoMAE and the ``.pth`` files of VideoMAE and MME.
+"""Keys and shapes of other frameworks' encoders: Hugging Face's VideoMAE, and ``.pth`` files of VideoMAE and MME.
 
-All three are the same network as `VideoEncoder` with ``positions: flat``. What differs is how weights are called and
-cut: the embedding is a convolution or a matrix over the same values, and queries, keys and values are one matrix or
-three. Their keys have no bias; one of ours changes nothing, since it shifts all scores of a query alike, so it is zero
-on the way in and left out on the way out.
+All are the same network as `VideoEncoder` with ``positions: flat``. What differs:
+
+- the embedding is a convolution ``[D, 3, t, p, p]`` there and a matrix ``[D, 3*t*p*p]`` here;
+- queries, keys and values are one matrix ``[3*D, D]`` here and in ``.pth`` files, three ``[D, D]`` in Hugging Face;
+- the keys have no bias there. Here they have one, which shifts all scores of a query alike and so changes nothing: it
+  is zero after conversion from there and dropped on conversion to there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-State = dict[str, Tensor]
+from mme.models.checkpoints import State, check_keys
 
-_SHARED = ("weight", "bias")
-_HF_LAYER = {
+_KINDS = ("weight", "bias")
+
+_HF_LAYER = {  # ours -> Hugging Face's
     "norm1": "layernorm_before",
     "attn.proj": "attention.output.dense",
     "norm2": "layernorm_after",
     "mlp.fc1": "intermediate.dense",
     "mlp.fc2": "output.dense",
 }
-_PTH_LAYER = ("norm1", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+_PTH_LAYER = tuple(_HF_LAYER)  # the same names as ours
 _HF_QKV = ("query", "key", "value")
 _PTH_DECODER = ("encoder_to_decoder", "mask_token", "decoder")
 
 
-class KeysError(ValueError):
-    """A state that is not the one expected; the message lists every key that is missing or unexpected."""
-
-    def __init__(self, source: str, missing: Iterable[str], unexpected: Iterable[str]) -> None:
-        faults = [*(f"missing {key}" for key in sorted(missing)), *(f"unexpected {key}" for key in sorted(unexpected))]
-        super().__init__(f"{source}: " + "; ".join(faults))
-
-
 def encoder_from_hf(state: Mapping[str, Tensor], depth: int, source: str) -> State:
-    """Weights of `VideoEncoder` from those of transformers' ``VideoMAEModel``, its ``layernorm`` apart.
+    """Convert the weights of transformers' ``VideoMAEModel``, without its ``layernorm``, to those of `VideoEncoder`.
 
     Args:
         state: without the prefix ``videomae.`` and without ``layernorm``.
@@ -45,56 +40,55 @@ def encoder_from_hf(state: Mapping[str, Tensor], depth: int, source: str) -> Sta
         source: for error messages.
 
     Raises:
-        KeysError: keys are missing or unexpected; biases of queries and values may be absent (``qv_bias: false``).
+        StateError: keys are missing or unexpected. Biases of queries and values may be absent (``qv_bias: false``).
     """
-    left = dict(state)
+    rest = dict(state)
     missing: list[str] = []
-    encoder = _embedding(_take(left, "embeddings.patch_embeddings.projection", missing))
+    encoder = _embedding(_take(rest, "embeddings.patch_embeddings.projection", missing))
     for i in range(depth):
-        theirs, ours = f"encoder.layer.{i}", f"blocks.{i}"
-        parts = [left.pop(f"{theirs}.attention.attention.{name}.weight", None) for name in _HF_QKV]
-        biases = [left.pop(f"{theirs}.attention.attention.{name}.bias", None) for name in ("query", "value")]
-        missing += [
-            f"{theirs}.attention.attention.{name}.weight"
-            for name, part in zip(_HF_QKV, parts, strict=True)
-            if part is None
-        ]
-        weights = [part for part in parts if part is not None]
-        if len(weights) == len(_HF_QKV):
-            encoder |= _joined(ours, torch.cat(weights), *biases)
-        for name, other in _HF_LAYER.items():
-            encoder |= _renamed(_take(left, f"{theirs}.{other}", missing), f"{ours}.{name}")
-    if missing or left:
-        raise KeysError(source, missing, left)
+        layer = f"encoder.layer.{i}"
+        names = [f"{layer}.attention.attention.{name}" for name in _HF_QKV]
+        weights = [rest.pop(f"{name}.weight", None) for name in names]  # 3 of [D, D]
+        missing += [f"{name}.weight" for name, weight in zip(names, weights, strict=True) if weight is None]
+        found = [weight for weight in weights if weight is not None]
+        query_bias = rest.pop(f"{names[0]}.bias", None)  # [D]
+        value_bias = rest.pop(f"{names[2]}.bias", None)  # [D]
+        if len(found) == len(_HF_QKV):
+            encoder |= _joined_qkv(f"blocks.{i}", torch.cat(found), query_bias, value_bias)
+        for ours, theirs in _HF_LAYER.items():
+            encoder |= _renamed(_take(rest, f"{layer}.{theirs}", missing), f"blocks.{i}.{ours}")
+    check_keys(source, missing, rest)
     return encoder
 
 
 def encoder_to_hf(state: Mapping[str, Tensor], depth: int, conv_shape: tuple[int, int, int, int, int]) -> State:
-    """Weights of ``VideoMAEModel`` from those of `VideoEncoder`.
+    """Convert the weights of `VideoEncoder` to those of ``VideoMAEModel``.
 
     Args:
-        state: of the encoder.
+        state: state of the encoder.
         depth: number of blocks.
-        conv_shape: [D, 3, tubelet_frames, patch_size, patch_size].
+        conv_shape: ``[D, 3, tubelet_frames, patch_size, patch_size]``.
     """
-    theirs = {
+    converted = {
         "embeddings.patch_embeddings.projection.weight": state["embed.weight"].reshape(conv_shape),
         "embeddings.patch_embeddings.projection.bias": state["embed.bias"],
     }
     for i in range(depth):
-        block, layer = f"blocks.{i}", f"encoder.layer.{i}"
-        weights, biases = state[f"{block}.attn.qkv.weight"].chunk(3), state[f"{block}.attn.qkv.bias"].chunk(3)
+        block = f"blocks.{i}"
+        layer = f"encoder.layer.{i}"
+        weights = state[f"{block}.attn.qkv.weight"].chunk(3)  # 3 of [D, D]
+        biases = state[f"{block}.attn.qkv.bias"].chunk(3)  # 3 of [D]
         for name, weight, bias in zip(_HF_QKV, weights, biases, strict=True):
-            theirs[f"{layer}.attention.attention.{name}.weight"] = weight
+            converted[f"{layer}.attention.attention.{name}.weight"] = weight
             if name != "key":
-                theirs[f"{layer}.attention.attention.{name}.bias"] = bias
-        for name, other in _HF_LAYER.items():
-            theirs |= {f"{layer}.{other}.{kind}": state[f"{block}.{name}.{kind}"] for kind in _SHARED}
-    return {name: value.clone() for name, value in theirs.items()}
+                converted[f"{layer}.attention.attention.{name}.bias"] = bias
+        for ours, theirs in _HF_LAYER.items():
+            converted |= {f"{layer}.{theirs}.{kind}": state[f"{block}.{ours}.{kind}"] for kind in _KINDS}
+    return {name: value.clone() for name, value in converted.items()}
 
 
 def model_from_pth(state: Mapping[str, Tensor], source: str) -> tuple[State, bool]:
-    """Weights of ours from a state dict of VideoMAE or MME.
+    """Convert a state dict of VideoMAE or MME.
 
     A pretraining state has its encoder under ``encoder.`` and a decoder, which is left out. A finetuned one has no
     prefix, and ``fc_norm`` and ``head``.
@@ -103,33 +97,31 @@ def model_from_pth(state: Mapping[str, Tensor], source: str) -> tuple[State, boo
         Weights ``encoder.*`` and ``norm.*``, of a finetuned state also ``head.*``; and whether it is finetuned.
 
     Raises:
-        KeysError: keys are missing or unexpected.
+        StateError: keys are missing or unexpected.
     """
     finetuned = "patch_embed.proj.weight" in state
     prefix = "" if finetuned else "encoder."
-    left = {key: value for key, value in state.items() if finetuned or not _is_decoder(key)}
+    rest = {key: value for key, value in state.items() if finetuned or key.split(".")[0] not in _PTH_DECODER}
     missing: list[str] = []
-    encoder = _embedding(_take(left, f"{prefix}patch_embed.proj", missing))
+    encoder = _embedding(_take(rest, f"{prefix}patch_embed.proj", missing))
     for i in range(_depth(state, prefix)):
-        theirs, ours = f"{prefix}blocks.{i}", f"blocks.{i}"
-        parts = [left.pop(f"{theirs}.attn.{name}", None) for name in ("qkv.weight", "q_bias", "v_bias")]
-        if parts[0] is None:
-            missing.append(f"{theirs}.attn.qkv.weight")
+        block = f"{prefix}blocks.{i}"
+        weight = rest.pop(f"{block}.attn.qkv.weight", None)  # [3*D, D]
+        query_bias = rest.pop(f"{block}.attn.q_bias", None)  # [D]
+        value_bias = rest.pop(f"{block}.attn.v_bias", None)  # [D]
+        if weight is None:
+            missing.append(f"{block}.attn.qkv.weight")
         else:
-            encoder |= _joined(ours, parts[0], parts[1], parts[2])
+            encoder |= _joined_qkv(f"blocks.{i}", weight, query_bias, value_bias)
         for name in _PTH_LAYER:
-            encoder |= _renamed(_take(left, f"{theirs}.{name}", missing), f"{ours}.{name}")
+            encoder |= _renamed(_take(rest, f"{block}.{name}", missing), f"blocks.{i}.{name}")
+
     model = {f"encoder.{name}": value for name, value in encoder.items()}
-    model |= _renamed(_take(left, "fc_norm" if finetuned else "encoder.norm", missing), "norm")
+    model |= _renamed(_take(rest, "fc_norm" if finetuned else "encoder.norm", missing), "norm")
     if finetuned:
-        model |= _renamed(_take(left, "head", missing), "head")
-    if missing or left:
-        raise KeysError(source, missing, left)
+        model |= _renamed(_take(rest, "head", missing), "head")
+    check_keys(source, missing, rest)
     return model, finetuned
-
-
-def _is_decoder(key: str) -> bool:
-    return key.split(".", maxsplit=1)[0] in _PTH_DECODER
 
 
 def _depth(state: Mapping[str, Tensor], prefix: str) -> int:
@@ -140,8 +132,8 @@ def _depth(state: Mapping[str, Tensor], prefix: str) -> int:
 
 
 def _take(state: State, name: str, missing: list[str]) -> State:
-    """Remove weight and bias of ``name`` from a state; what is not there is noted."""
-    found = {kind: state.pop(f"{name}.{kind}", None) for kind in _SHARED}
+    """Remove weight and bias of ``name`` from a state; add their keys to ``missing`` if they are not there."""
+    found = {kind: state.pop(f"{name}.{kind}", None) for kind in _KINDS}
     missing += [f"{name}.{kind}" for kind, value in found.items() if value is None]
     return {kind: value for kind, value in found.items() if value is not None}
 
@@ -151,12 +143,13 @@ def _renamed(values: State, name: str) -> State:
 
 
 def _embedding(values: State) -> State:
-    """A convolution's weight [D, 3, t, p, p] as the matrix over (channel, frame, y, x)."""
+    """Turn a convolution's weight ``[D, 3, t, p, p]`` into the matrix ``[D, 3*t*p*p]`` over (channel, frame, y, x)."""
     return {f"embed.{kind}": value.flatten(1) if kind == "weight" else value for kind, value in values.items()}
 
 
-def _joined(block: str, weight: Tensor, query_bias: Tensor | None, value_bias: Tensor | None) -> State:
-    """Queries, keys and values as one layer; absent biases are zero."""
-    zero = torch.zeros(len(weight) // 3, dtype=weight.dtype)
-    parts = [zero if query_bias is None else query_bias, zero, zero if value_bias is None else value_bias]
-    return {f"{block}.attn.qkv.weight": weight, f"{block}.attn.qkv.bias": torch.cat(parts)}
+def _joined_qkv(block: str, weight: Tensor, query_bias: Tensor | None, value_bias: Tensor | None) -> State:
+    """Join queries, keys and values, weight ``[3*D, D]``, to one layer; absent biases are zero."""
+    zero = torch.zeros(len(weight) // 3, dtype=weight.dtype)  # [D]
+    query = zero if query_bias is None else query_bias
+    value = zero if value_bias is None else value_bias
+    return {f"{block}.attn.qkv.weight": weight, f"{block}.attn.qkv.bias": torch.cat([query, zero, value])}

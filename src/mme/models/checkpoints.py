@@ -1,7 +1,8 @@
-"""The model folder: weights as safetensors beside a ``config.json`` that says how to build and feed the model."""
+"""Model folders: weights as safetensors and a ``config.json`` with everything needed to build and feed the model."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,7 +10,7 @@ import torch
 from pydantic import Field, FiniteFloat, JsonValue, ValidationError, field_validator, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from mme.config import ClipParams, ModelParams
 from mme.config.base import Section, faults
@@ -17,14 +18,22 @@ from mme.models.classifier import MotionClassifier
 from mme.system.files import atomic_path, digest, read_json, sha256_file, write_json
 
 FORMAT = 1
-"""Version of the folder's layout; a reader refuses any other."""
+"""Version of the folder's layout; any other is refused."""
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 
 
+State = dict[str, Tensor]
+"""Weights by their keys, as in ``state_dict``."""
+
+
+class StateError(ValueError):
+    """Raised if weights do not fit the model; the message names their source and every key at fault."""
+
+
 class ViewsConfig(Section):
-    """Views of a video that are averaged unless the caller asks for others."""
+    """Default views of a video, whose logits are averaged."""
 
     segments: Annotated[int, Field(ge=1)]
     crops: Literal[1, 3]
@@ -33,8 +42,14 @@ class ViewsConfig(Section):
 class FolderConfig(Section):
     """``config.json`` of a model folder.
 
-    ``labels`` is in the order of the logits. ``metrics`` has flat names such as ``val/top1``. ``provenance`` is free:
-    git commit, digests of data and parameters, run id, time.
+    Attributes:
+        format: version of the folder's layout.
+        name: name of the model, as in the registry.
+        model, clip: sections that build the network and its input.
+        views: default views of a video.
+        labels: labels in the order of the logits.
+        provenance: any JSON: git commit, digests of data and parameters, run id, time.
+        metrics: values by flat names such as ``val/top1``.
     """
 
     format: Literal[1]
@@ -66,7 +81,7 @@ class FolderConfig(Section):
 
 
 def save_folder(folder: Path | str, model: MotionClassifier, config: FolderConfig) -> None:
-    """Write a model folder; one that stands there is replaced only when the new one is complete.
+    """Write a model folder, atomically; an existing one is replaced only by a complete one.
 
     Raises:
         ValueError: the model does not have the shapes that ``config`` describes, or a weight is not finite.
@@ -79,7 +94,7 @@ def save_folder(folder: Path | str, model: MotionClassifier, config: FolderConfi
 
 
 def load_folder(folder: Path | str) -> tuple[MotionClassifier, FolderConfig]:
-    """Build the model of a folder, on the CPU and in evaluation mode.
+    """Load the model of a folder, on the CPU and in evaluation mode.
 
     Raises:
         ValueError: a file is missing or unreadable, ``config.json`` has another format version or a bad key, or the
@@ -87,7 +102,7 @@ def load_folder(folder: Path | str) -> tuple[MotionClassifier, FolderConfig]:
     """
     config = load_config(folder)
     model = MotionClassifier(config.model, config.clip, len(config.labels))
-    load_weights(Path(folder) / WEIGHTS_FILE, model)
+    load_state(Path(folder) / WEIGHTS_FILE, model)
     return model.eval(), config
 
 
@@ -109,9 +124,9 @@ def load_config(folder: Path | str) -> FolderConfig:
 
 
 def content_digest(folder: Path | str) -> str:
-    """SHA-256 of what decides an answer: the weights file, and model, clip, views and labels of the configuration.
+    """Return the SHA-256 of the weights file and of model, clip, views and labels of the configuration.
 
-    Name, provenance and metrics are left out, so the same training result has the same digest whenever it was made.
+    These decide the logits. Name, provenance and metrics do not enter, so equal models have equal digests.
 
     Raises:
         ValueError: as ``load_folder``.
@@ -125,31 +140,55 @@ def content_digest(folder: Path | str) -> str:
 
 
 def save_weights(path: Path | str, module: nn.Module) -> None:
-    """Write a module's state as safetensors, atomically and with the same bytes for the same values."""
+    """Write a module's state as safetensors, atomically and with equal bytes for equal values."""
     state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
     with atomic_path(path) as temporary:
         save_file(state, temporary)
 
 
-def load_weights(path: Path | str, module: nn.Module) -> None:
-    """Fill a module from a safetensors file; every key and shape must agree.
+def read_state(path: Path | str) -> State:
+    """Read a safetensors file.
 
     Raises:
-        ValueError: the file is missing or damaged, keys are missing or unexpected, shapes differ, or values are not
-            finite; the message lists them.
+        ValueError: it is missing or damaged; the message names it.
     """
     try:
-        state = load_file(path)
+        return load_file(path)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path}: cannot be read as safetensors: {error}") from error
-    expected = module.state_dict()
-    faults = [f"missing {key}" for key in sorted(expected.keys() - state.keys())]
-    faults += [f"unexpected {key}" for key in sorted(state.keys() - expected.keys())]
-    for key in sorted(expected.keys() & state.keys()):
-        if state[key].shape != expected[key].shape:
-            faults.append(f"{key} has shape {list(state[key].shape)}, the model {list(expected[key].shape)}")
-        elif not torch.isfinite(state[key]).all():
+
+
+def load_state(path: Path | str, module: nn.Module, prefix: str = "") -> None:
+    """Fill a module from a safetensors file; every key and shape must agree.
+
+    Args:
+        path: the file.
+        module: the module to fill.
+        prefix: the part of the file to load, such as ``encoder.``: other keys are ignored.
+
+    Raises:
+        ValueError: the file is missing or damaged.
+        StateError: keys are missing or unexpected, shapes differ, or values are not finite; all are listed.
+    """
+    found = {key: value for key, value in read_state(path).items() if key.startswith(prefix)}
+    expected = {prefix + key: value for key, value in module.state_dict().items()}
+
+    faults = []
+    for key in sorted(expected.keys() & found.keys()):
+        if found[key].shape != expected[key].shape:
+            faults.append(f"{key} has shape {list(found[key].shape)}, the model {list(expected[key].shape)}")
+        elif not torch.isfinite(found[key]).all():
             faults.append(f"{key} has values that are not finite")
-    if faults:
-        raise ValueError(f"{path}: weights do not fit the model: " + "; ".join(faults))
-    module.load_state_dict(state)
+    check_keys(path, expected.keys() - found.keys(), found.keys() - expected.keys(), faults)
+
+    module.load_state_dict({key.removeprefix(prefix): value for key, value in found.items()})
+
+
+def check_keys(
+    source: Path | str, missing: Iterable[str], unexpected: Iterable[str], faults: Iterable[str] = ()
+) -> None:
+    """Raise `StateError` if a state lacks keys, has other ones, or has further faults; all are listed."""
+    found = [*(f"missing {key}" for key in sorted(missing)), *(f"unexpected {key}" for key in sorted(unexpected))]
+    found += faults
+    if found:
+        raise StateError(f"{source}: weights do not fit the model: " + "; ".join(found))

@@ -1,7 +1,7 @@
-"""Between our folders and other frameworks' checkpoints: the state goes through `mme.models.bridges`, the rest is here.
+"""Conversion between this project's folders and checkpoints of other frameworks; keys are in `mme.models.bridges`.
 
-A *model folder* holds a classifier (`mme.models.checkpoints`), a *pretrained folder* an encoder with its final norm:
-``model.safetensors`` and a ``config.json`` with the sections ``model`` and ``clip``, as ``models/pretrain`` has it.
+A *model folder* holds a classifier (`mme.models.checkpoints`). A *pretrained folder* holds an encoder with its final
+norm: ``model.safetensors`` and a ``config.json`` with the sections ``model`` and ``clip``, as in ``models/pretrain``.
 """
 
 from __future__ import annotations
@@ -14,18 +14,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from mme.config import ClipParams, ModelParams
-from mme.models.bridges import KeysError, State, encoder_from_hf, encoder_to_hf, model_from_pth
+from mme.models.bridges import encoder_from_hf, encoder_to_hf, model_from_pth
 from mme.models.checkpoints import (
     CONFIG_FILE,
     FORMAT,
     WEIGHTS_FILE,
     FolderConfig,
+    State,
     ViewsConfig,
+    check_keys,
     load_folder,
+    read_state,
     save_folder,
 )
 from mme.models.classifier import MotionClassifier
@@ -34,7 +37,9 @@ from mme.system.files import atomic_path, read_json, write_json
 if TYPE_CHECKING:
     from transformers import VideoMAEConfig
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
 HEAD_DIM = 64
 """Channels of an attention head in every published ViT of VideoMAE and MME."""
 
@@ -44,14 +49,14 @@ _PRETRAINING_ONLY = ("encoder_to_decoder", "mask_token", "decoder")
 
 
 @dataclass(frozen=True)
-class Given:
-    """What a foreign checkpoint does not tell.
+class ConversionOptions:
+    """Settings that a checkpoint of another framework does not contain.
 
     Attributes:
         stride_frames: raw frames from one frame of a clip to the next.
         segments, crops: views that are averaged.
-        num_frames, size, num_heads: of ``.pth`` files only; heads of None are of 64 channels each.
-        labels: of a finetuned ``.pth`` file, in the order of its head.
+        num_frames, size, num_heads: for ``.pth`` files only; None = heads of 64 channels each.
+        labels: for a finetuned ``.pth`` file, in the order of its head.
     """
 
     stride_frames: int = 4
@@ -63,7 +68,7 @@ class Given:
     labels: tuple[str, ...] | None = None
 
     def clip(self, num_frames: int, size: int) -> ClipParams:
-        """A clip as VideoMAE normalises it."""
+        """Return a clip normalised as VideoMAE's."""
         return ClipParams(
             num_frames=num_frames,
             stride_frames=self.stride_frames,
@@ -74,34 +79,50 @@ class Given:
         )
 
 
-def convert(source: Path, target: Path, given: Given) -> str:
-    """Convert a checkpoint; what it is follows from what it holds.
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights and how to build their model.
 
-    A ``.pth`` file of VideoMAE or MME, and a folder that transformers saved, become a model folder (if finetuned) or a
-    pretrained folder; a folder of ours becomes one that transformers loads.
+    Attributes:
+        state: weights ``encoder.*`` and ``norm.*``; of a classifier also ``head.*``.
+        model, clip: sections that build the network.
+        labels: labels of a classifier; empty if it is pretrained only.
+    """
+
+    state: State
+    model: ModelParams
+    clip: ClipParams
+    labels: tuple[str, ...] = ()
+
+
+def convert(source: Path, target: Path, options: ConversionOptions) -> str:
+    """Convert a checkpoint; its content decides the direction.
+
+    A ``.pth`` file of VideoMAE or MME, and a folder saved by transformers, become a model folder (if finetuned) or a
+    pretrained folder; a folder of this project becomes one for transformers.
 
     Returns:
-        What was written, for people.
+        Description of the result, to print.
 
     Raises:
-        ValueError: ``source`` is none of these, is damaged, lacks a key or has one too many (all are listed), or is
-            a network that the other side does not have.
+        ValueError: ``source`` is none of these or damaged, keys are missing or unexpected (all are listed), or the
+            other side does not have this network.
     """
     if source.is_file():
-        return from_pth(source, target, given)
+        return save_checkpoint(target, from_pth(source, options), options, str(source))
     config = read_json(source / CONFIG_FILE)
     if config.get("model_type") == HF_TYPE:
-        return from_hf(source, target, given)
+        return save_checkpoint(target, from_hf(source, options), options, str(source))
     if "model" in config and "clip" in config:
         return to_hf(source, target)
-    raise ValueError(f"{source / CONFIG_FILE}: neither a folder of ours nor transformers' VideoMAE")
+    raise ValueError(f"{source / CONFIG_FILE}: neither a folder of mme nor of transformers' VideoMAE")
 
 
 def read_pth(path: Path) -> State:
-    """The state dict of a ``.pth`` file, itself or under ``model`` or ``module``; nothing in the file is executed.
+    """Read the state dict of a ``.pth`` file, itself or under ``model`` or ``module``; no code in it is executed.
 
     Raises:
-        ValueError: it is not a file that ``torch.load(weights_only=True)`` reads, or holds no state dict.
+        ValueError: ``torch.load(weights_only=True)`` cannot read it, or it holds no state dict.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -117,61 +138,62 @@ def read_pth(path: Path) -> State:
     return {str(key): value.float() for key, value in content.items()}
 
 
-def from_pth(path: Path, target: Path, given: Given) -> str:
-    """Convert a ``.pth`` file of VideoMAE or MME."""
+def from_pth(path: Path, options: ConversionOptions) -> Checkpoint:
+    """Read a ``.pth`` file of VideoMAE or MME."""
     foreign = read_pth(path)
     state, finetuned = model_from_pth(foreign, str(path))
     conv = next(value for key, value in foreign.items() if key.endswith("patch_embed.proj.weight"))
     if conv.ndim != 5 or conv.shape[1] != 3 or conv.shape[3] != conv.shape[4]:
         raise ValueError(f"{path}: patch_embed.proj.weight has shape {list(conv.shape)}, not [D, 3, t, p, p]")
-    dim = conv.shape[0]
+    dim, _, tubelet_frames, patch_size, _ = conv.shape
     model = ModelParams(
-        patch_size=conv.shape[3],
-        tubelet_frames=conv.shape[2],
+        patch_size=patch_size,
+        tubelet_frames=tubelet_frames,
         dim=dim,
         depth=sum(key.endswith("attn.qkv.weight") for key in state),
-        num_heads=given.num_heads or max(1, dim // HEAD_DIM),
+        num_heads=options.num_heads or max(1, dim // HEAD_DIM),
         mlp_ratio=state["encoder.blocks.0.mlp.fc1.weight"].shape[0] / dim,
         positions="flat",
     )
-    clip = given.clip(given.num_frames, given.size)
+    clip = options.clip(options.num_frames, options.size)
     if not finetuned:
-        return write_pretrained(target, state, model, clip, str(path))
+        return Checkpoint(state, model, clip)
+
     num_classes = state["head.weight"].shape[0]
-    if given.labels is None or len(given.labels) != num_classes:
-        found = "none" if given.labels is None else len(given.labels)
+    if options.labels is None or len(options.labels) != num_classes:
+        found = "none" if options.labels is None else len(options.labels)
         raise ValueError(f"{path}: its head has {num_classes} classes, labels given: {found}")
-    return write_classifier(target, state, (model, clip, given.labels), given, str(path))
+    return Checkpoint(state, model, clip, options.labels)
 
 
-def from_hf(folder: Path, target: Path, given: Given) -> str:
-    """Convert a folder that transformers saved: ``VideoMAEModel``, ``...ForPreTraining`` or ``...Classification``."""
+def from_hf(folder: Path, options: ConversionOptions) -> Checkpoint:
+    """Read a folder saved by transformers: ``VideoMAEModel``, ``...ForPreTraining`` or ``...Classification``."""
     config, foreign = read_hf(folder)
     backbone = {key.removeprefix(_BACKBONE): value for key, value in foreign.items() if key.startswith(_BACKBONE)}
-    backbone = backbone or dict(foreign)
     norm = {kind: backbone.pop(f"layernorm.{kind}", None) for kind in ("weight", "bias")}
     encoder = encoder_from_hf(backbone, config.num_hidden_layers, str(folder))
     state = {f"encoder.{name}": value for name, value in encoder.items()}
-    model, clip = params_of_hf(config, str(folder)), given.clip(config.num_frames, int(str(config.image_size)))
+    model = params_of_hf(config, str(folder))
+    clip = options.clip(config.num_frames, int(str(config.image_size)))
+
     if "classifier.weight" in foreign:
         if "fc_norm.weight" not in foreign:
-            raise ValueError(f"{folder}: use_mean_pooling is false; ours pools all tokens")
+            raise ValueError(f"{folder}: use_mean_pooling is false; mme pools all tokens")
         state |= {f"norm.{kind}": foreign[f"fc_norm.{kind}"] for kind in ("weight", "bias")}
         state |= {f"head.{kind}": foreign[f"classifier.{kind}"] for kind in ("weight", "bias")}
-        labels = tuple(str(config.id2label[index]) for index in range(len(config.id2label)))
-        return write_classifier(target, state, (model, clip, labels), given, str(folder))
-    # Without a final norm of its own (use_mean_pooling), finetuning starts from a new one, as transformers does.
-    weight, bias = norm["weight"], norm["bias"]
-    state["norm.weight"] = torch.ones(model.dim) if weight is None else weight
-    state["norm.bias"] = torch.zeros(model.dim) if bias is None else bias
-    return write_pretrained(target, state, model, clip, str(folder))
+        return Checkpoint(state, model, clip, tuple(str(config.id2label[i]) for i in range(len(config.id2label))))
+
+    # Without a final norm (use_mean_pooling) finetuning starts from a new one, as in transformers.
+    state["norm.weight"] = torch.ones(model.dim) if norm["weight"] is None else norm["weight"]
+    state["norm.bias"] = torch.zeros(model.dim) if norm["bias"] is None else norm["bias"]
+    return Checkpoint(state, model, clip)
 
 
 def read_hf(folder: Path) -> tuple[VideoMAEConfig, State]:
-    """Configuration and state of a folder that transformers saved.
+    """Read configuration and state of a folder saved by transformers, the backbone's keys with ``videomae.``.
 
     Raises:
-        ValueError: its architecture is another one, or its weights lack keys or have others; all are listed.
+        ValueError: its architecture is another one, or weights lack keys or have others; all are listed.
     """
     transformers = _transformers()
     config = transformers.VideoMAEConfig.from_pretrained(folder)
@@ -184,21 +206,17 @@ def read_hf(folder: Path) -> tuple[VideoMAEConfig, State]:
         )
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{folder}: cannot be loaded by transformers: {error}") from error
-    if info["missing_keys"] or info["unexpected_keys"]:
-        raise KeysError(str(folder), info["missing_keys"], info["unexpected_keys"])
-    state = {
-        key: value.detach() for key, value in model.state_dict().items() if key.split(".")[0] not in _PRETRAINING_ONLY
-    }
-    if name == "VideoMAEModel":
-        state = {_BACKBONE + key: value.detach() for key, value in model.state_dict().items()}
-    return config, state
+    check_keys(folder, info["missing_keys"], info["unexpected_keys"])
+    prefix = _BACKBONE if name == "VideoMAEModel" else ""
+    state = {prefix + key: value.detach() for key, value in model.state_dict().items()}
+    return config, {key: value for key, value in state.items() if key.split(".")[0] not in _PRETRAINING_ONLY}
 
 
 def params_of_hf(config: VideoMAEConfig, source: str) -> ModelParams:
-    """Our section ``model`` of a transformers configuration.
+    """Translate a transformers configuration to the section ``model``.
 
     Raises:
-        ValueError: it describes what `VideoEncoder` cannot be.
+        ValueError: it describes a network that `VideoEncoder` does not cover.
     """
     faults = [
         f"{name}: {getattr(config, name)!r}, must be {wanted!r}"
@@ -223,30 +241,47 @@ def params_of_hf(config: VideoMAEConfig, source: str) -> ModelParams:
     )
 
 
-def to_hf(folder: Path, target: Path) -> str:
-    """Write a folder of ours as ``VideoMAEForVideoClassification`` or, if it is pretrained only, ``VideoMAEModel``.
+def read_folder(folder: Path) -> Checkpoint:
+    """Read a model folder or a pretrained folder."""
+    raw = read_json(folder / CONFIG_FILE)
+    if "labels" in raw:
+        classifier, config = load_folder(folder)
+        return Checkpoint(classifier.state_dict(), config.model, config.clip, config.labels)
+    return Checkpoint(read_state(folder / WEIGHTS_FILE), ModelParams(**raw["model"]), ClipParams(**raw["clip"]))
 
-    The latter's folder also starts ``VideoMAEForPreTraining``, whose decoder is new then.
+
+def to_hf(folder: Path, target: Path) -> str:
+    """Write a folder as ``VideoMAEForVideoClassification`` or, if it is pretrained only, as ``VideoMAEModel``.
+
+    ``VideoMAEForPreTraining`` loads the latter as well, with a new decoder.
 
     Raises:
         ValueError: ``model.positions`` is ``axes``, which VideoMAE does not have, or the folder is damaged.
     """
     transformers = _transformers()
-    raw = read_json(folder / CONFIG_FILE)
-    if "labels" in raw:
-        classifier, config = load_folder(folder)
-        labels: tuple[str, ...] = config.labels
-        model, clip, state = config.model, config.clip, classifier.state_dict()
-    else:
-        model, clip, labels = ModelParams(**raw["model"]), ClipParams(**raw["clip"]), ()
-        state = _pretrained_state(folder / WEIGHTS_FILE)
+    ours = read_folder(folder)
+    state, model, labels = ours.state, ours.model, ours.labels
     if model.positions != "flat":
         raise ValueError(f"{folder}: model.positions is {model.positions!r}; VideoMAE has 'flat' only")
     conv_shape = (model.dim, 3, model.tubelet_frames, model.patch_size, model.patch_size)
     encoder = {key.removeprefix("encoder."): value for key, value in state.items() if key.startswith("encoder.")}
     theirs = encoder_to_hf(encoder, model.depth, conv_shape)
-    hf_config = transformers.VideoMAEConfig(**_hf_values(model, clip, labels))
+
+    hf_config = transformers.VideoMAEConfig(
+        image_size=ours.clip.size,
+        patch_size=model.patch_size,
+        num_frames=ours.clip.num_frames,
+        tubelet_size=model.tubelet_frames,
+        hidden_size=model.dim,
+        num_hidden_layers=model.depth,
+        num_attention_heads=model.num_heads,
+        intermediate_size=round(model.dim * model.mlp_ratio),
+        layer_norm_eps=1e-5,
+        use_mean_pooling=bool(labels),
+    )
     if labels:
+        hf_config.id2label = dict(enumerate(labels))
+        hf_config.label2id = {label: i for i, label in enumerate(labels)}
         theirs = {_BACKBONE + key: value for key, value in theirs.items()}
         theirs |= {f"fc_norm.{kind}": state[f"norm.{kind}"] for kind in ("weight", "bias")}
         theirs |= {f"classifier.{kind}": state[f"head.{kind}"] for kind in ("weight", "bias")}
@@ -260,61 +295,31 @@ def to_hf(folder: Path, target: Path) -> str:
     return f"{type(network).__name__} of transformers in {target}"
 
 
-def _hf_values(model: ModelParams, clip: ClipParams, labels: tuple[str, ...]) -> dict[str, Any]:
-    values: dict[str, Any] = {
-        "image_size": clip.size,
-        "patch_size": model.patch_size,
-        "num_frames": clip.num_frames,
-        "tubelet_size": model.tubelet_frames,
-        "hidden_size": model.dim,
-        "num_hidden_layers": model.depth,
-        "num_attention_heads": model.num_heads,
-        "intermediate_size": round(model.dim * model.mlp_ratio),
-        "layer_norm_eps": 1e-5,
-        "use_mean_pooling": bool(labels),
-    }
+def save_checkpoint(target: Path, checkpoint: Checkpoint, options: ConversionOptions, source: str) -> str:
+    """Write a model folder or, without labels, a pretrained folder; return its description."""
+    model, clip, labels = checkpoint.model, checkpoint.clip, checkpoint.labels
     if labels:
-        values |= {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
-    return values
+        classifier = MotionClassifier(model, clip, len(labels))
+        classifier.load_state_dict(checkpoint.state)
+        config = FolderConfig(
+            format=FORMAT,
+            name=target.name,
+            model=model,
+            clip=clip,
+            views=ViewsConfig(segments=options.segments, crops=3 if options.crops == 3 else 1),
+            labels=labels,
+            provenance={"source": source},
+            metrics={},
+        )
+        save_folder(target, classifier, config)
+        return f"model folder with {len(labels)} labels in {target}"
 
-
-def _pretrained_state(path: Path) -> State:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path}: cannot be read as safetensors: {error}") from error
-
-
-def write_pretrained(target: Path, state: State, model: ModelParams, clip: ClipParams, source: str) -> str:
-    """Write a pretrained folder."""
     with atomic_path(target) as temporary:
         temporary.mkdir()
-        save_file({name: value.contiguous() for name, value in state.items()}, temporary / WEIGHTS_FILE)
+        save_file({name: value.contiguous() for name, value in checkpoint.state.items()}, temporary / WEIGHTS_FILE)
         sections = {"model": model.model_dump(mode="json"), "clip": clip.model_dump(mode="json")}
         write_json(temporary / CONFIG_FILE, {**sections, "source": source})
     return f"pretrained encoder ({model.depth} blocks of {model.dim} channels) in {target}"
-
-
-def write_classifier(
-    target: Path, state: State, parts: tuple[ModelParams, ClipParams, tuple[str, ...]], given: Given, source: str
-) -> str:
-    """Write a model folder."""
-    model, clip, labels = parts
-    crops = 3 if given.crops == 3 else 1
-    config = FolderConfig(
-        format=FORMAT,
-        name=target.name,
-        model=model,
-        clip=clip,
-        views=ViewsConfig(segments=given.segments, crops=crops),
-        labels=labels,
-        provenance={"source": source},
-        metrics={},
-    )
-    classifier = MotionClassifier(model, clip, len(labels))
-    classifier.load_state_dict(state)
-    save_folder(target, classifier, config)
-    return f"model folder with {len(labels)} labels in {target}"
 
 
 def _transformers() -> Any:

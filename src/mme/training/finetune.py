@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from pytorch_lightning.callbacks import Callback
-from safetensors.torch import load_file
 from timm.data.mixup import Mixup
 from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
 from torch import Tensor
@@ -17,6 +16,7 @@ from torch.nn import functional
 from mme.config import Params
 from mme.data.labelled.clips import LabelledDataset
 from mme.manifest import Manifest
+from mme.models.checkpoints import load_state
 from mme.models.classifier import MotionClassifier
 from mme.models.encoder import model_input
 from mme.training.loop.callbacks import Curves, LogMetrics, Throughput
@@ -102,17 +102,13 @@ class FinetuneModule(TrainingModule):
 
 
 def load_encoder(path: Path, classifier: MotionClassifier) -> None:
-    """Take encoder and norm from a pretrained model.
+    """Load encoder and norm of a pretrained model.
 
     Raises:
-        ValueError: they are not there or have other shapes; the message names the file and the keys.
+        ValueError: they are missing or have other shapes; the message names the file and the keys.
     """
-    wanted = {name: value for name, value in classifier.state_dict().items() if not name.startswith("head.")}
-    found = {name: value for name, value in load_file(path).items() if name in wanted}
-    faults = [name for name, value in wanted.items() if name not in found or found[name].shape != value.shape]
-    if faults:
-        raise ValueError(f"{path}: missing or of another shape than params.yaml says: {', '.join(sorted(faults))}")
-    classifier.load_state_dict(found, strict=False)
+    load_state(path, classifier.encoder, prefix="encoder.")
+    load_state(path, classifier.norm, prefix="norm.")
 
 
 def run_finetuning(

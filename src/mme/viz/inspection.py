@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from mme.config import ClipParams, ModelParams, Params, PretrainParams, frames_needed
 from mme.data.masked.masking import draw_mask
-from mme.models.checkpoints import load_weights
+from mme.models.checkpoints import load_state
 from mme.models.encoder import model_input
 from mme.models.masked_motion import MotionModel
 from mme.motion.tracking import Tracks, TrackSlice, extract
@@ -78,7 +78,7 @@ class Pretrained:
         except (KeyError, TypeError, ValidationError) as error:
             raise ValueError(f"{path}: not of this version's stage pretrain: {error}") from error
         network = MotionModel(model, clip, pretrain)
-        load_weights(folder / "model.safetensors", network)
+        load_state(folder / "model.safetensors", network)
         scale = 1.0 if pretrain.position_norm == "none" else pretrain.patch_std_floor_px
         unit = None if deviation is None else float(deviation) * scale
         return cls(network.eval(), clip, model, pretrain, unit)

@@ -14,7 +14,8 @@ from filelock import FileLock
 
 from mme.config import ClipParams, Params
 from mme.config.ablation import Budget
-from mme.evaluation.probe import DIGITS, Batch, centre_views, encode, knn, linear_probe
+from mme.evaluation.multiview import METRIC_DIGITS
+from mme.evaluation.probe import Batch, centre_views, encode, probe_metrics
 from mme.experiments.ablation.plan import AblationRun, RunResult, few_labels, result_depends_on, run_params
 from mme.manifest import MANIFEST_FILE, Manifest
 from mme.models.checkpoints import save_weights
@@ -92,11 +93,11 @@ def train_run(
         # Frozen features: of random weights for scratch, else of the encoder after pretraining.
         if run.objective == "scratch":
             torch.manual_seed(run.seed)
-            metrics = probe_metrics(VideoEncoder(params.model, params.clip), views, params.clip)
+            metrics = probe_splits(VideoEncoder(params.model, params.clip), views, params.clip)
         else:
             probe = PeriodicProbe(
                 budget.epochs if run.search else budget.probe_every_epochs,
-                lambda encoder: probe_metrics(encoder, views, params.clip),
+                lambda encoder: probe_splits(encoder, views, params.clip),
                 recorded.log_metrics,
             )
             module, _ = run_pretraining(params, manifest, tracks, folder / "pretrain", _ignore, callbacks=[probe])
@@ -121,14 +122,13 @@ def train_run(
     return result
 
 
-def probe_metrics(encoder: VideoEncoder, views: ViewsBySplit, clip: ClipParams) -> dict[str, float]:
+def probe_splits(encoder: VideoEncoder, views: ViewsBySplit, clip: ClipParams) -> dict[str, float]:
     """Return ``SPLIT/probe_top1`` and ``SPLIT/knn_top1``, fitted on ``train``, of every other split."""
     features = {split: encode(encoder, batches, clip) for split, batches in views.items()}
     train = features.pop("train")
-    metrics = {}
+    metrics: dict[str, float] = {}
     for split, held_out in features.items():
-        metrics[f"{split}/probe_top1"] = round(linear_probe(train, held_out), DIGITS)
-        metrics[f"{split}/knn_top1"] = round(knn(train, held_out), DIGITS)
+        metrics |= {f"{split}/{name}": value for name, value in probe_metrics(train, held_out).items()}
     return metrics
 
 
@@ -143,7 +143,7 @@ def top1(module: FinetuneModule, batches: list[Batch]) -> float:
         predicted = module.model(pixels).argmax(dim=1).cpu()  # (B,)
         hits += int((predicted == torch.from_numpy(labels)).sum())
         count += len(labels)
-    return round(hits / count, DIGITS)
+    return round(hits / count, METRIC_DIGITS)
 
 
 def _of_split(metrics: Mapping[str, float], split: str) -> dict[str, float]:

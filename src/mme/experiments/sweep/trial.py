@@ -14,7 +14,7 @@ import optuna
 from mme.config import Params
 from mme.config.edit import with_values
 from mme.data.frames import SEED_ORDER
-from mme.evaluation.probe import centre_views, encode, knn, linear_probe
+from mme.evaluation.probe import centre_views, encode, probe_metrics
 from mme.experiments.sweep.space import suggest
 from mme.experiments.sweep.study import INTERRUPTED, RUN_ID, WORKER, is_queued, this_process
 from mme.manifest import MANIFEST_FILE, Manifest
@@ -145,7 +145,7 @@ class TrialObjective:
         if key not in self._views:  # decoded once per process; trials may differ in ``clip``
             self._views = {key: {split: list(centre_views(self.manifest, split, params)) for split in ("train", "val")}}
         train, val = (encode(encoder, self._views[key][split], params.clip) for split in ("train", "val"))
-        return {METRIC: linear_probe(train, val), "val/knn_top1": knn(train, val)}
+        return {f"val/{name}": value for name, value in probe_metrics(train, val).items()}
 
 
 def _run_name(trial: optuna.Trial) -> str:
