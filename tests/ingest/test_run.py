@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from mme.config import IngestParams, RuntimeParams, load_params
-from mme.ingest.run import Ingest, IngestResult, video_id_of
+from mme.ingest.report import IngestResult
+from mme.ingest.run import Ingest, video_id_of
 from mme.manifest import Manifest
 from mme.system.files import sha256_file
 from mme.video.codec import read_frames

@@ -11,13 +11,10 @@ import yaml
 from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
 from mme.config import IngestParams, Params, RuntimeParams, load_params
 from mme.config.base import faults
-
-MAX_SHOWN_FILES = 20
 
 app = typer.Typer(no_args_is_help=True, help="Validate data sets.")
 
@@ -50,6 +47,7 @@ def check(
     params = load_params()
     ingest, runtime = _sections_for(params, {"source": source, "root": root, **_parse_values(values or [])})
     listing = list_source(ingest)
+    from mme.ingest.report import print_report
     from mme.ingest.validate import validate_source
 
     columns = (TextColumn("check"), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
@@ -67,7 +65,10 @@ def check(
     if as_json:
         typer.echo(json.dumps({**report, "faults": faults}))
     else:
-        _print_report(report, faults)
+        console = Console()
+        print_report(result, console)
+        for fault in faults:
+            console.print(Text(f"fault: {fault}", style="red"), soft_wrap=True)
     if faults:
         raise typer.Exit(1)
 
@@ -111,33 +112,3 @@ def _find_faults(report: dict[str, Any], runtime: RuntimeParams) -> list[str]:
     if report["duplicates"]["across_splits"]:
         faults.append(f"{report['duplicates']['across_splits']} contents are in training and in validation or test")
     return faults
-
-
-def _print_report(report: dict[str, Any], faults: list[str]) -> None:
-    console = Console()
-    table = Table("split", "videos", "labels", "groups", "frames", box=None, pad_edge=False)
-    for name, split in report["splits"].items():
-        row = (name, split["videos"], len(split["classes"]), split["groups"], split["frames"])
-        table.add_row(*map(str, row))
-    console.print(table)
-    lines = [f"bad: {path}: {reason}: {detail}" for path, reason, detail in report["bad"]]
-    lines += [
-        f"duplicates in different splits: {', '.join(paths)}" for paths in report["duplicates"]["first_across_splits"]
-    ]
-    for line in lines[:MAX_SHOWN_FILES]:
-        console.print(Text(line), soft_wrap=True)
-    if len(lines) > MAX_SHOWN_FILES:
-        console.print(f"and {len(lines) - MAX_SHOWN_FILES} more; --json has all")
-    notes = {
-        "missing": "are listed but do not exist",
-        "unused": "are not used",
-        "ignored": "are not videos by their names",
-    }
-    for name, meaning in notes.items():
-        if report[name]["files"]:
-            first = ", ".join(report[name]["first"][:3])
-            console.print(Text(f"{report[name]['files']} files {meaning}, such as {first}"), soft_wrap=True)
-    if report["duplicates"]["files"]:
-        console.print(f"{report['duplicates']['files']} files are duplicates of another one")
-    for line in (*report["warnings"], *(f"fault: {fault}" for fault in faults)):
-        console.print(Text(line, style="red" if line.startswith("fault") else ""), soft_wrap=True)

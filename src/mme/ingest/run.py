@@ -13,14 +13,14 @@ import os
 import re
 import shutil
 import unicodedata
-from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
 from mme.config import DEFAULT_RUNTIME, IngestParams, RuntimeParams, Split
 from mme.ingest.listing import Listing, SourceFile
+from mme.ingest.report import IngestResult
 from mme.ingest.sources import list_source
 from mme.ingest.splits import assign_splits
 from mme.ingest.transcode import NormalForm, Outcome, TranscodeJob, outcome_of, transcode
@@ -36,54 +36,6 @@ QUARANTINE_FILE = "quarantine.csv"
 
 _MAX_SLUG = 64
 _MAX_LISTED = 20
-
-
-@dataclass(frozen=True)
-class IngestResult:
-    """Manifest of a source and the details of its errors.
-
-    Attributes:
-        manifest: usable and quarantined videos.
-        details: errors of the quarantined videos, by source path.
-        listing: files of the source.
-        num_copied: number of videos that were already in the normal form.
-    """
-
-    manifest: Manifest
-    details: dict[str, str]
-    listing: Listing
-    num_copied: int
-
-    def report(self) -> dict[str, Any]:
-        """Return counts by split, class and reason; equal for equal sources."""
-        rows = self.manifest.rows
-        good = [row for row in rows if row.status == "ok"]
-        bad = self.manifest.quarantined
-        splits = {}
-        for split in sorted({row.split for row in good}):
-            part = [row for row in good if row.split == split]
-            splits[split] = {
-                "videos": len(part),
-                "frames": sum(row.num_frames for row in part),
-                "groups": len({row.group for row in part if row.group is not None}),
-                "classes": dict(sorted(Counter(row.label for row in part if row.label is not None).items())),
-            }
-        return {
-            "videos": len(good),
-            "classes": len(self.manifest.labels),
-            "copied": self.num_copied,
-            "splits": splits,
-            "quarantined": {"videos": len(bad), "reasons": dict(sorted(Counter(row.reason for row in bad).items()))},
-            "ignored": _shortened(self.listing.ignored),
-            "missing": _shortened(self.listing.missing),
-            "unused": _shortened(self.listing.unused),
-            "duplicates": _duplicates(good),
-            "warnings": _warnings(good),
-        }
-
-    def quarantine(self) -> list[tuple[str, str, str]]:
-        """Return path, reason and detail of every file that cannot be used."""
-        return [(row.source_path, str(row.reason), self.details[row.source_path]) for row in self.manifest.quarantined]
 
 
 class Ingest:
@@ -261,39 +213,6 @@ def video_id_of(name: str, sha256: str) -> str:
     ascii_only = unicodedata.normalize("NFKD", stem).encode("ascii", "ignore").decode()
     slug = re.sub(r"[^A-Za-z0-9_]+", "-", ascii_only).strip("-")[-_MAX_SLUG:].strip("-") or "video"
     return f"{slug}-{digest([name, sha256])[:8]}"
-
-
-def _shortened(names: list[str]) -> dict[str, Any]:
-    return {"files": len(names), "first": names[:_MAX_LISTED]}
-
-
-def _duplicates(rows: list[Video]) -> dict[str, Any]:
-    """Count files with equal content; a duplicate in training and test makes the test too easy."""
-    same: defaultdict[str, list[Video]] = defaultdict(list)
-    for row in rows:
-        same[row.sha256].append(row)
-    sets = [videos for videos in same.values() if len(videos) > 1]
-    sides = {"pretrain": "train"}
-    crossing = [videos for videos in sets if len({sides.get(video.split, video.split) for video in videos}) > 1]
-    listed = sorted(sorted(video.source_path for video in videos) for videos in crossing)
-    return {
-        "files": sum(len(videos) - 1 for videos in sets),
-        "across_splits": len(listed),
-        "first_across_splits": listed[:_MAX_LISTED],
-    }
-
-
-def _warnings(rows: list[Video]) -> list[str]:
-    """Name the classes that a split lacks."""
-    labels: set[str] = {row.label for row in rows if row.label is not None and row.split != "pretrain"}
-    found = []
-    for split in ("train", "val", "test") if labels else ():
-        missing = labels - {row.label for row in rows if row.split == split}
-        if missing == labels:
-            found.append(f"{split} has no video")
-        elif missing:
-            found.append(f"{split} has no video of {', '.join(sorted(missing))}")
-    return found
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

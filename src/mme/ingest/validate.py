@@ -8,7 +8,8 @@ from pathlib import Path
 
 from mme.config import IngestParams, RuntimeParams
 from mme.ingest.listing import Listing
-from mme.ingest.run import IngestResult, collect_result, draw_splits
+from mme.ingest.report import IngestResult
+from mme.ingest.run import collect_result, draw_splits
 from mme.ingest.transcode import Outcome, check_clip, check_complete, outcome_of, rejected
 from mme.system.files import sha256_file
 from mme.system.workers import run_with_deadline

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import cv2
@@ -19,8 +17,8 @@ from mme.experiments.ablation.plan import AblationRun, RunResult, final_runs, se
 from mme.experiments.ablation.report import write_ablation_report
 from mme.experiments.ablation.runs import AblationContext, execute_run
 from mme.manifest import MANIFEST_FILE, Manifest
+from mme.system.executors import open_process_pool
 from mme.system.files import digest, sha256_file
-from mme.system.parent import end_with_parent
 from mme.tracking import start_noted_run
 
 WORK = Path(".work/ablation")
@@ -65,17 +63,10 @@ def execute_runs(
     """Execute runs in parallel processes and return their results in the order of ``runs``."""
     results: dict[AblationRun, RunResult] = {}
     num_threads = max(1, (os.cpu_count() or 1) // workers)
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn, initializer=_start_worker, initargs=(num_threads,)) as pool:
-        futures = {pool.submit(execute_run, context, run): run for run in runs}
-        try:
-            for future in as_completed(futures):
-                run = futures[future]
-                results[run] = future.result()
-                show(f"{len(results)}/{len(runs)} {run.name}: {describe_result(results[run])}")
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    with open_process_pool(workers, execute_run.__module__, _limit_threads, num_threads) as pool:
+        for run, result in pool.call_all(execute_run, ((run, (context, run)) for run in runs)):
+            results[run] = result
+            show(f"{len(results)}/{len(runs)} {run.name}: {describe_result(result)}")
     return [results[run] for run in runs]
 
 
@@ -98,8 +89,7 @@ def code_digest() -> str:
     return digest([[str(path.relative_to(root)), sha256_file(path)] for path in files])
 
 
-def _start_worker(num_threads: int) -> None:
-    end_with_parent()
+def _limit_threads(num_threads: int) -> None:
     torch.set_num_threads(num_threads)
     cv2.setNumThreads(num_threads)
     threadpool_limits(num_threads)

@@ -1,0 +1,127 @@
+"""Result of ingest or of a validation: counts by split, class and reason, and their printout."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mme.ingest.listing import Listing
+from mme.manifest import Manifest, Video
+
+_MAX_LISTED = 20
+
+_SKIPPED_FILES = {
+    "missing": "are listed but do not exist",
+    "unused": "are not used",
+    "ignored": "are not videos by their names",
+}
+
+
+@dataclass(frozen=True)
+class IngestResult:
+    """Manifest of a source and the details of its errors.
+
+    Attributes:
+        manifest: usable and quarantined videos.
+        details: errors of the quarantined videos, by source path.
+        listing: files of the source.
+        num_copied: number of videos that were already in the normal form.
+    """
+
+    manifest: Manifest
+    details: dict[str, str]
+    listing: Listing
+    num_copied: int
+
+    def report(self) -> dict[str, Any]:
+        """Return counts by split, class and reason; equal for equal sources."""
+        rows = self.manifest.rows
+        good = [row for row in rows if row.status == "ok"]
+        bad = self.manifest.quarantined
+        splits = {}
+        for split in sorted({row.split for row in good}):
+            part = [row for row in good if row.split == split]
+            splits[split] = {
+                "videos": len(part),
+                "frames": sum(row.num_frames for row in part),
+                "groups": len({row.group for row in part if row.group is not None}),
+                "classes": dict(sorted(Counter(row.label for row in part if row.label is not None).items())),
+            }
+        return {
+            "videos": len(good),
+            "classes": len(self.manifest.labels),
+            "copied": self.num_copied,
+            "splits": splits,
+            "quarantined": {"videos": len(bad), "reasons": dict(sorted(Counter(row.reason for row in bad).items()))},
+            "ignored": _shortened(self.listing.ignored),
+            "missing": _shortened(self.listing.missing),
+            "unused": _shortened(self.listing.unused),
+            "duplicates": _duplicates(good),
+            "warnings": _warnings(good),
+        }
+
+    def quarantine(self) -> list[tuple[str, str, str]]:
+        """Return path, reason and detail of every file that cannot be used."""
+        return [(row.source_path, str(row.reason), self.details[row.source_path]) for row in self.manifest.quarantined]
+
+
+def print_report(result: IngestResult, console: Console) -> None:
+    """Print the videos by split, and the files that are unusable, duplicates or left out."""
+    report, bad = result.report(), result.quarantine()
+    table = Table("split", "videos", "classes", "groups", "frames", box=None, pad_edge=False)
+    for name, split in report["splits"].items():
+        numbers = (split["videos"], len(split["classes"]), split["groups"], split["frames"])
+        table.add_row(name, *map(str, numbers))
+    console.print(table)
+
+    duplicates = report["duplicates"]
+    lines = [f"bad: {path}: {reason}: {detail}" for path, reason, detail in bad[:_MAX_LISTED]]
+    if len(bad) > _MAX_LISTED:
+        lines.append(f"bad: {len(bad) - _MAX_LISTED} more")
+    lines += [f"duplicates in different splits: {', '.join(paths)}" for paths in duplicates["first_across_splits"]]
+    if duplicates["files"]:
+        lines.append(f"{duplicates['files']} files are duplicates of another one")
+    for name, meaning in _SKIPPED_FILES.items():
+        if report[name]["files"]:
+            lines.append(f"{report[name]['files']} files {meaning}, such as {', '.join(report[name]['first'][:3])}")
+    lines += [f"warning: {warning}" for warning in report["warnings"]]
+    for line in lines:
+        console.print(Text(line), soft_wrap=True)  # `Text`: names may look like rich's markup
+
+
+def _shortened(names: list[str]) -> dict[str, Any]:
+    return {"files": len(names), "first": names[:_MAX_LISTED]}
+
+
+def _duplicates(rows: list[Video]) -> dict[str, Any]:
+    """Count files with equal content; a duplicate in training and test makes the test too easy."""
+    same: defaultdict[str, list[Video]] = defaultdict(list)
+    for row in rows:
+        same[row.sha256].append(row)
+    sets = [videos for videos in same.values() if len(videos) > 1]
+    sides = {"pretrain": "train"}
+    crossing = [videos for videos in sets if len({sides.get(video.split, video.split) for video in videos}) > 1]
+    listed = sorted(sorted(video.source_path for video in videos) for videos in crossing)
+    return {
+        "files": sum(len(videos) - 1 for videos in sets),
+        "across_splits": len(listed),
+        "first_across_splits": listed[:_MAX_LISTED],
+    }
+
+
+def _warnings(rows: list[Video]) -> list[str]:
+    """Name the classes that a split lacks."""
+    labels: set[str] = {row.label for row in rows if row.label is not None and row.split != "pretrain"}
+    found = []
+    for split in ("train", "val", "test") if labels else ():
+        missing = labels - {row.label for row in rows if row.split == split}
+        if missing == labels:
+            found.append(f"{split} has no video")
+        elif missing:
+            found.append(f"{split} has no video of {', '.join(sorted(missing))}")
+    return found
