@@ -14,26 +14,12 @@ from fastapi import APIRouter, Depends, Query, Request, Security
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from serving import schemas
 from serving.decoding.tracks import LENGTH, windows
 from serving.http.uploads import Upload, discard_rest, received
 from serving.inference.engine import Classified, InferenceEngine, while_connected
 from serving.inference.model_reloader import LoadedModel
 from serving.problems import Problem, ProblemDocument, documented
-from serving.schemas import (
-    AnswerTimings,
-    BatchAnswer,
-    BatchEntry,
-    ClassificationAnswer,
-    ClipFacts,
-    DefaultViews,
-    Labels,
-    ModelCard,
-    ModelName,
-    TracksAnswer,
-    VideoFacts,
-    ViewOptions,
-    ViewsTaken,
-)
 
 PER_VIDEO = (
     "empty", "not-a-video", "no-video-stream", "zero-frames", "truncated", "too-short", "video-too-large",
@@ -85,7 +71,7 @@ async def check_caller(
     request.app.state.rate_limit.check(caller or address)
 
 
-async def view_options(request: Request, options: Annotated[ViewOptions, Query()]) -> ViewOptions:
+async def view_options(request: Request, options: Annotated[schemas.ViewOptions, Query()]) -> schemas.ViewOptions:
     """Return the query parameters, with the operator's limit on segments checked."""
     max_segments = engine_of(request).settings.max_segments
     if options.segments is not None and options.segments > max_segments:
@@ -124,8 +110,8 @@ video_router = APIRouter(dependencies=[Depends(check_caller)])
     openapi_extra={"requestBody": _BODY_ONE},
 )
 async def classify_video(
-    request: Request, options: Annotated[ViewOptions, Depends(view_options)]
-) -> ClassificationAnswer:
+    request: Request, options: Annotated[schemas.ViewOptions, Depends(view_options)]
+) -> schemas.ClassificationAnswer:
     """Send one video, `curl -F file=@clip.mp4` or the bytes themselves with a `video/*` type; get the likely labels."""
     engine, started = engine_of(request), time.perf_counter()
     async with admitted_uploads(request, max_files=1) as (upload,):
@@ -140,29 +126,33 @@ async def classify_video(
     responses=documented(*PER_UPLOAD, *PER_CALL, "invalid-parameter"),
     openapi_extra={"requestBody": _BODY_MANY},
 )
-async def classify_videos(request: Request, options: Annotated[ViewOptions, Depends(view_options)]) -> BatchAnswer:
+async def classify_videos(
+    request: Request, options: Annotated[schemas.ViewOptions, Depends(view_options)]
+) -> schemas.BatchAnswer:
     """Each file has its own entry with a result or a problem; a bad file does not fail the others."""
     engine, started = engine_of(request), time.perf_counter()
 
-    async def entry(index: int, upload: Upload, uploaded: float) -> BatchEntry:
+    async def entry(index: int, upload: Upload, uploaded: float) -> schemas.BatchEntry:
         try:
             classified = await engine.classify(upload, options)
         except Problem as problem:
             document = ProblemDocument.model_validate(problem.document())
-            return BatchEntry(index=index, name=upload.name, status=document.status, result=None, problem=document)
+            return schemas.BatchEntry(
+                index=index, name=upload.name, status=document.status, result=None, problem=document
+            )
         answer = _classification_answer(options, classified, started, uploaded)
-        return BatchEntry(index=index, name=upload.name, status=HTTPStatus.OK, result=answer, problem=None)
+        return schemas.BatchEntry(index=index, name=upload.name, status=HTTPStatus.OK, result=answer, problem=None)
 
     async with admitted_uploads(request, engine.settings.max_files) as uploads:
         uploaded = time.perf_counter()
         entries = asyncio.gather(*(entry(index, upload, uploaded) for index, upload in enumerate(uploads)))
-        return BatchAnswer(results=await while_connected(request, entries))
+        return schemas.BatchAnswer(results=await while_connected(request, entries))
 
 
 @video_router.post(
     "/trajectories",
     summary="Track points through a video",
-    responses=documented(*PER_VIDEO, *PER_UPLOAD, *PER_CALL) | {200: {"model": TracksAnswer}},
+    responses=documented(*PER_VIDEO, *PER_UPLOAD, *PER_CALL) | {200: {"model": schemas.TracksAnswer}},
     openapi_extra={"requestBody": _BODY_ONE},
 )
 async def trajectories(request: Request) -> JSONResponse:
@@ -172,7 +162,7 @@ async def trajectories(request: Request) -> JSONResponse:
         tracks = await while_connected(request, engine.track(upload))
         # Not a pydantic model: validating tens of thousands of numbers takes longer than tracking them.
         document = {
-            "video": VideoFacts.model_validate(tracks.info, from_attributes=True).model_dump(),
+            "video": schemas.VideoFacts.model_validate(tracks.info, from_attributes=True).model_dump(),
             "num_steps": LENGTH,
             "windows": windows(tracks),
             "total_ms": 1000 * (time.perf_counter() - started),
@@ -182,50 +172,50 @@ async def trajectories(request: Request) -> JSONResponse:
 
 
 @video_router.get("/labels", summary="List the labels", responses=documented(*PER_CALL))
-async def labels(request: Request) -> Labels:
+async def labels(request: Request) -> schemas.Labels:
     """All labels, in the order of the logits."""
-    return Labels(labels=list(engine_of(request).model().classifier.labels))
+    return schemas.Labels(labels=list(engine_of(request).model().classifier.labels))
 
 
 @video_router.get("/model", summary="Describe the loaded model", responses=documented(*PER_CALL))
-async def model(request: Request) -> ModelCard:
+async def model(request: Request) -> schemas.ModelCard:
     """Name, version, digest, input clip, metrics and provenance."""
     loaded = engine_of(request).model()
     config = loaded.classifier.config
-    return ModelCard(
+    return schemas.ModelCard(
         **model_name(loaded).model_dump(),
         address=loaded.address,
         loaded_at=loaded.loaded_at.isoformat(),
         num_labels=len(config.labels),
-        clip=ClipFacts(**config.clip.model_dump(include={"num_frames", "stride_frames", "size"})),
-        views=DefaultViews(**config.views.model_dump()),
+        clip=schemas.ClipFacts(**config.clip.model_dump(include={"num_frames", "stride_frames", "size"})),
+        views=schemas.DefaultViews(**config.views.model_dump()),
         metrics=config.metrics,
         provenance=dict(config.provenance),
     )
 
 
-def model_name(loaded: LoadedModel) -> ModelName:
+def model_name(loaded: LoadedModel) -> schemas.ModelName:
     """Return the model's name as it stands in answers."""
-    return ModelName(name=loaded.name, version=loaded.version, digest=loaded.digest)
+    return schemas.ModelName(name=loaded.name, version=loaded.version, digest=loaded.digest)
 
 
 def _classification_answer(
-    options: ViewOptions, classified: Classified, started: float, uploaded: float
-) -> ClassificationAnswer:
+    options: schemas.ViewOptions, classified: Classified, started: float, uploaded: float
+) -> schemas.ClassificationAnswer:
     """Build the answer; ``started`` and ``uploaded`` are when the request began and when its body was complete."""
     classifier = classified.model.classifier
     default = classifier.config.views
-    return ClassificationAnswer(
+    return schemas.ClassificationAnswer(
         predictions=list(classifier.rank(classified.logits, options.top_k)),
         logits=classified.logits.tolist() if options.logits else None,
         model=model_name(classified.model),
-        video=VideoFacts.model_validate(classified.info, from_attributes=True),
-        views=ViewsTaken(
+        video=schemas.VideoFacts.model_validate(classified.info, from_attributes=True),
+        views=schemas.ViewsTaken(
             segments=options.segments or default.segments,
             crops=int(options.crops or default.crops),
             num_views=classified.num_views,
         ),
-        timings=AnswerTimings(
+        timings=schemas.AnswerTimings(
             upload_ms=1000 * (uploaded - started),
             decode_wait_ms=classified.decode_wait_ms,
             decode_ms=classified.decode_ms,

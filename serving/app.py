@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import FastAPI, Request, Response
@@ -25,7 +25,7 @@ from serving.http.open_inference import InferenceRequest, model_router, server_r
 from serving.http.security import ApiKeys, RateLimit
 from serving.inference.engine import InferenceEngine
 from serving.problems import KINDS, Problem, ProblemDocument, documented
-from serving.schemas import Health, Readiness
+from serving.schemas import Readiness
 from serving.settings import Settings
 
 STATIC = Path(__file__).parent / "static"
@@ -83,8 +83,8 @@ def _package_version() -> str:
 
 def _add_operations(app: FastAPI, metrics: Metrics) -> None:
     @app.get("/health", summary="Is the process alive?", tags=["operations"])
-    async def health() -> Health:
-        return Health(status="ok")
+    async def health() -> dict[Literal["status"], Literal["ok"]]:
+        return {"status": "ok"}
 
     @app.get(
         "/ready", summary="Are requests answered?", tags=["operations"],

@@ -188,12 +188,6 @@ class ModelCard(ModelName):
     provenance: dict[str, Any]
 
 
-class Health(BaseModel):
-    """Sign that the process runs."""
-
-    status: Literal["ok"]
-
-
 class Readiness(BaseModel):
     """Readiness to answer, and the model that answers."""
 

@@ -11,12 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
-from multipart import (  # type: ignore[import-untyped]
-    MultipartError,
-    MultipartSegment,
-    PushMultipartParser,
-    parse_options_header,
-)
+import multipart  # type: ignore[import-untyped]
 from starlette.requests import Request
 
 from serving.problems import Problem
@@ -113,7 +108,7 @@ async def discard_rest(request: Request) -> None:
 
 
 async def _receive_files(request: Request, settings: Settings, new_upload: _NewUpload, max_files: int) -> list[Upload]:
-    kind, options = parse_options_header(request.headers.get("content-type", ""))
+    kind, options = multipart.parse_options_header(request.headers.get("content-type", ""))
     if kind == "multipart/form-data":
         return await _receive_form(request, settings, new_upload, max_files, options.get("boundary", ""))
 
@@ -139,11 +134,11 @@ async def _receive_form(
 
     try:
         # Header lines are decoded as Latin-1, so that none is invalid; file names are UTF-8 in fact.
-        parser = PushMultipartParser(boundary, max_segment_count=MAX_PARTS, header_charset="latin-1")
+        parser = multipart.PushMultipartParser(boundary, max_segment_count=MAX_PARTS, header_charset="latin-1")
         with parser, ExitStack() as open_files:
             async for chunk in _limited(request, settings.max_upload_bytes):
                 for event in parser.parse(chunk):
-                    if isinstance(event, MultipartSegment):  # a part begins
+                    if isinstance(event, multipart.MultipartSegment):  # a part begins
                         if event.name not in FILE_FIELDS:
                             continue
                         if len(uploads) == max_files:
@@ -156,7 +151,7 @@ async def _receive_form(
                     elif file is not None:  # a part ends
                         file.close()
                         file = None
-    except MultipartError as error:
+    except multipart.MultipartError as error:
         raise Problem("malformed-body", f"not a well-formed multipart form: {error}") from error
 
     if not uploads:
