@@ -1,4 +1,4 @@
-"""Make S3 buckets that are not there yet: ``python make_buckets.py ENDPOINT BUCKET...``."""
+"""Create missing S3 buckets: ``python make_buckets.py ENDPOINT BUCKET...``."""
 
 import sys
 
@@ -6,7 +6,7 @@ import boto3
 
 
 def main(endpoint: str, *names: str) -> None:
-    """Credentials come from the environment, as boto3 reads it."""
+    """Create the buckets, with credentials that boto3 reads from the environment."""
     client = boto3.client("s3", endpoint_url=endpoint)
     present = {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}
     for name in names:

@@ -3,7 +3,7 @@
 #   docker build -f docker/serve.Dockerfile --secret id=pip,src=docker/pip.conf -t mme-serve .
 #
 # TORCH_BUILD is the label of PyTorch's wheel: `cpu`, or a CUDA build such as `cu130`; empty takes the wheel without a
-# label. Where labelled wheels are found stands in the secret `pip`, a configuration file of pip, and nowhere in here.
+# label. The address of their index is in the secret `pip`, a configuration file of pip, and in no layer.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS build
@@ -15,8 +15,8 @@ ENV PATH=/opt/mme/bin:$PATH
 COPY requirements.lock ./
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     pip install -c requirements.lock "torch==$(sed -n 's/^torch==//p' requirements.lock)${TORCH_BUILD:++${TORCH_BUILD}}"
-# The libraries before the sources, so that a change of the code does not install them again. Every version is the lock's:
-# as a constraint it pins what the extras ask for and adds nothing.
+# Libraries before sources, so that a change of the code does not install them again. All versions are the lock's: as a
+# constraint it pins the packages of the extras and adds none.
 COPY pyproject.toml README.md LICENSE ./
 # hadolint ignore=DL3013
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
@@ -33,7 +33,7 @@ COPY --from=build /opt/mme /opt/mme
 ENV PATH=/opt/mme/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 \
     XDG_CACHE_HOME=/var/cache MME_HOST=0.0.0.0 MME_PORT=8000 MME_MODEL=/models/export
-# Writes nowhere but to /var/cache/mme (models from a registry) and /tmp (uploads while they are decoded).
+# Writes only to /var/cache/mme (models from a registry) and /tmp (uploads while they are decoded).
 USER 10001:10001
 WORKDIR /var/cache/mme
 EXPOSE 8000

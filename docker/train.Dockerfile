@@ -1,5 +1,5 @@
-# Two images. `train` has everything that the pipeline and the sweep need; `tracking` has what the servers beside them
-# need, without PyTorch: MLflow, Optuna's dashboard, PostgreSQL, S3. Context: the project's folder.
+# Two images: `train` for the pipeline and the sweep; `tracking`, without PyTorch, for the servers of MLflow and of
+# Optuna's dashboard, with clients of PostgreSQL and S3. Context: the project's folder.
 #
 #   docker build -f docker/train.Dockerfile --target train --secret id=pip,src=docker/pip.conf -t mme-train .
 #
@@ -44,8 +44,8 @@ FROM ${PYTHON_IMAGE} AS train
 RUN apt-get update && apt-get install --yes --no-install-recommends git && rm -rf /var/lib/apt/lists/* && \
     useradd --uid 10001 --no-create-home --home-dir /tmp mme
 COPY --from=build-train /opt/mme /opt/mme
-# The checkout is mounted at /project, its code goes before the image's: DVC looks at the files that lie there. It may
-# belong to another user than the container's.
+# The checkout is mounted at /project, and its code takes precedence over the image's: DVC hashes the files there. It may
+# belong to another user than the container's, which git allows for safe directories only.
 ENV PATH=/opt/mme/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=/project/src:/project HOME=/tmp \
     DVC_NO_ANALYTICS=true DVC_SITE_CACHE_DIR=/project/.work/dvc MPLCONFIGDIR=/tmp/matplotlib \
     MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 \

@@ -1,4 +1,4 @@
-"""The files of ``docker/``: well-formed, hardened, and in step with the code, though no engine is at hand."""
+"""Files of ``docker/``: well-formed, hardened and consistent with the code; checked without a container engine."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def stack() -> dict[str, Any]:
 
 
 def exported() -> set[str]:
-    """Every series that the service exports, by name."""
+    """Return the names of all series that the service exports."""
     families = Metrics().registry.collect()
     suffixes = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
     return {family.name + suffix for family in families for suffix in suffixes[family.type]}
@@ -57,28 +57,28 @@ def test_compose_file_follows_its_schema() -> None:
     run(str(BIN / "check-jsonschema"), "--builtin-schema", "vendor.compose-spec", str(compose.FILE))
 
 
-def test_dockerfiles_pass_the_linter() -> None:
+def test_dockerfiles_pass_hadolint() -> None:
     run(str(BIN / "hadolint"), *map(str, DOCKERFILES))
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="needs Debian's package prometheus")
-def test_prometheus_takes_its_settings_and_the_alerts_their_tests() -> None:
+def test_prometheus_config_is_valid_and_alert_tests_pass() -> None:
     run("promtool", "check", "config", str(DOCKER / "prometheus/prometheus.yml"))
     run("promtool", "test", "rules", str(DOCKER / "prometheus/alerts_test.yml"))
 
 
-def test_dashboard_and_alerts_read_what_the_service_exports() -> None:
+def test_dashboard_and_alerts_use_exported_metrics() -> None:
     alerts = yaml.safe_load((DOCKER / "prometheus/alerts.yml").read_text(encoding="utf-8"))
     queries = [*dashboard_queries(), *(rule["expr"] for group in alerts["groups"] for rule in group["rules"])]
     assert len(queries) > 20
     read = {name for query in queries for name in re.findall(r"\bmme_\w+", query)}
     assert read - exported() == set()
-    # What no panel reads, nobody looks at.
+    # Every metric has a panel.
     families = {family.name for family in Metrics().registry.collect()}
     assert {name for name in families if not any(name in query for query in dashboard_queries())} == set()
 
 
-def test_every_alert_is_tested_and_explained() -> None:
+def test_every_alert_is_tested_and_documented() -> None:
     alerts = yaml.safe_load((DOCKER / "prometheus/alerts.yml").read_text(encoding="utf-8"))
     names = {rule["alert"] for group in alerts["groups"] for rule in group["rules"]}
     tests = yaml.safe_load((DOCKER / "prometheus/alerts_test.yml").read_text(encoding="utf-8"))["tests"]
@@ -95,14 +95,14 @@ def test_missing_passwords_are_refused() -> None:
             compose.load({**environment, name: ""})
 
 
-def test_every_variable_is_in_the_example() -> None:
+def test_every_variable_is_in_the_example_env_file() -> None:
     used = {found["name"] for found in compose.VARIABLE.finditer(compose.FILE.read_text(encoding="utf-8"))}
     secrets = compose.load(compose.example_environment())["secrets"].values()
     used |= {secret["environment"] for secret in secrets if "environment" in secret}
     assert used == set(compose.example_environment())
 
 
-def test_what_is_mounted_exists(stack: dict[str, Any]) -> None:
+def test_mounted_files_and_volumes_exist(stack: dict[str, Any]) -> None:
     for name, service in stack["services"].items():
         for volume in service.get("volumes", []):
             source = volume.split(":")[0]
@@ -112,7 +112,7 @@ def test_what_is_mounted_exists(stack: dict[str, Any]) -> None:
         assert set(service.get("depends_on", [])) <= set(stack["services"])
 
 
-def test_ports_are_open_on_this_host_only(stack: dict[str, Any]) -> None:
+def test_ports_are_bound_to_loopback(stack: dict[str, Any]) -> None:
     ports = [port for service in stack["services"].values() for port in service.get("ports", [])]
     assert ports
     assert all(port.startswith("127.0.0.1:") for port in ports), ports
@@ -130,12 +130,12 @@ def test_images_are_pinned_and_containers_hardened(stack: dict[str, Any]) -> Non
 
 
 @pytest.mark.parametrize("target", OURS)
-def test_our_images_run_as_nobody_in_particular(target: str) -> None:
+def test_images_run_as_an_unprivileged_user(target: str) -> None:
     file = DOCKER / ("serve.Dockerfile" if target == "serve" else "train.Dockerfile")
     assert compose.read_image(file, target).user == "10001:10001"
 
 
-def test_the_service_is_started_with_settings_it_knows(stack: dict[str, Any]) -> None:
+def test_service_container_uses_known_settings(stack: dict[str, Any]) -> None:
     image = compose.read_image(DOCKER / "serve.Dockerfile", "serve")
     environment = {**image.environment, **stack["services"]["api"]["environment"]}
     ours = {name.removeprefix("MME_").lower() for name in environment if name.startswith("MME_")}
@@ -148,7 +148,7 @@ def test_the_service_is_started_with_settings_it_knows(stack: dict[str, Any]) ->
     assert float(grace.removesuffix("s")) > longest + float(environment["MME_DRAIN_S"])
 
 
-def test_what_is_copied_reaches_the_builder() -> None:
+def test_copied_files_are_not_ignored_by_docker() -> None:
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     for file in DOCKERFILES:
         for line in re.findall(r"^COPY (?!--from)(.+) \S+$", file.read_text(encoding="utf-8"), re.MULTILINE):
@@ -156,7 +156,7 @@ def test_what_is_copied_reaches_the_builder() -> None:
 
 
 def closure(*names: str) -> set[str]:
-    """Everything that requirements bring along, as the present environment has it."""
+    """Return all packages that requirements need, by the metadata of this environment."""
     seen: set[tuple[str, str]] = set()
     todo = [Requirement(name) for name in names]
     while todo:
@@ -184,7 +184,7 @@ def pins() -> set[str]:
     return {canonicalize_name(line.split("==")[0]) for line in lines if not line.startswith("#")}
 
 
-def test_the_serving_image_holds_nothing_of_training_and_only_what_is_pinned() -> None:
+def test_serving_image_has_only_pinned_packages_and_none_of_training() -> None:
     text = (DOCKER / "serve.Dockerfile").read_text(encoding="utf-8")
     (extras,) = re.findall(r"pip install '\.\[([a-z,]+)\]'", text)
     wanted = closure(*project_requirements(*extras.split(",")))
@@ -193,7 +193,7 @@ def test_the_serving_image_holds_nothing_of_training_and_only_what_is_pinned() -
     assert wanted - accelerators - pins() == set()
 
 
-def test_the_tracking_image_installs_what_the_extras_name() -> None:
+def test_tracking_image_installs_packages_of_the_extras() -> None:
     text = (DOCKER / "train.Dockerfile").read_text(encoding="utf-8")
     (line,) = re.findall(r"pip install -c requirements.lock (mlflow .*) &&", text)
     wanted = [Requirement(word) for word in shlex.split(line)]

@@ -1,3 +1,3 @@
--- Run once, on an empty data folder.
+-- Run by the image once, when the data folder is empty.
 CREATE DATABASE mlflow;
 CREATE DATABASE optuna;

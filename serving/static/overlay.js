@@ -1,7 +1,7 @@
-// Paths of points, drawn over a playing video: each grows with the frames and fades after its end.
+// Tracks of points, drawn over a playing video: each grows with the frames and fades after its end.
 
 const FADE_FRAMES = 4;
-const STILL = 0.012; // of the picture's height: what moves less in all its steps is a dot
+const STILL = 0.012; // fraction of the frame's height: a track that moves less is drawn as a dot
 
 export class Overlay {
   constructor(video, canvas) {
@@ -46,7 +46,7 @@ export class Overlay {
   }
 }
 
-// How far a path goes, and the colour of its direction: right red, down green, left cyan, up violet.
+// Whether a track is still, and the hue of its direction: right red, down green, left cyan, up violet.
 function course(points, aspect) {
   const [from, to] = [points[0], points.at(-1)];
   const [x, y] = [(to[0] - from[0]) * aspect, to[1] - from[1]];

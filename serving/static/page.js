@@ -1,5 +1,4 @@
-// One page, no build step: a clip goes to POST /classify, the answer becomes bars; POST /trajectories tells how its
-// points move.
+// One page, no build step: POST /classify a clip and show the labels as bars; POST /trajectories and draw the tracks.
 
 import { Overlay } from "/static/overlay.js";
 
@@ -11,11 +10,11 @@ const at = (id) => document.getElementById(id);
 const [drop, file, player, stage] = [at("drop"), at("file"), at("player"), document.querySelector(".stage")];
 const overlay = new Overlay(player, at("overlay"));
 const recent = [];
-let turn = 0; // the latest clip chosen; answers to earlier ones are not shown
+let turn = 0; // number of the latest clip; answers to earlier ones are not shown
 
 function element(tag, text, className) {
   const made = document.createElement(tag);
-  made.textContent = text; // never markup: names and labels come from elsewhere
+  made.textContent = text; // never innerHTML: names and labels are untrusted
   if (className) made.className = className;
   return made;
 }
@@ -28,7 +27,7 @@ function headers() {
   return key ? { Authorization: `Bearer ${key}` } : {};
 }
 
-// Ask the service; an answer that is no success becomes an Error with the problem document in it.
+// Send a request; an error status becomes an Error with the problem document.
 async function ask(path, options = {}) {
   let response;
   try {
@@ -60,7 +59,7 @@ function play(clip) {
   player.hidden = false;
   at("unplayable").hidden = true;
   showMotion({});
-  player.play().catch(() => {}); // a browser may want a click first
+  player.play().catch(() => {}); // some browsers require a click first
 }
 
 function clear() {
@@ -98,7 +97,7 @@ function showProblem({ title, detail, request_id: id, status }) {
   }
 }
 
-// What is drawn over the clip: an answer of /trajectories, a problem, or nothing yet.
+// Draw the answer of /trajectories over the clip, or show its problem; neither if there is none yet.
 function showMotion({ tracks, problem }) {
   overlay.show(tracks ?? null);
   at("motion-state").textContent = problem ? problem.title : "";
@@ -162,7 +161,7 @@ async function classify(clip, name) {
   remember(entry);
   if (mine === turn) show(outcome);
   if (outcome.problem) return;
-  entry.motion = await findMotion(form); // after the answer, so that the answer does not wait for it
+  entry.motion = await findMotion(form); // after the answer, so as not to delay it
   if (mine === turn) showMotion(entry.motion);
 }
 
@@ -183,7 +182,7 @@ async function record() {
     camera.getTracks().forEach((track) => track.stop());
     await classify(new Blob(parts, { type: recorder.mimeType }), `recorded at ${new Date().toLocaleTimeString()}`);
   } catch (error) {
-    showProblem({ title: "Nothing could be recorded", detail: error.message });
+    showProblem({ title: "Recording failed", detail: error.message });
   } finally {
     button.textContent = "Record three seconds";
     button.disabled = false;
@@ -196,7 +195,7 @@ function choose(files) {
 
 file.addEventListener("change", () => {
   choose(file.files);
-  file.value = ""; // the same clip may be chosen again
+  file.value = ""; // so that the same clip can be chosen again
 });
 drop.addEventListener("keydown", (event) => {
   if (event.key !== "Enter" && event.key !== " ") return;
@@ -205,7 +204,7 @@ drop.addEventListener("keydown", (event) => {
 });
 for (const kind of ["dragenter", "dragover", "dragleave", "drop"]) {
   document.addEventListener(kind, (event) => {
-    event.preventDefault(); // or the browser would leave the page for the file
+    event.preventDefault(); // otherwise the browser opens the file
     drop.classList.toggle("over", kind === "dragenter" || kind === "dragover");
     if (kind === "drop") choose(event.dataTransfer.files);
   });

@@ -23,7 +23,7 @@ def choose(browser: Browser, clip: Path) -> None:
     browser.type("#file", str(clip))
 
 
-def test_a_clip_is_played_and_its_labels_are_shown(desktop: Browser, address: str, clip: Path) -> None:
+def test_clip_is_played_and_its_labels_are_shown(desktop: Browser, address: str, clip: Path) -> None:
     desktop.open(address)
     model = httpx.get(f"{address}/model").json()
     assert model["digest"] in desktop.wait_for("#model", model["name"])
@@ -44,7 +44,7 @@ def test_a_clip_is_played_and_its_labels_are_shown(desktop: Browser, address: st
 
 
 def painted(browser: Browser) -> int:
-    """Pixels of the overlay that are not clear."""
+    """Return the number of overlay pixels that are not transparent."""
     return int(
         browser.script(
             "const c = document.querySelector('#overlay');"
@@ -55,7 +55,7 @@ def painted(browser: Browser) -> int:
     )
 
 
-def test_the_motion_is_drawn_over_the_clip(desktop: Browser, address: str, clip: Path, tmp_path: Path) -> None:
+def test_tracks_are_drawn_over_the_clip(desktop: Browser, address: str, clip: Path, tmp_path: Path) -> None:
     desktop.open(address)
     choose(desktop, clip)
     wait_until(lambda: painted(desktop) > 50, timeout_s=60)
@@ -72,8 +72,8 @@ def test_the_motion_is_drawn_over_the_clip(desktop: Browser, address: str, clip:
     wait_until(lambda: painted(desktop) > 50, timeout_s=60)
 
 
-def test_a_clip_is_recorded_by_the_camera(desktop: Browser, address: str) -> None:
-    """Chromium's own camera for tests: a green picture with a moving pie and a beep."""
+def test_camera_clip_is_recorded_and_classified(desktop: Browser, address: str) -> None:
+    """Uses Chromium's fake camera: a green frame with a moving pie and a beep."""
     desktop.open(address)
     desktop.click("#record")
     desktop.wait_for("#record", "Recording")
@@ -83,7 +83,7 @@ def test_a_clip_is_recorded_by_the_camera(desktop: Browser, address: str) -> Non
     wait_until(lambda: painted(desktop) > 50, timeout_s=60)
 
 
-def test_a_bad_file_is_explained(desktop: Browser, address: str, clip: Path, tmp_path: Path) -> None:
+def test_problem_of_a_bad_file_is_shown(desktop: Browser, address: str, clip: Path, tmp_path: Path) -> None:
     desktop.open(address)
     choose(desktop, media.text(tmp_path / "notes.mp4"))
     error = desktop.wait_for("#error", "not a video")
@@ -98,7 +98,7 @@ def test_a_bad_file_is_explained(desktop: Browser, address: str, clip: Path, tmp
     desktop.wait_for("#error", "not a video")
 
 
-def test_it_works_by_keyboard(desktop: Browser, address: str) -> None:
+def test_file_chooser_opens_by_keyboard(desktop: Browser, address: str) -> None:
     desktop.open(address)
     desktop.press(TAB)
     assert desktop.script("return document.activeElement.id") == "drop"
@@ -109,7 +109,7 @@ def test_it_works_by_keyboard(desktop: Browser, address: str) -> None:
     assert desktop.script("return window.asked")
 
 
-def test_a_name_is_never_markup(desktop: Browser, address: str, clip: Path, tmp_path: Path) -> None:
+def test_file_name_is_not_interpreted_as_markup(desktop: Browser, address: str, clip: Path, tmp_path: Path) -> None:
     desktop.open(address)
     evil = tmp_path / "<img src=x onerror=alert(1)>.mp4"
     evil.write_bytes(clip.read_bytes())
@@ -118,7 +118,7 @@ def test_a_name_is_never_markup(desktop: Browser, address: str, clip: Path, tmp_
     assert desktop.script("return document.querySelectorAll('#recent img').length") == 0
 
 
-def test_nothing_comes_from_elsewhere_and_nothing_complains(desktop: Browser, address: str, clip: Path) -> None:
+def test_page_loads_nothing_from_other_hosts_and_logs_no_errors(desktop: Browser, address: str, clip: Path) -> None:
     desktop.complaints()
     desktop.open(address)
     choose(desktop, clip)
@@ -129,7 +129,7 @@ def test_nothing_comes_from_elsewhere_and_nothing_complains(desktop: Browser, ad
     assert desktop.complaints() == []
 
 
-def test_a_narrow_screen_needs_no_sideways_scrolling(phone: Browser, address: str, clip: Path) -> None:
+def test_narrow_screen_needs_no_horizontal_scrolling(phone: Browser, address: str, clip: Path) -> None:
     phone.open(address)
     choose(phone, clip)
     phone.wait_for("#labels", "%")

@@ -1,4 +1,4 @@
-"""As much of the WebDriver protocol as the page's tests need."""
+"""The subset of the WebDriver protocol that the page's tests need."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 
 _ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
-"""The protocol's name for a reference to an element."""
+"""The protocol's key of an element reference."""
 
 _OPTIONS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
@@ -23,7 +23,7 @@ _OPTIONS = (
 
 
 class Browser:
-    """A browser's session."""
+    """Session of a browser."""
 
     def __init__(self, client: httpx.Client, session: str) -> None:
         self._client, self._session = client, session
@@ -32,11 +32,11 @@ class Browser:
         self._post("url", url=address)
 
     def script(self, text: str, *arguments: Any) -> Any:
-        """Run JavaScript; what it returns."""
+        """Run JavaScript and return its result."""
         return self._post("execute/sync", script=text, args=list(arguments))
 
     def text(self, selector: str) -> str:
-        """What the first such element says, if it can be seen."""
+        """Return the text of the first matching element, if it is visible."""
         shown = "const e = document.querySelector(arguments[0]); return e && e.checkVisibility() ? e.innerText : ''"
         return str(self.script(shown, selector))
 
@@ -45,7 +45,7 @@ class Browser:
         return list(self.script(every, selector))
 
     def type(self, selector: str, text: str) -> None:
-        """Type into an element; a file's path into an input for files chooses it."""
+        """Type into an element; a path typed into a file input chooses that file."""
         found = self._post("element", using="css selector", value=selector)
         self._post(f"element/{found[_ELEMENT]}/value", text=text)
 
@@ -54,12 +54,12 @@ class Browser:
         self._post(f"element/{found[_ELEMENT]}/click")
 
     def press(self, key: str) -> None:
-        """A key, whatever has the focus."""
+        """Press a key on the focused element."""
         actions = [{"type": "keyDown", "value": key}, {"type": "keyUp", "value": key}]
         self._post("actions", actions=[{"type": "key", "id": "keyboard", "actions": actions}])
 
     def wait_for(self, selector: str, part: str, timeout_s: float = 60.0) -> str:
-        """Wait until an element says something."""
+        """Wait until an element contains a text, and return its whole text."""
         deadline = time.monotonic() + timeout_s
         while part not in (text := self.text(selector)):
             assert time.monotonic() < deadline, f"{selector} says {text!r}, not {part!r}"
@@ -67,7 +67,7 @@ class Browser:
         return text
 
     def complaints(self) -> list[str]:
-        """Errors on the console since the last call."""
+        """Return errors on the console since the last call."""
         entries = self._post("se/log", type="browser")
         return [entry["message"] for entry in entries if entry["level"] == "SEVERE"]
 
@@ -84,7 +84,7 @@ class Browser:
 
 @contextmanager
 def chrome(driver: str, width: int, height: int, *, is_phone: bool = False) -> Iterator[Browser]:
-    """A headless Chromium with one window of this size."""
+    """Run a headless Chromium with one window of this size."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

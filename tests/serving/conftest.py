@@ -24,7 +24,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A video that takes some 200 ms to decode."""
+    """Write a video that takes some 200 ms to decode."""
     return media.write(tmp_path_factory.mktemp("slow") / "slow.mp4", size=(1280, 720), num_frames=40)
 
 

@@ -1,4 +1,4 @@
-"""Clients that ask again and again, and remember what they were told."""
+"""Clients that send requests continuously and record the answers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.serving.service import RAW, wait_until
 
 @dataclass(frozen=True)
 class Reply:
-    """One request as its client saw it; ``status`` is None where no answer came."""
+    """Outcome of one request; ``status`` is None without an answer."""
 
     request_id: str
     status: int | None
@@ -25,13 +25,13 @@ class Reply:
 
     @property
     def version(self) -> str | None:
-        """Of the model that answered."""
+        """Version of the model that answered."""
         return str(self.body["model"]["version"]) if self.status == 200 else None
 
 
 @dataclass
 class Load:
-    """What the clients have seen so far, a list for each."""
+    """Replies so far, a list per client."""
 
     replies: list[list[Reply]] = field(default_factory=list)
 
@@ -39,11 +39,11 @@ class Load:
         return [reply for client in self.replies for reply in list(client)]
 
     def newest(self) -> list[Reply]:
-        """The last reply of each client."""
+        """Return the last reply of each client."""
         return [client[-1] for client in self.replies if client]
 
     def wait_for_more(self) -> None:
-        """Wait until every client has an answer to a question that it has not asked yet."""
+        """Wait until every client has the answer to a request that it sends after this call."""
         before = [len(client) for client in self.replies]
         wait_until(lambda: all(len(now) >= then + 2 for now, then in zip(self.replies, before, strict=True)))
 
@@ -53,13 +53,13 @@ class Load:
 
 @contextmanager
 def load(address: str, clip: bytes, num_clients: int, *, reconnect: bool = False) -> Iterator[Load]:
-    """Ask from several threads until the block ends; an exception of a client ends the block with it.
+    """Send requests from several threads until the block ends; a client's exception is raised there.
 
     Args:
-        address: of the service.
-        clip: sent in every request.
-        num_clients: each has one request in work at a time.
-        reconnect: a connection for each request; a client then ends at its first request without an answer.
+        address: address of the service.
+        clip: body of every request.
+        num_clients: number of threads, each with one request at a time.
+        reconnect: open a connection per request; a client then stops at its first request without an answer.
     """
     stop, seen = threading.Event(), Load([[] for _ in range(num_clients)])
 

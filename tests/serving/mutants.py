@@ -1,4 +1,4 @@
-"""Videos that lie: a seeded corpus of files made from good ones by damage and by false headers."""
+"""Seeded corpus of malformed videos: good files that were damaged, or given false headers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def bit_flips(data: bytearray, rng: np.random.Generator) -> bytes:
 
 
 def header_noise(data: bytearray, rng: np.random.Generator) -> bytes:
-    """Bytes of the part that describes the rest: in MP4 the index, elsewhere the first kilobyte."""
+    """Change bytes of the metadata: in MP4 the index, elsewhere the first kilobyte."""
     start = max(data.find(b"moov"), 0)
     for position in rng.integers(start, min(start + 1000, len(data)), rng.integers(1, 12)):
         data[position] = rng.integers(256)
@@ -36,7 +36,7 @@ def truncation(data: bytearray, rng: np.random.Generator) -> bytes:
 
 
 def hole(data: bytearray, rng: np.random.Generator) -> bytes:
-    """A part is missing, and all offsets behind it are wrong."""
+    """Remove a part, so that all offsets behind it are wrong."""
     start, length = int(rng.integers(len(data))), int(rng.integers(1, 400))
     return bytes(data[:start] + data[start + length :])
 
@@ -47,7 +47,7 @@ def repetition(data: bytearray, rng: np.random.Generator) -> bytes:
 
 
 def extreme_numbers(data: bytearray, rng: np.random.Generator) -> bytes:
-    """Four aligned bytes become a number that overflows something."""
+    """Replace aligned words by numbers that may overflow."""
     for _ in range(int(rng.integers(1, 4))):
         position = int(rng.integers(len(data) // 4)) * 4
         value = int(rng.choice([0, 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 1_000_000_000]))
@@ -56,7 +56,7 @@ def extreme_numbers(data: bytearray, rng: np.random.Generator) -> bytes:
 
 
 def swapped_kind(data: bytearray, rng: np.random.Generator) -> bytes:
-    """The head of another kind of file in front of this one's body."""
+    """Replace the first bytes by the signature of another file type."""
     heads = (b"\x89PNG\r\n\x1a\n", b"PK\x03\x04", b"\x1f\x8b\x08\x00", b"GIF89a", b"RIFF\xff\xff\xff\xffAVI ", b"OggS")
     head = heads[int(rng.integers(len(heads)))]
     return head + bytes(data[len(head) :])
@@ -68,19 +68,19 @@ MUTATIONS: tuple[Mutate, ...] = (
 
 
 def originals(folder: Path) -> list[bytes]:
-    """Small good videos, one a container."""
+    """Return small good videos, one per container."""
     kinds = {"a.mp4": "libx264", "b.webm": "libvpx-vp9", "c.mkv": "libx264", "d.avi": "mpeg4", "e.mov": "libx264"}
     return [media.write(folder / name, codec=codec, num_frames=12).read_bytes() for name, codec in kinds.items()]
 
 
 def box_value(data: bytes, box: bytes, offset: int, value: bytes) -> bytes:
-    """An MP4 with other bytes at an offset into a box, counted from after its name."""
+    """Return an MP4 with other bytes at an offset into a box, counted from the end of its name."""
     at = data.index(box) + 4 + offset
     return data[:at] + value + data[at + len(value) :]
 
 
-def liars(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """Headers that promise what cannot be, and files that are something else."""
+def false_headers(folder: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield files with impossible headers, and files that are not videos."""
     good = media.write(folder / "good.mp4", num_frames=12).read_bytes()
     most = struct.pack(">I", 0xFFFFFFFF)
     picture = 24  # of an entry of stsd: 6 reserved, 2 index, 16 reserved; then width and height
@@ -126,8 +126,8 @@ def liars(folder: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def corpus(folder: Path, num_mutated: int, seed: int = 0) -> Iterator[tuple[str, bytes]]:
-    """All liars, and so many mutated videos; equal arguments give equal files."""
-    yield from liars(folder)
+    """Yield all files with false headers, then ``num_mutated`` mutated videos; equal arguments give equal files."""
+    yield from false_headers(folder)
     rng, good = np.random.default_rng(seed), originals(folder)
     for number in range(num_mutated):
         mutate = MUTATIONS[number % len(MUTATIONS)]
@@ -136,7 +136,7 @@ def corpus(folder: Path, num_mutated: int, seed: int = 0) -> Iterator[tuple[str,
 
 
 def large_h264(side: int) -> bytes:
-    """An elementary stream whose sequence parameter set claims ``side x side`` pixels, and a slice of nothing."""
+    """Return an H.264 stream whose sequence parameter set claims ``side x side`` pixels, with an empty slice."""
     blocks = side // 16 - 1
     sequence = h264_bits(f"66/8 192/8 51/8 0 0 2 1 0/1 {blocks} {blocks} 1/1 1/1 0/1 0/1")
     picture = h264_bits("0 0 0/2 0 0/1 0 0 0/3 0 0 0 0/3")
@@ -145,7 +145,7 @@ def large_h264(side: int) -> bytes:
 
 
 def h264_bits(text: str) -> bytes:
-    """Values as H.264 packs them, ``VALUE/WIDTH`` or exponential Golomb codes, and the stop bit."""
+    """Pack values as H.264 does: ``VALUE/WIDTH`` or exponential Golomb codes, then the stop bit."""
     bits = ""
     for item in text.split():
         value, _, width = item.partition("/")

@@ -1,4 +1,4 @@
-"""Speaking to the application: settings for tests, and ASGI by hand where a client has to misbehave."""
+"""Helpers to call the application: settings, a server process, and raw ASGI for clients that misbehave."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def make_settings(folder: Path, temp_dir: Path, **changes: Any) -> Settings:
 
 
 def form(*parts: tuple[str, str | None, bytes]) -> bytes:
-    """A multipart body of (field, file name, content)."""
+    """Return a multipart body of (field, file name, content)."""
     body = b""
     for name, filename, content in parts:
         given = "" if filename is None else f'; filename="{filename}"'
@@ -43,13 +43,13 @@ def form(*parts: tuple[str, str | None, bytes]) -> bytes:
 
 @asynccontextmanager
 async def running(app: FastAPI) -> AsyncIterator[InferenceEngine]:
-    """The application between its start and its end."""
+    """Run the application's lifespan."""
     async with app.router.lifespan_context(app):
         yield app.state.engine
 
 
 class Call:
-    """One request whose body and whose connection the test controls."""
+    """One request with body and connection under the test's control."""
 
     def __init__(self, app: FastAPI, path: str, headers: dict[str, str], query: str = "") -> None:
         self.status: int | None = None
@@ -84,7 +84,11 @@ class Call:
 
 
 async def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
-    """Wait for a condition; TimeoutError if it does not come."""
+    """Wait for a condition.
+
+    Raises:
+        TimeoutError: it does not come true.
+    """
     async with asyncio.timeout(timeout_s):
         while not condition():
             await asyncio.sleep(0.01)
@@ -94,9 +98,9 @@ async def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
 def server(
     model: Path | str, temp_dir: Path, *, prefix: Sequence[str] = (), log: Path | None = None, **environment: str
 ) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """``python -m serving`` on a free port, ready.
+    """Run ``python -m serving`` on a free port and wait until it is ready.
 
-    Its log goes to ``log``, or into a pipe, which is full after some hundred requests that nobody reads about.
+    Its log goes to ``log``, or into a pipe, which is full after some hundred requests unless it is read.
     """
     port = free_port()
     given = {"MME_MODEL": str(model), "MME_PORT": str(port), "MME_TEMP_DIR": str(temp_dir), **environment}
@@ -126,12 +130,12 @@ def is_alive(process_id: int) -> bool:
 
 
 def descendants(process_id: int) -> list[int]:
-    """Children of a process, their children, and so on."""
+    """Return the process ids of all descendants."""
     return [child.pid for child in psutil.Process(process_id).children(recursive=True)]
 
 
 def libraries(process_id: int) -> set[str]:
-    """Names of the files that a process has mapped."""
+    """Return the names of the files that a process has mapped."""
     return {Path(region.path).name for region in psutil.Process(process_id).memory_maps()}
 
 

@@ -30,7 +30,7 @@ def playlist(path: Path) -> Path:
 
 
 def huge_picture(path: Path) -> Path:
-    """A good file whose header claims another size."""
+    """Write a good file whose header claims another size."""
     data = bytearray(media.write(path).read_bytes())
     at = data.index(b"avc1", data.index(b"stsd"))
     data[at + 28 : at + 32] = struct.pack(">HH", 60_000, 60_000)
@@ -51,7 +51,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], set[str]]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_file_is_the_clients_problem(client: TestClient, tmp_path: Path, name: str) -> None:
+def test_bad_file_is_a_client_error(client: TestClient, tmp_path: Path, name: str) -> None:
     make, causes = BAD[name]
     data = make(tmp_path / "clip.mp4").read_bytes()
     for response in (
@@ -69,14 +69,14 @@ def test_a_bad_file_is_the_clients_problem(client: TestClient, tmp_path: Path, n
 
 
 @pytest.mark.parametrize("make", [media.damaged, lambda path: media.truncated(path, 0.6), huge_picture])
-def test_a_damaged_file_never_fails_the_service(
+def test_damaged_file_never_causes_a_server_error(
     client: TestClient, tmp_path: Path, make: Callable[[Path], Path]
 ) -> None:
     response = client.post("/classify", content=make(tmp_path / "clip.mp4").read_bytes(), headers=RAW)
     assert response.status_code in (200, 422), response.text
 
 
-def test_mutated_files_never_fail_the_service(client: TestClient, clip: Path) -> None:
+def test_mutated_files_never_cause_a_server_error(client: TestClient, clip: Path) -> None:
     original, rng = clip.read_bytes(), np.random.default_rng(0)
     for _ in range(60):
         data = bytearray(original)
@@ -87,7 +87,7 @@ def test_mutated_files_never_fail_the_service(client: TestClient, clip: Path) ->
     assert client.post("/classify", content=original, headers=RAW).status_code == 200
 
 
-def test_limits_are_read_from_the_header(folder: Path, tmp_path: Path) -> None:
+def test_limits_are_checked_against_the_header(folder: Path, tmp_path: Path) -> None:
     path = media.write(tmp_path / "clip.mp4", num_frames=20)
     for limit, text in (("max_frames", "frames"), ("max_pixels", "pixels"), ("max_seconds", "1.25 s")):
         app = create_app(make_settings(folder, tmp_path, **{limit: 1}))
@@ -112,7 +112,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_a_bad_form_is_the_clients_problem(client: TestClient, name: str) -> None:
+def test_malformed_form_is_a_client_error(client: TestClient, name: str) -> None:
     body, cause = FORMS[name]
     response = client.post("/classify", content=body, headers=FORM)
     assert response.json()["type"] == f"/problems/{cause}"
@@ -120,12 +120,12 @@ def test_a_bad_form_is_the_clients_problem(client: TestClient, name: str) -> Non
 
 
 @pytest.mark.parametrize("kind", ["application/json", "text/plain", "image/png", "", "multipart/form-data"])
-def test_other_content_types(client: TestClient, kind: str) -> None:
+def test_other_content_types_are_refused(client: TestClient, kind: str) -> None:
     response = client.post("/classify", content=b"{}", headers={"content-type": kind})
     assert response.status_code == (400 if kind.startswith("multipart") else 415)
 
 
-def test_an_oversized_body_is_refused_declared_or_not(folder: Path, tmp_path: Path) -> None:
+def test_oversized_body_is_refused_with_and_without_content_length(folder: Path, tmp_path: Path) -> None:
     app = create_app(make_settings(folder, tmp_path, max_upload_bytes=100_000))
     with TestClient(app) as client:
         temp_dir = app.state.engine.temp_dir
@@ -141,14 +141,14 @@ def test_an_oversized_body_is_refused_declared_or_not(folder: Path, tmp_path: Pa
         assert [path.name for path in temp_dir.iterdir()] == ["warm.mp4"]
 
 
-def test_nothing_of_an_upload_is_left(client: TestClient, clip: Path, tmp_path: Path) -> None:
+def test_temporary_files_are_removed(client: TestClient, clip: Path, tmp_path: Path) -> None:
     temp_dir = client.app.state.engine.temp_dir  # type: ignore[attr-defined]
     for data in (clip.read_bytes(), b"junk"):
         client.post("/classify", files={"file": ("../../evil.mp4", data)})
     assert [path.name for path in temp_dir.iterdir()] == ["warm.mp4"]
 
 
-def test_no_process_is_left(folder: Path, clip: Path, tmp_path: Path) -> None:
+def test_shutdown_ends_all_decoding_processes(folder: Path, clip: Path, tmp_path: Path) -> None:
     app = create_app(make_settings(folder, tmp_path))
     with TestClient(app) as client:
         client.post("/classify", content=clip.read_bytes(), headers=RAW)

@@ -36,12 +36,12 @@ async def started(
 
 
 def batches(metrics: Metrics) -> tuple[int, int]:
-    """Forward passes, and views in all of them."""
+    """Return the number of forward passes, and of views in all of them."""
     value = metrics.registry.get_sample_value
     return int(value("mme_batch_views_count") or 0), int(value("mme_batch_views_sum") or 0)
 
 
-def test_videos_share_a_forward_pass_and_keep_their_own_answer(classifier: Classifier) -> None:
+def test_videos_share_a_forward_pass_and_get_their_own_logits(classifier: Classifier) -> None:
     async def scenario() -> None:
         metrics = Metrics()
         batcher = await started(metrics)
@@ -55,7 +55,7 @@ def test_videos_share_a_forward_pass_and_keep_their_own_answer(classifier: Class
     asyncio.run(scenario())
 
 
-def test_a_batch_waits_only_while_others_are_coming(classifier: Classifier) -> None:
+def test_batch_waits_only_while_more_videos_are_expected(classifier: Classifier) -> None:
     async def one(*, others: bool) -> VideoLogits:
         batcher = await started(Metrics(), others=others, max_wait_s=0.5)
         answer = await batcher.predict(classifier, prepared(classifier, 0))
@@ -66,7 +66,7 @@ def test_a_batch_waits_only_while_others_are_coming(classifier: Classifier) -> N
     assert asyncio.run(one(others=True)).queue_ms > 450
 
 
-def test_a_full_batch_does_not_wait(classifier: Classifier) -> None:
+def test_full_batch_does_not_wait(classifier: Classifier) -> None:
     async def scenario() -> None:
         metrics = Metrics()
         batcher = await started(metrics, max_views=4, max_wait_s=30.0)
@@ -79,7 +79,7 @@ def test_a_full_batch_does_not_wait(classifier: Classifier) -> None:
     asyncio.run(scenario())
 
 
-def test_models_are_not_mixed(classifier: Classifier, tmp_path: Path) -> None:
+def test_each_video_is_classified_by_its_own_model(classifier: Classifier, tmp_path: Path) -> None:
     other = Classifier.load(save_tiny_folder(tmp_path / "other", seed=1))
 
     async def scenario() -> None:
@@ -93,7 +93,7 @@ def test_models_are_not_mixed(classifier: Classifier, tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_who_has_gone_costs_no_forward_pass(classifier: Classifier) -> None:
+def test_cancelled_video_causes_no_forward_pass(classifier: Classifier) -> None:
     async def scenario() -> None:
         metrics = Metrics()
         batcher = await started(metrics)
@@ -108,7 +108,7 @@ def test_who_has_gone_costs_no_forward_pass(classifier: Classifier) -> None:
     asyncio.run(scenario())
 
 
-def test_a_failing_batch_fails_its_videos_alone(classifier: Classifier) -> None:
+def test_failed_batch_fails_only_its_own_videos(classifier: Classifier) -> None:
     async def scenario() -> None:
         batcher = await started(Metrics(), others=False)
         broken = Views(np.zeros((1, 3, 16, 16, 3), np.uint8), None, 0.0)  # three frames do not fill two tubelets
@@ -122,7 +122,7 @@ def test_a_failing_batch_fails_its_videos_alone(classifier: Classifier) -> None:
 
 
 class Watched(Classifier):
-    """Holds its passes back until so many run at the same time."""
+    """Classifier whose passes wait until ``num_passes`` run at the same time."""
 
     def __init__(self, own: Classifier, num_passes: int) -> None:
         self.__dict__ |= vars(own)
@@ -143,7 +143,7 @@ def torch_threads() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("torch_threads")
-def test_passes_run_side_by_side_and_share_views_and_threads(classifier: Classifier) -> None:
+def test_concurrent_passes_share_views_and_threads(classifier: Classifier) -> None:
     async def scenario() -> None:
         batcher = await started(Metrics(), max_views=8, num_threads=2, max_wait_s=30.0)
         watched = Watched(classifier, 2)
@@ -159,7 +159,7 @@ def test_passes_run_side_by_side_and_share_views_and_threads(classifier: Classif
 
 
 @pytest.mark.usefixtures("torch_threads")
-def test_a_video_that_comes_alone_has_all_threads(classifier: Classifier) -> None:
+def test_single_video_gets_all_threads(classifier: Classifier) -> None:
     async def scenario() -> None:
         batcher = await started(Metrics(), num_threads=2, others=False)
         watched = Watched(classifier, 1)
@@ -170,7 +170,7 @@ def test_a_video_that_comes_alone_has_all_threads(classifier: Classifier) -> Non
     asyncio.run(scenario())
 
 
-def test_closing_waits_for_what_is_being_answered(classifier: Classifier) -> None:
+def test_close_waits_for_running_passes(classifier: Classifier) -> None:
     async def scenario() -> None:
         batcher = await started(Metrics(), others=False)
         watched = Watched(classifier, 2)
@@ -190,7 +190,7 @@ def test_closing_waits_for_what_is_being_answered(classifier: Classifier) -> Non
     ("max_views", "num_threads", "num_passes", "views_per_pass"),
     [(32, 1, 1, 32), (32, 2, 2, 16), (32, 16, 4, 8), (1, 8, 1, 1), (3, 2, 2, 1)],
 )
-def test_all_passes_together_keep_the_limits(
+def test_limits_hold_over_all_concurrent_passes(
     max_views: int, num_threads: int, num_passes: int, views_per_pass: int
 ) -> None:
     limits = BatchLimits(max_views, 0.0, num_threads)

@@ -39,7 +39,7 @@ def test_logits_equal_those_of_the_classifier(
     assert answer["views"]["num_views"] == expected.num_views
 
 
-def test_an_answer_says_what_it_is_about(client: TestClient, classifier: Classifier, clip: Path) -> None:
+def test_answer_contains_model_video_views_and_timings(client: TestClient, classifier: Classifier, clip: Path) -> None:
     answer = classify(client, clip, "?top_k=2")
     assert len(answer["predictions"]) == 2
     assert answer["logits"] is None
@@ -54,7 +54,7 @@ def test_an_answer_says_what_it_is_about(client: TestClient, classifier: Classif
     assert 0 < timings["decode_ms"] <= sum(parts) <= timings["total_ms"]
 
 
-def test_the_body_may_be_the_file_itself(client: TestClient, clip: Path) -> None:
+def test_raw_body_is_accepted(client: TestClient, clip: Path) -> None:
     expected = classify(client, clip, "?logits=true")["logits"]
     for kind in ("video/mp4", "video/x-anything", "application/octet-stream"):
         response = client.post("/classify?logits=1", content=clip.read_bytes(), headers={"content-type": kind})
@@ -71,7 +71,7 @@ def test_the_body_may_be_the_file_itself(client: TestClient, clip: Path) -> None
         ("e.mp4", {"audio": True, "bframes": 2}),
     ],
 )
-def test_other_kinds_of_video(
+def test_other_containers_and_codecs_are_classified(
     client: TestClient, classifier: Classifier, tmp_path: Path, name: str, changes: dict[str, Any]
 ) -> None:
     path = media.write(tmp_path / name, num_frames=20, **changes)
@@ -81,7 +81,7 @@ def test_other_kinds_of_video(
     assert (answer["video"]["width"], answer["video"]["height"]) == size
 
 
-def test_videos_that_share_a_batch_are_not_mixed_up(client: TestClient, classifier: Classifier, tmp_path: Path) -> None:
+def test_concurrent_videos_get_their_own_answers(client: TestClient, classifier: Classifier, tmp_path: Path) -> None:
     paths = [media.write(tmp_path / f"{i}.mp4", num_frames=10 + i, seed=i) for i in range(12)]
     with ThreadPoolExecutor(8) as threads:
         answers = list(threads.map(lambda path: classify(client, path, "?logits=true"), paths * 2))
@@ -90,7 +90,7 @@ def test_videos_that_share_a_batch_are_not_mixed_up(client: TestClient, classifi
         assert answer["video"]["num_frames"] == classifier.classify(path).video.num_frames  # type: ignore[union-attr]
 
 
-def test_a_batch_has_an_entry_for_each_file(client: TestClient, clip: Path, tmp_path: Path) -> None:
+def test_batch_has_an_entry_per_file(client: TestClient, clip: Path, tmp_path: Path) -> None:
     good, bad = clip.read_bytes(), media.text(tmp_path / "notes.mp4").read_bytes()
     files = [("file", ("a.mp4", good)), ("file", ("b.mp4", bad)), ("files", ("c.mp4", b"")), ("file", ("d.mp4", good))]
     response = client.post("/classify/batch?top_k=1", files=files)

@@ -19,7 +19,7 @@ from serving.decoding.child import VideoLimits, ViewsTask
 from serving.decoding.pool import DecodeLimits, DecodePool
 from serving.http.metrics import Metrics
 from tests import media
-from tests.serving.impostor import Answers
+from tests.serving.rogue_task import RogueAnswer
 from tests.serving.service import is_alive, libraries, until
 from tests.tiny import tiny_config
 
@@ -42,7 +42,7 @@ async def pool(num_workers: int = 1, timeout_s: float = 60.0, memory_mb: int = 1
         assert not any(is_alive(process) for process in processes)
 
 
-def test_views_equal_those_made_here(clip: Path) -> None:
+def test_views_equal_those_of_the_parent_process(clip: Path) -> None:
     async def scenario() -> None:
         async with pool() as decoders:
             there = await decoders.run(job(clip))
@@ -53,7 +53,7 @@ def test_views_equal_those_made_here(clip: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_a_video_that_takes_too_long_costs_its_process(clip: Path) -> None:
+def test_timeout_kills_and_replaces_the_process(clip: Path) -> None:
     async def scenario() -> None:
         async with pool(timeout_s=3.0) as decoders:
             (process,) = decoders.process_ids
@@ -67,8 +67,8 @@ def test_a_video_that_takes_too_long_costs_its_process(clip: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_only_processes_that_videos_cost_are_counted(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy service replaces many by plan: an alert on the count would ring for nothing."""
+def test_planned_replacements_are_not_counted(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planned replacements are frequent under load: counting them would cause false alerts."""
     monkeypatch.setattr("serving.decoding.pool.MAX_TASKS", 2)
     metrics = Metrics()
 
@@ -104,7 +104,7 @@ def test_only_processes_that_videos_cost_are_counted(clip: Path, monkeypatch: py
     asyncio.run(scenario())
 
 
-def test_a_video_that_takes_too_much_memory(clip: Path, tmp_path: Path) -> None:
+def test_video_above_the_memory_limit_is_refused(clip: Path, tmp_path: Path) -> None:
     large = media.write(tmp_path / "large.mp4", size=(1920, 1080), num_frames=24)  # its frames take three times as much
 
     async def scenario() -> None:
@@ -117,14 +117,14 @@ def test_a_video_that_takes_too_much_memory(clip: Path, tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_processor_time_is_limited_too() -> None:
+def test_processor_time_is_limited() -> None:
     script = "from serving.decoding.child import limit_cpu; limit_cpu(0.1)\nwhile True: pass"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     spinning = subprocess.run([sys.executable, "-c", script], env=environment, timeout=60, check=False)
     assert spinning.returncode == -signal.SIGXCPU
 
 
-def test_a_process_that_is_killed_costs_no_video(slow: Path, clip: Path) -> None:
+def test_video_of_a_killed_process_is_retried(slow: Path, clip: Path) -> None:
     async def scenario() -> None:
         async with pool() as decoders:
             (process,) = decoders.process_ids
@@ -141,7 +141,7 @@ def test_a_process_that_is_killed_costs_no_video(slow: Path, clip: Path) -> None
 
 
 @pytest.mark.parametrize(("number", "reason"), [(signal.SIGSEGV, "undecodable"), (signal.SIGXCPU, "timed-out")])
-def test_a_crash_is_the_videos_fault(slow: Path, clip: Path, number: int, reason: str) -> None:
+def test_crash_is_attributed_to_the_video(slow: Path, clip: Path, number: int, reason: str) -> None:
     async def scenario() -> None:
         async with pool() as decoders:
             (process,) = decoders.process_ids
@@ -156,7 +156,7 @@ def test_a_crash_is_the_videos_fault(slow: Path, clip: Path, number: int, reason
     asyncio.run(scenario())
 
 
-def test_whoever_goes_away_frees_the_process(slow: Path, clip: Path) -> None:
+def test_cancellation_kills_and_replaces_the_process(slow: Path, clip: Path) -> None:
     async def scenario() -> None:
         async with pool() as decoders:
             (process,) = decoders.process_ids
@@ -169,7 +169,7 @@ def test_whoever_goes_away_frees_the_process(slow: Path, clip: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_signals_to_the_whole_group_do_not_stop_a_process(slow: Path) -> None:
+def test_sigterm_and_sigint_do_not_stop_a_process(slow: Path) -> None:
     async def scenario() -> None:
         async with pool() as decoders:
             (process,) = decoders.process_ids
@@ -183,7 +183,7 @@ def test_signals_to_the_whole_group_do_not_stop_a_process(slow: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_a_process_is_small_and_has_no_model(clip: Path) -> None:
+def test_decoding_process_does_not_load_torch(clip: Path) -> None:
     async def scenario() -> None:
         async with pool() as decoders:
             await decoders.run(job(clip))
@@ -205,12 +205,12 @@ def test_a_process_is_small_and_has_no_model(clip: Path) -> None:
         (b'{"shape": [-7, "x"]}', b"xx"),
     ],
 )
-def test_an_answer_without_sense_costs_the_process(clip: Path, header: bytes, payload: bytes) -> None:
+def test_malformed_answer_replaces_the_process(clip: Path, header: bytes, payload: bytes) -> None:
     async def scenario() -> None:
         async with pool() as decoders:
             (process,) = decoders.process_ids
             with pytest.raises(VideoError) as caught:
-                await decoders.run(Answers(clip, header, payload))
+                await decoders.run(RogueAnswer(clip, header, payload))
             assert caught.value.reason == "undecodable"
             assert not is_alive(process)
             assert len((await decoders.run(job(clip))).frames) == 6
@@ -218,11 +218,11 @@ def test_an_answer_without_sense_costs_the_process(clip: Path, header: bytes, pa
     asyncio.run(scenario())
 
 
-def test_a_process_that_speaks_unasked_is_not_asked(clip: Path) -> None:
+def test_process_that_sends_unrequested_data_is_replaced(clip: Path) -> None:
     async def scenario() -> None:
         async with pool() as decoders:
             (process,) = decoders.process_ids
-            told = await decoders.run(Answers(clip, b'{"shape": [2]}', b"no", delay_s=0.2))
+            told = await decoders.run(RogueAnswer(clip, b'{"shape": [2]}', b"no", delay_s=0.2))
             assert told == b"ok"
             await until(lambda: not decoders._workers[0]._is_silent())
             there, here = await decoders.run(job(clip)), sample_views(clip, tiny_config().clip, 2, 3)

@@ -1,4 +1,4 @@
-"""What becomes of requests under load when something around them fails: the real service, in processes of its own."""
+"""Requests under load while something fails, with the service in processes of its own."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def metric(address: str, series: str) -> float:
 
 
 def decoders(process_id: int) -> list[int]:
-    """They are forked from the process that multiprocessing keeps for that."""
+    """Return the decoders, which are children of multiprocessing's fork server."""
     return [child.pid for server in psutil.Process(process_id).children() for child in server.children()]
 
 
 def fill(path: Path) -> bool:
-    """Append until the disk is full; what requests in work held when it was last called may be free now."""
+    """Append until the disk is full; call it again, since requests in progress free space when they end."""
     try:
         with path.open("ab", buffering=0) as file:
             while file.write(bytes(4096)):
@@ -42,7 +42,7 @@ def fill(path: Path) -> bool:
     return False
 
 
-def test_decoders_that_are_killed_cost_no_request(folder: Path, clip: Path, tmp_path: Path) -> None:
+def test_killed_decoders_fail_no_request(folder: Path, clip: Path, tmp_path: Path) -> None:
     log, uploads = tmp_path / "log", tmp_path / "uploads"
     uploads.mkdir()
     with server(folder, uploads, log=log, **SMALL) as (address, process):
@@ -57,8 +57,8 @@ def test_decoders_that_are_killed_cost_no_request(folder: Path, clip: Path, tmp_
         assert metric(address, "mme_admitted_requests") == 0
 
 
-def test_a_full_disk_refuses_uploads_and_nothing_else(folder: Path, clip: Path, tmp_path: Path) -> None:
-    """A file system of 2 MiB of its own, in a name space that ends with the service."""
+def test_full_disk_refuses_uploads_only(folder: Path, clip: Path, tmp_path: Path) -> None:
+    """The uploads are on a file system of 2 MiB, in a mount namespace that ends with the service."""
     uploads, log = tmp_path / "uploads", tmp_path / "log"
     uploads.mkdir()
     script = f'mount -t tmpfs -o size=2m tmpfs "{uploads}" && exec "$@"'
@@ -82,10 +82,10 @@ def test_a_full_disk_refuses_uploads_and_nothing_else(folder: Path, clip: Path, 
 
 
 @pytest.mark.parametrize("drain_s", ["0", "1"])
-def test_a_stop_under_load_loses_nothing_that_was_accepted(
+def test_shutdown_under_load_answers_every_accepted_request(
     folder: Path, clip: Path, tmp_path: Path, drain_s: str
 ) -> None:
-    """Whatever the service has begun to work on, its client has been told the outcome of."""
+    """Every request that the service has logged has reached its client with the same status."""
     log, uploads = tmp_path / "log", tmp_path / "uploads"
     uploads.mkdir()
     with server(folder, uploads, log=log, MME_DRAIN_S=drain_s, **SMALL) as (address, process):
@@ -106,7 +106,7 @@ def test_a_stop_under_load_loses_nothing_that_was_accepted(
     assert all("Connect" in reply.body or reply.request_id not in done for reply in seen.all() if reply.status is None)
 
 
-def test_a_client_gone_in_the_middle_leaves_nothing(folder: Path, slow: Path, tmp_path: Path) -> None:
+def test_disconnected_clients_leave_no_files_or_slots(folder: Path, slow: Path, tmp_path: Path) -> None:
     uploads = tmp_path / "uploads"
     uploads.mkdir()
     with server(folder, uploads, log=tmp_path / "log", **SMALL) as (address, _):

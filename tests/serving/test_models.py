@@ -31,14 +31,14 @@ def current_digest(host: ModelReloader) -> str:
     return host.current.digest
 
 
-def test_a_folder_is_loaded_once(host: ModelReloader, own: Path) -> None:
+def test_unchanged_folder_is_loaded_once(host: ModelReloader, own: Path) -> None:
     assert host.refresh()
     assert current_digest(host) == content_digest(own)
     assert not host.refresh()
     assert host.last_error is None
 
 
-def test_another_model_in_the_folder_replaces_it(host: ModelReloader, own: Path) -> None:
+def test_new_model_in_the_folder_replaces_the_current_one(host: ModelReloader, own: Path) -> None:
     host.refresh()
     before = current_digest(host)
     save_tiny_folder(own, seed=1)
@@ -46,7 +46,7 @@ def test_another_model_in_the_folder_replaces_it(host: ModelReloader, own: Path)
     assert current_digest(host) == content_digest(own) != before
 
 
-def test_the_same_model_written_again_changes_nothing(host: ModelReloader, own: Path, folder: Path) -> None:
+def test_rewriting_the_same_model_changes_nothing(host: ModelReloader, own: Path, folder: Path) -> None:
     host.refresh()
     before = host.current
     shutil.copy(folder / WEIGHTS_FILE, own / WEIGHTS_FILE)
@@ -55,7 +55,7 @@ def test_the_same_model_written_again_changes_nothing(host: ModelReloader, own: 
 
 
 @pytest.mark.parametrize("damage", ["missing", "weights", "config"])
-def test_a_model_that_cannot_be_loaded_leaves_the_last_good_one(host: ModelReloader, own: Path, damage: str) -> None:
+def test_broken_model_keeps_the_current_one(host: ModelReloader, own: Path, damage: str) -> None:
     host.refresh()
     before = host.current
     if damage == "missing":
@@ -71,7 +71,7 @@ def test_a_model_that_cannot_be_loaded_leaves_the_last_good_one(host: ModelReloa
     assert host.last_error is None
 
 
-def test_the_version_is_what_the_folder_records(own: Path, clip: Path) -> None:
+def test_version_is_read_from_the_folder(own: Path, clip: Path) -> None:
     save_tiny_folder(own, provenance={"version": 7})
     host = ModelReloader(str(own), clip, Metrics())
     host.refresh()
@@ -79,7 +79,7 @@ def test_the_version_is_what_the_folder_records(own: Path, clip: Path) -> None:
     assert host.current.version == "7"
 
 
-def test_the_service_starts_without_a_model_and_says_so(folder: Path, clip: Path, tmp_path: Path) -> None:
+def test_service_without_a_model_answers_503_until_one_is_loaded(folder: Path, clip: Path, tmp_path: Path) -> None:
     later = tmp_path / "later"
     app = create_app(make_settings(later, tmp_path, poll_s=0.05))
     with TestClient(app) as client:
@@ -95,7 +95,7 @@ def test_the_service_starts_without_a_model_and_says_so(folder: Path, clip: Path
         assert client.post("/classify", content=clip.read_bytes(), headers=RAW).status_code == 200
 
 
-def test_a_swap_under_load_fails_no_request(own: Path, clip: Path, tmp_path: Path) -> None:
+def test_model_swap_under_load_fails_no_request(own: Path, clip: Path, tmp_path: Path) -> None:
     app = create_app(make_settings(own, tmp_path, poll_s=0.05))
     stop = threading.Event()
     with TestClient(app) as client, ThreadPoolExecutor(4) as threads:

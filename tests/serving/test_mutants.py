@@ -9,22 +9,22 @@ from starlette.testclient import TestClient
 
 from serving.app import create_app
 from serving.problems import KINDS
-from tests.serving.mutants import corpus, liars
+from tests.serving.mutants import corpus, false_headers
 from tests.serving.service import RAW, is_alive, make_settings
 
 BLAMES = {400, 415, 422}
-"""What a file can be answered with if it is not good."""
+"""Statuses that blame the file."""
 
 
-def test_files_that_lie_are_the_clients_problem(client: TestClient, clip: Path, tmp_path: Path) -> None:
-    for name, data in liars(tmp_path):
+def test_false_headers_are_client_errors(client: TestClient, clip: Path, tmp_path: Path) -> None:
+    for name, data in false_headers(tmp_path):
         response = client.post("/classify", content=data, headers=RAW)
         assert response.status_code in BLAMES | {200}, f"{name}: {response.text}"
     assert client.post("/classify", content=clip.read_bytes(), headers=RAW).status_code == 200
 
 
 @pytest.mark.slow
-def test_a_corpus_of_damaged_videos(folder: Path, clip: Path, tmp_path: Path) -> None:
+def test_corpus_of_damaged_videos_causes_no_server_error(folder: Path, clip: Path, tmp_path: Path) -> None:
     settings = make_settings(folder, tmp_path, decode_timeout_s=5.0, max_queue=8)
     app, statuses, causes = create_app(settings), Counter[int](), Counter[str]()
     with TestClient(app) as client, ThreadPoolExecutor(4) as threads:

@@ -37,14 +37,16 @@ def test_health_and_metadata(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v2/models/other", "/v2/models/tiny/versions/2", "/v2/models/other/ready"])
-def test_another_model_is_not_here(client: TestClient, path: str) -> None:
+def test_unknown_model_is_not_found(client: TestClient, path: str) -> None:
     response = client.get(path)
     assert response.status_code == 404
     assert response.json()["error"] == response.json()["detail"] == "loaded is tiny, version 1"
 
 
 @pytest.mark.parametrize("is_flat", [True, False])
-def test_views_in_logits_out(client: TestClient, classifier: Classifier, clip: Path, is_flat: bool) -> None:
+def test_infer_returns_the_logits_of_views(
+    client: TestClient, classifier: Classifier, clip: Path, is_flat: bool
+) -> None:
     views = classifier.prepare(clip)
     sent = tensor(views.frames, **({} if is_flat else {"data": views.frames.tolist()}))
     answer = client.post("/v2/models/tiny/infer", json={"id": "7", "inputs": [sent]}).json()
@@ -82,7 +84,7 @@ BLACK = np.zeros((1, 4, 16, 16, 3), np.uint8)
         None,
     ],
 )
-def test_a_bad_tensor_is_the_clients_problem(client: TestClient, inputs: Any) -> None:
+def test_invalid_tensor_is_a_client_error(client: TestClient, inputs: Any) -> None:
     response = client.post("/v2/models/tiny/infer", json={"inputs": inputs})
     assert response.status_code == 422
     assert response.json()["type"] == "/problems/invalid-parameter"
@@ -90,7 +92,7 @@ def test_a_bad_tensor_is_the_clients_problem(client: TestClient, inputs: Any) ->
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[" * 100_000, b"\xff\xfe", b"1"])
-def test_a_body_that_is_no_request(client: TestClient, body: bytes) -> None:
+def test_invalid_json_body_is_a_client_error(client: TestClient, body: bytes) -> None:
     response = client.post("/v2/models/tiny/infer", content=body, headers={"content-type": "application/json"})
     assert response.status_code in (400, 422)
     assert response.json()["error"]

@@ -1,4 +1,4 @@
-"""The OpenAPI document as a promise: whatever it allows, and what it does not, gets an answer that it describes."""
+"""Requests generated from the OpenAPI document, valid and invalid, get answers that it describes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from schemathesis.specs.openapi.checks import (
 from tests.serving.service import server
 
 NUM_EXAMPLES = 90
-"""For each operation, once of what the document allows and once of what it forbids."""
+"""Examples per operation, of valid and of invalid requests each."""
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 

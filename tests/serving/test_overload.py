@@ -12,7 +12,7 @@ def value(app: object, name: str, **labels: str) -> float:
     return app.state.engine.metrics.registry.get_sample_value(name, labels) or 0.0  # type: ignore[attr-defined]
 
 
-def test_a_full_queue_is_answered_at_once(folder: Path, clip: Path, tmp_path: Path) -> None:
+def test_full_queue_is_refused_at_once(folder: Path, clip: Path, tmp_path: Path) -> None:
     app = create_app(make_settings(folder, tmp_path, max_queue=2))
 
     async def scenario() -> None:
@@ -37,7 +37,7 @@ def test_a_full_queue_is_answered_at_once(folder: Path, clip: Path, tmp_path: Pa
     asyncio.run(scenario())
 
 
-def test_a_crowd_is_answered_or_refused_and_nothing_else(folder: Path, clip: Path, tmp_path: Path) -> None:
+def test_under_overload_requests_are_answered_or_refused(folder: Path, clip: Path, tmp_path: Path) -> None:
     app = create_app(make_settings(folder, tmp_path, max_queue=8))
 
     async def scenario() -> None:
@@ -52,7 +52,7 @@ def test_a_crowd_is_answered_or_refused_and_nothing_else(folder: Path, clip: Pat
     asyncio.run(scenario())
 
 
-def test_the_deadline_ends_a_request_and_its_work(folder: Path, slow: Path, clip: Path, tmp_path: Path) -> None:
+def test_deadline_ends_a_request_and_kills_its_decoder(folder: Path, slow: Path, clip: Path, tmp_path: Path) -> None:
     app = create_app(make_settings(folder, tmp_path, deadline_s=0.06, num_decode_workers=1))
 
     async def scenario() -> None:
@@ -68,7 +68,7 @@ def test_the_deadline_ends_a_request_and_its_work(folder: Path, slow: Path, clip
     asyncio.run(scenario())
 
 
-def test_a_client_that_goes_away_frees_its_place(folder: Path, slow: Path, clip: Path, tmp_path: Path) -> None:
+def test_disconnected_client_releases_its_slot(folder: Path, slow: Path, clip: Path, tmp_path: Path) -> None:
     app = create_app(make_settings(folder, tmp_path, num_decode_workers=1))
 
     async def scenario() -> None:
@@ -92,7 +92,7 @@ def test_a_client_that_goes_away_frees_its_place(folder: Path, slow: Path, clip:
     asyncio.run(scenario())
 
 
-def test_a_client_that_goes_away_while_it_sends(folder: Path, clip: Path, tmp_path: Path) -> None:
+def test_client_that_disconnects_during_upload_leaves_nothing(folder: Path, clip: Path, tmp_path: Path) -> None:
     app = create_app(make_settings(folder, tmp_path))
 
     async def scenario() -> None:
@@ -108,7 +108,7 @@ def test_a_client_that_goes_away_while_it_sends(folder: Path, clip: Path, tmp_pa
     asyncio.run(scenario())
 
 
-def test_a_client_that_sends_too_slowly(folder: Path, tmp_path: Path) -> None:
+def test_slow_upload_times_out(folder: Path, tmp_path: Path) -> None:
     app = create_app(make_settings(folder, tmp_path, upload_timeout_s=0.1))
 
     async def scenario() -> None:

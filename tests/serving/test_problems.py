@@ -47,18 +47,18 @@ def test_invalid_parameters_are_named(client: TestClient) -> None:
     assert "top_k" in problem["detail"]
 
 
-def test_a_wrong_method_is_told_the_right_ones(client: TestClient) -> None:
+def test_wrong_method_gets_an_allow_header(client: TestClient) -> None:
     assert client.get("/classify").headers["allow"] == "POST"
 
 
-def test_every_type_can_be_looked_up(client: TestClient) -> None:
+def test_every_problem_type_is_explained(client: TestClient) -> None:
     for name, kind in KINDS.items():
         assert client.get(f"/problems/{name}").json() == {
             "type": f"/problems/{name}", "status": kind.status, "title": kind.title, "advice": kind.advice
         }  # fmt: skip
 
 
-def test_request_ids_are_kept_if_they_are_harmless(client: TestClient) -> None:
+def test_valid_request_ids_are_echoed(client: TestClient) -> None:
     assert client.get("/health", headers={"x-request-id": "abc-1.2:3"}).headers["x-request-id"] == "abc-1.2:3"
     for bad in ("a b", "x" * 129, "<script>", ""):
         given = client.get("/health", headers={"x-request-id": bad}).headers["x-request-id"]
@@ -89,23 +89,23 @@ class TestOpenApi:
                     for name, example in response["content"][MEDIA_TYPE]["examples"].items():
                         assert KINDS[name].status == int(status) == example["value"]["status"]
 
-    def test_references_lead_somewhere(self, document: Any) -> None:
+    def test_references_resolve(self, document: Any) -> None:
         text = json.dumps(document)
         names = set(re.findall(r'"#/components/schemas/(\w+)"', text))
         assert names
         assert names <= document["components"]["schemas"].keys()
         assert "HTTPValidationError" not in text
 
-    def test_both_kinds_of_body_are_offered(self, document: Any) -> None:
+    def test_form_and_raw_bodies_are_documented(self, document: Any) -> None:
         content = document["paths"]["/classify"]["post"]["requestBody"]["content"]
         assert set(content) == {"multipart/form-data", "video/*", "application/octet-stream"}
 
-    def test_the_answers_example_fits_its_schema(self, document: Any) -> None:
+    def test_example_of_the_answer_fits_its_schema(self, document: Any) -> None:
         schema = document["components"]["schemas"]["ClassificationAnswer"]
         assert set(schema["examples"][0]) == set(schema["properties"])
 
 
-def test_a_log_line_is_one_json_object_with_the_request() -> None:
+def test_log_line_is_one_json_object_with_the_request_id() -> None:
     token = correlation_id.set("r-1")
     try:
         record = logging.makeLogRecord(

@@ -50,7 +50,7 @@ def answering(host: ModelReloader) -> tuple[str | None, str]:
     return host.current.version, host.current.digest
 
 
-def test_the_alias_is_followed(host: ModelReloader, store: Path) -> None:
+def test_moved_alias_replaces_the_model(host: ModelReloader, store: Path) -> None:
     assert answering(host) == ("1", content_digest(store / "made-1" / "export"))
     assert not host.refresh()
     promote(2)
@@ -58,7 +58,7 @@ def test_the_alias_is_followed(host: ModelReloader, store: Path) -> None:
     assert answering(host) == ("2", content_digest(store / "made-2" / "export"))
 
 
-def test_the_last_good_model_answers_while_the_registry_is_away(host: ModelReloader, store: Path) -> None:
+def test_registry_outage_keeps_the_current_model(host: ModelReloader, store: Path) -> None:
     before = host.current
     (store / "mlflow.db").rename(store / "away.db")
     try:
@@ -74,7 +74,7 @@ def test_the_last_good_model_answers_while_the_registry_is_away(host: ModelReloa
 
 
 @pytest.mark.parametrize("address", ["models:/tiny@nobody", "models:/tiny", "models:/other@champion"])
-def test_an_address_that_leads_nowhere_is_named(store: Path, clip: Path, address: str) -> None:
+def test_wrong_address_is_named_in_the_error(store: Path, clip: Path, address: str) -> None:
     host = ModelReloader(address, clip, Metrics())
     assert not host.refresh()
     assert host.current is None
@@ -82,7 +82,7 @@ def test_an_address_that_leads_nowhere_is_named(store: Path, clip: Path, address
     assert address in host.last_error
 
 
-def test_a_model_that_is_not_what_was_registered_is_refused(host: ModelReloader, store: Path) -> None:
+def test_model_with_another_digest_is_refused(host: ModelReloader, store: Path) -> None:
     before = host.current
     weights = store / "made-2" / "export" / WEIGHTS_FILE
     shutil.copy(weights, store / "kept")
@@ -99,8 +99,8 @@ def test_a_model_that_is_not_what_was_registered_is_refused(host: ModelReloader,
     assert host.refresh()
 
 
-def test_a_damaged_download_is_removed(store: Path, tmp_path: Path, clip: Path) -> None:
-    """The folder is named as a download would be: by the digest."""
+def test_damaged_download_is_removed(store: Path, tmp_path: Path, clip: Path) -> None:
+    """The folder is named by the digest, as downloads are."""
     good = save_tiny_folder(tmp_path / "good", seed=3)
     digest = content_digest(good)
     copy = tmp_path / digest

@@ -1,4 +1,4 @@
-"""The service, a tracking server and clients, each a process of its own, and what happens when one of them fails."""
+"""Service, tracking server and clients in processes of their own, while one of them fails."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def load_error(address: str) -> str | None:
     return error
 
 
-def test_promotion_and_the_loss_of_the_registry_fail_no_request(registry: Registry, clip: Path, tmp_path: Path) -> None:
+def test_promotion_and_registry_outage_fail_no_request(registry: Registry, clip: Path, tmp_path: Path) -> None:
     with service(registry, tmp_path) as address, load(address, clip.read_bytes(), NUM_CLIENTS) as seen:
         seen.wait_for_more()
         registry.promote("2")

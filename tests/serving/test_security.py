@@ -12,7 +12,7 @@ from serving.settings import Settings
 from tests.serving.service import RAW, make_settings
 
 
-def test_a_key_is_asked_for_where_keys_are_set(folder: Path, clip: Path, tmp_path: Path) -> None:
+def test_api_key_is_required_if_keys_are_configured(folder: Path, clip: Path, tmp_path: Path) -> None:
     hashes = tuple(hashlib.sha256(key).hexdigest() for key in (b"first", b"second"))
     with TestClient(create_app(make_settings(folder, tmp_path, api_keys=hashes))) as client:
         for headers in ({}, {"authorization": "Bearer third"}, {"authorization": "Basic Zmlyc3Q6"}):
@@ -28,7 +28,7 @@ def test_a_key_is_asked_for_where_keys_are_set(folder: Path, clip: Path, tmp_pat
             assert client.get(path).status_code == 200
 
 
-def test_each_caller_has_its_own_rate(folder: Path, tmp_path: Path) -> None:
+def test_rate_limit_is_per_caller(folder: Path, tmp_path: Path) -> None:
     hashes = tuple(hashlib.sha256(key).hexdigest() for key in (b"first", b"second"))
     settings = make_settings(folder, tmp_path, api_keys=hashes, rate_per_minute=3)
     with TestClient(create_app(settings)) as client:
@@ -41,7 +41,7 @@ def test_each_caller_has_its_own_rate(folder: Path, tmp_path: Path) -> None:
         assert client.get("/health").status_code == 200
 
 
-def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     digest = hashlib.sha256(b"key").hexdigest()
     monkeypatch.setenv("MME_MODEL", "models:/name@champion")
     monkeypatch.setenv("MME_MAX_QUEUE", "7")

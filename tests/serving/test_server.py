@@ -11,7 +11,7 @@ import httpx
 from tests.serving.service import descendants, is_alive, server, wait_until
 
 
-def test_a_life_of_the_server(folder: Path, clip: Path, slow: Path, tmp_path: Path) -> None:
+def test_server_starts_answers_drains_and_stops(folder: Path, clip: Path, slow: Path, tmp_path: Path) -> None:
     settings = {"MME_NUM_DECODE_WORKERS": "1", "MME_DRAIN_S": "4", "MME_MAX_UPLOAD_BYTES": "1000000"}
     with server(folder, tmp_path, log=None, **settings) as (address, process), ThreadPoolExecutor(6) as threads:
         family = descendants(process.pid)
@@ -40,7 +40,7 @@ def test_a_life_of_the_server(folder: Path, clip: Path, slow: Path, tmp_path: Pa
     assert len({entry["request_id"] for entry in requests}) == 12
 
 
-def test_a_killed_server_leaves_no_process(folder: Path, tmp_path: Path) -> None:
+def test_killed_server_leaves_no_process(folder: Path, tmp_path: Path) -> None:
     with server(folder, tmp_path) as (_, process):
         family = descendants(process.pid)
         process.kill()
@@ -48,7 +48,7 @@ def test_a_killed_server_leaves_no_process(folder: Path, tmp_path: Path) -> None
 
 
 def answer_to(address: str, data: bytes) -> bytes:
-    """What comes back to the beginning of a request."""
+    """Send the beginning of a request and return the first bytes of the answer."""
     url = httpx.URL(address)
     with socket.create_connection((url.host, url.port), timeout=60) as connection:
         connection.sendall(data)

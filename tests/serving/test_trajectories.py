@@ -24,7 +24,7 @@ def tracks(client: TestClient, path: Path) -> Any:
 
 
 def textured(num_frames: int, height: int, width: int, step: tuple[int, int]) -> UInt8[np.ndarray, "T H W 3"]:
-    """Blobs that all move by ``step`` = (x, y) pixels a frame."""
+    """Return blobs that all move by ``step`` = (x, y) pixels per frame."""
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (height // 4 + 40, width // 4 + 40), dtype=np.uint8)
     picture = np.kron(coarse, np.ones((4, 4), dtype=np.uint8))
@@ -36,7 +36,7 @@ def textured(num_frames: int, height: int, width: int, step: tuple[int, int]) ->
 
 
 @pytest.mark.parametrize(("size", "step"), [((64, 96), (2, 0)), ((128, 96), (0, -2)), ((256, 480), (4, 2))])
-def test_points_go_where_the_picture_goes(
+def test_tracks_follow_the_motion_of_the_frames(
     client: TestClient, tmp_path: Path, size: tuple[int, int], step: tuple[int, int]
 ) -> None:
     height, width = size
@@ -56,7 +56,7 @@ def test_points_go_where_the_picture_goes(
     assert 100 < len(first["paths"]) < 400
 
 
-def test_points_that_leave_the_picture_end(client: TestClient, tmp_path: Path) -> None:
+def test_tracks_end_where_points_leave_the_frame(client: TestClient, tmp_path: Path) -> None:
     write_video(tmp_path / "clip.mp4", textured(13, 64, 96, (3, 0)), 16, 10, 8)
     (window,) = tracks(client, tmp_path / "clip.mp4")["windows"]
     lengths = {round(96 * path[0][0]): len(path) for path in window["paths"] if 0.3 < path[0][1] < 0.7}
@@ -64,7 +64,7 @@ def test_points_that_leave_the_picture_end(client: TestClient, tmp_path: Path) -
     assert lengths[max(lengths)] <= 3  # the rightmost column is gone after a frame or two
 
 
-def test_a_turned_video_is_tracked_upright(client: TestClient, tmp_path: Path) -> None:
+def test_rotated_video_is_tracked_upright(client: TestClient, tmp_path: Path) -> None:
     path = media.write(tmp_path / "clip.mov", rotation=90, num_frames=6)
     answer = tracks(client, path)
     assert (answer["video"]["width"], answer["video"]["height"]) == (64, 96)
@@ -73,7 +73,7 @@ def test_a_turned_video_is_tracked_upright(client: TestClient, tmp_path: Path) -
     assert len(rows) > len(columns)
 
 
-def test_a_picture_alone_has_no_motion(client: TestClient, tmp_path: Path) -> None:
+def test_single_frame_is_too_short(client: TestClient, tmp_path: Path) -> None:
     path = media.write(tmp_path / "clip.mp4", num_frames=1)
     response = client.post("/trajectories", content=path.read_bytes(), headers=RAW)
     assert response.status_code == 422
@@ -81,12 +81,14 @@ def test_a_picture_alone_has_no_motion(client: TestClient, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(("make", "status"), [(media.text, 415), (media.empty, 400), (media.audio_only, 422)])
-def test_a_bad_file_is_the_clients_problem(client: TestClient, tmp_path: Path, make: Any, status: int) -> None:
+def test_bad_file_is_a_client_error(client: TestClient, tmp_path: Path, make: Any, status: int) -> None:
     response = client.post("/trajectories", content=make(tmp_path / "clip.mp4").read_bytes(), headers=RAW)
     assert response.status_code == status
 
 
-def test_large_frames_are_decoded_in_parts(client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_frames_are_decoded_in_several_passes(
+    client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_video(tmp_path / "clip.mp4", moving_frames(40, 64, 96), 16, 10, 8)
     whole = tracks(client, tmp_path / "clip.mp4")
     from serving.decoding import tracks as track_job
@@ -101,7 +103,7 @@ def test_large_frames_are_decoded_in_parts(client: TestClient, tmp_path: Path, m
 
 
 @pytest.mark.parametrize("num_frames", [2, 3, 12, 13, 14, 25, 97, 98, 99, 1000])
-def test_windows_do_not_overlap_and_end_with_the_video(num_frames: int) -> None:
+def test_windows_do_not_overlap_and_reach_the_last_frame(num_frames: int) -> None:
     starts = window_starts(num_frames)
     assert starts[0] == 0
     assert len(starts) <= NUM_WINDOWS
@@ -111,7 +113,7 @@ def test_windows_do_not_overlap_and_end_with_the_video(num_frames: int) -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (16, 4096), (2304, 4096), (64, 64), (2, 100_000), (100_000, 2), (720, 1280)])
-def test_the_tracked_size_is_bounded(size: tuple[int, int]) -> None:
+def test_tracked_size_is_bounded(size: tuple[int, int]) -> None:
     height, width = tracked_size(*size)
     assert min(height, width) >= 16
     assert height * width <= 40_000
