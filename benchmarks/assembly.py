@@ -25,8 +25,7 @@ from mme.ingest.motion_primitives import sample_scene
 from mme.models.encoder import model_input
 from mme.models.losses import masked_mse
 from mme.models.masked_motion import MotionModel
-from mme.motion.shards import merge_parts, write_index, write_part
-from mme.motion.store import TrackStore
+from mme.motion.store import TrackStore, merge_parts, write_index, write_part
 from mme.motion.tracking import iter_tracks
 from mme.targets.assemble import MotionTarget, assemble_batch
 from mme.targets.grid import TargetSpec

@@ -24,7 +24,7 @@ from mme.config import DEFAULT_RUNTIME, TrajectoriesParams, load_params
 from mme.manifest import Manifest, Video
 from mme.motion.extract import Extractor, extract_part
 from mme.motion.flow import gray_frames
-from mme.motion.shards import read_part
+from mme.motion.store import read_part
 from mme.motion.tracking import iter_tracks
 from mme.system.files import sha256_file
 from mme.video.codec import VideoWriter, iter_frames, write_video

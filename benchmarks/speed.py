@@ -29,7 +29,7 @@ from mme.models.classifier import MotionClassifier
 from mme.models.encoder import model_input
 from mme.motion.extract import Extractor
 from mme.motion.store import TrackStore
-from mme.motion.tracking import extract
+from mme.motion.tracking import extract_tracks
 from mme.system.files import sha256_file
 from mme.training.finetune import FinetuneModule
 from mme.training.loop.loaders import training_loader
@@ -95,7 +95,7 @@ def time_videos(params: Params, manifest: Manifest) -> Iterator[Row]:
     frames = read_frames(path)
     yield timed("render", median_ms(lambda: sample_scene(label, params.synthesize, (0,)).render()), size)
     yield timed("decode", median_ms(lambda: read_frames(path)), size)
-    yield timed("trajectories", median_ms(lambda: extract(frames, params.trajectories)), size)
+    yield timed("trajectories", median_ms(lambda: extract_tracks(frames, params.trajectories)), size)
 
 
 def time_pretraining(params: Params, manifest: Manifest, tracks: TrackStore) -> Iterator[Row]:

@@ -22,9 +22,8 @@ from mme.config import Params, TrajectoriesParams, load_params
 from mme.ingest.motion_primitives import CLASSES, sample_scene
 from mme.motion.camera import estimate_homography
 from mme.motion.flow import DenseFlow, gray_frames
-from mme.motion.shards import merge_parts, write_index, write_part
-from mme.motion.store import TrackStore
-from mme.motion.tracking import GridTracker, cell_centres, extract, iter_tracks
+from mme.motion.store import TrackStore, merge_parts, write_index, write_part
+from mme.motion.tracking import GridTracker, cell_centres, extract_tracks, iter_tracks
 from mme.targets.assemble import assemble
 from mme.targets.grid import TargetSpec
 from mme.targets.hog import luma, window_sums
@@ -100,7 +99,7 @@ def time_targets(params: Params) -> Iterator[Row]:
     )
     scene = sample_scene(CLASSES[0], params.synthesize, (0,)).render()
     spec = TargetSpec.from_params(params.clip, params.model, params.pretrain)
-    tracks = extract(scene, params.trajectories).select(spec.starts(0), spec.length)
+    tracks = extract_tracks(scene, params.trajectories).select(spec.starts(0), spec.length)
     crop = Crop(0, 0, scene.shape[1], scene.shape[2], True)
     view = np.stack([cv2.resize(frame, (spec.width, spec.height)) for frame in scene]).astype(np.uint8)
     positions, both = cpu_ms(lambda: assemble(tracks, crop, None, spec), lambda: assemble(tracks, crop, view, spec))
@@ -116,7 +115,7 @@ def track_errors(params: Params) -> Iterator[Row]:
     points = cell_centres(size, size, chosen.cell).reshape(-1, 2).astype(np.float64)
     for number, label in itertools.product(range(2), CLASSES):
         scene = sample_scene(label, params.synthesize, (number,))
-        tracks = extract(scene.render()[start : start + length + 1], chosen).select([0], length)
+        tracks = extract_tracks(scene.render()[start : start + length + 1], chosen).select([0], length)
         path, on_sprite, visible = true_tracks(scene, start, points, length)
         found = tracks.displacements[0].reshape(len(points), length, 2)
         pixels = np.linalg.norm(np.diff(path, axis=1) - found, axis=-1).mean(axis=1)

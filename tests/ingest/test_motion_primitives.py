@@ -14,6 +14,7 @@ from mme.config import load_params
 from mme.ingest.motion_primitives import CLASSES, Scene, sample_scene
 from mme.motion.flow import DenseFlow
 from mme.targets.hog import luma, orientation_maps
+from tests.motion.test_flow import flow_sequence
 
 PARAMS = load_params(Path(__file__).parents[2] / "params.yaml").synthesize
 CHANCE = 1 / len(CLASSES)
@@ -107,7 +108,7 @@ def frame_features(scene: Scene, rng: np.random.Generator) -> NDArray[np.float64
 
 def motion_features(scene: Scene) -> NDArray[np.float64]:
     """Return optical flow on a coarse grid at a few times."""
-    flow = DenseFlow("medium", 3).sequence(scene.render()[6:18])
+    flow = flow_sequence(DenseFlow("medium", 3), scene.render()[6:18])
     coarse = np.stack([cv2.resize(field, (4, 4), interpolation=cv2.INTER_AREA) for field in flow])
     moving = np.hypot(flow[..., 0], flow[..., 1]) > 0.7
     means = np.stack(

@@ -15,9 +15,8 @@ import pytest
 from mme.config import RuntimeParams, TrajectoriesParams
 from mme.manifest import Manifest, Video
 from mme.motion.extract import Extraction, Extractor, extract_part
-from mme.motion.shards import read_part
-from mme.motion.store import TrackStore
-from mme.motion.tracking import extract
+from mme.motion.store import TrackStore, read_part
+from mme.motion.tracking import extract_tracks
 from mme.video.codec import read_frames, write_video
 from tests.reference.moving_scene import MovingScene, Similarity
 from tests.targets.cases import trajectories_params
@@ -73,13 +72,13 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def uninterrupted(manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """What one worker makes of the videos without being disturbed."""
+    """Files written by an uninterrupted run with one worker."""
     folder = tmp_path_factory.mktemp("uninterrupted")
     run(manifest, folder)
     return contents(folder / "tracks")
 
 
-def test_shards_hold_the_tracks_of_every_video(manifest: Manifest, tmp_path: Path) -> None:
+def test_shards_contain_the_tracks_of_every_video(manifest: Manifest, tmp_path: Path) -> None:
     result = run(manifest, tmp_path)
     assert result.failures == {}
     store = TrackStore(tmp_path / "tracks")
@@ -91,14 +90,14 @@ def test_shards_hold_the_tracks_of_every_video(manifest: Manifest, tmp_path: Pat
     ]
     for video in manifest.rows:
         assert store.num_starts(video.id) == video.num_frames - 1
-        expected = extract(read_frames(manifest.path_of(video)), params()).select([0, 4], 3)
+        expected = extract_tracks(read_frames(manifest.path_of(video)), params()).select([0, 4], 3)
         tracks = store.read(video.id, [0, 4], 3)
         np.testing.assert_allclose(tracks.displacements, expected.displacements, rtol=2**-11, atol=1e-7)
         np.testing.assert_array_equal(tracks.num_valid, expected.num_valid)
     assert list((tmp_path / "work").iterdir()) == []
 
 
-def test_two_workers_write_the_bytes_of_one(
+def test_result_is_independent_of_the_number_of_workers(
     manifest: Manifest, tmp_path: Path, uninterrupted: dict[str, bytes]
 ) -> None:
     run(manifest, tmp_path, num_workers=2)
@@ -131,7 +130,7 @@ extractor.run(2, report)
 """
 
 
-def test_killed_and_resumed_gives_the_bytes_of_an_uninterrupted_run(
+def test_resume_after_sigkill_is_bitwise_identical(
     manifest: Manifest, tmp_path: Path, uninterrupted: dict[str, bytes]
 ) -> None:
     listing = tmp_path / "data" / "manifest.parquet"
@@ -151,14 +150,14 @@ def test_killed_and_resumed_gives_the_bytes_of_an_uninterrupted_run(
     assert 1 <= len(shards) < 3
     made = {path: path.stat().st_mtime_ns for path in shards}
     (key,) = (tmp_path / "work").iterdir()
-    (key / "parts" / ".video-9.abc").mkdir()  # what a part leaves that is killed half way
+    (key / "parts" / ".video-9.abc").mkdir()  # temporary folder of an interrupted part
 
     moved = Manifest.load(listing)
     extractor = Extractor(moved, params(), tmp_path / "work", RuntimeParams(videos_per_shard=3))
     counts: list[int] = []
     result = extractor.run(2, counts.append)
     sizes = [min(3, NUM_VIDEOS - 3 * number) for number in (int(path.stem.rsplit("-", 1)[1]) for path in shards)]
-    assert counts[0] == sum(sizes)  # the videos of whole shards are not done again
+    assert counts[0] == sum(sizes)  # videos of complete shards are not extracted again
     assert sum(counts) == NUM_VIDEOS
     assert {path: path.stat().st_mtime_ns for path in shards} == made
     extractor.finish(tmp_path / "tracks", result)
@@ -197,7 +196,7 @@ def _processes_with(mark: bytes) -> list[int]:
     return found
 
 
-def test_a_finished_part_is_not_made_again(manifest: Manifest, tmp_path: Path) -> None:
+def test_complete_part_is_not_extracted_again(manifest: Manifest, tmp_path: Path) -> None:
     video = manifest.rows[0]
     folder = tmp_path / "part"
     assert extract_part(manifest.path_of(video), video.num_frames, folder, params()) is None
@@ -207,7 +206,7 @@ def test_a_finished_part_is_not_made_again(manifest: Manifest, tmp_path: Path) -
 
 
 def damage(manifest: Manifest, folder: Path) -> Manifest:
-    """The same videos, of which the second is cut off, the third has other frames than the manifest says."""
+    """Truncate the second video and declare a wrong number of frames for the third."""
     rows = manifest.rows
     (folder / "videos").mkdir(parents=True)
     for row in rows:
@@ -218,8 +217,8 @@ def damage(manifest: Manifest, folder: Path) -> Manifest:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # Ray starts eight processes of its own
-def test_ray_writes_the_bytes_of_local(manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.timeout(900)  # Ray starts eight processes
+def test_ray_and_local_results_are_equal(manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a Ray of this machine with two workers, with bad videos, and paths relative to the caller's folder."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
@@ -231,7 +230,7 @@ def test_ray_writes_the_bytes_of_local(manifest: Manifest, tmp_path: Path, monke
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_a_bad_video_does_not_stop_the_others(manifest: Manifest, tmp_path: Path, num_workers: int) -> None:
+def test_bad_videos_are_reported_and_others_extracted(manifest: Manifest, tmp_path: Path, num_workers: int) -> None:
     result = run(damage(manifest, tmp_path / "data"), tmp_path, num_workers)
     assert sorted(result.failures) == ["video-1", "video-2"]
     assert "truncated" in result.failures["video-1"]
@@ -239,20 +238,20 @@ def test_a_bad_video_does_not_stop_the_others(manifest: Manifest, tmp_path: Path
     assert TrackStore(tmp_path / "tracks").ids == [f"video-{number}" for number in (0, 3, 4, 5, 6)]
 
 
-def test_a_shard_may_hold_nothing_but_bad_videos(manifest: Manifest, tmp_path: Path) -> None:
+def test_shard_of_bad_videos_only_is_not_written(manifest: Manifest, tmp_path: Path) -> None:
     result = run(damage(manifest, tmp_path / "data"), tmp_path, videos_per_shard=1)
     assert len(result.entries) == 5
     assert len(list((tmp_path / "tracks").glob("*.safetensors"))) == 5
 
 
-def test_a_folder_that_cannot_be_written_is_a_clear_error(manifest: Manifest, tmp_path: Path) -> None:
+def test_unwritable_work_folder_is_an_os_error(manifest: Manifest, tmp_path: Path) -> None:
     (tmp_path / "work").write_text("a file in the way")
     with pytest.raises(OSError, match="work") as caught:
         run(manifest, tmp_path)
     assert caught.value.errno in {errno.ENOTDIR, errno.EEXIST}
 
 
-def test_a_disk_that_fills_up_stops_the_run_and_names_the_place(
+def test_full_disk_error_names_video_and_folder(
     manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
@@ -282,7 +281,7 @@ def test_finish_removes_superseded_work(manifest: Manifest, tmp_path: Path) -> N
     assert not list((tmp_path / "work").iterdir())
 
 
-def test_other_parameters_and_other_videos_have_other_keys(manifest: Manifest, tmp_path: Path) -> None:
+def test_key_depends_on_parameters_and_videos(manifest: Manifest, tmp_path: Path) -> None:
     def key(videos: Manifest, **changes: object) -> str:
         return Extractor(videos, params(**changes), tmp_path).key
 
@@ -294,6 +293,6 @@ def test_other_parameters_and_other_videos_have_other_keys(manifest: Manifest, t
     assert key(fewer) != same
 
 
-def test_no_videos_is_an_error(manifest: Manifest, tmp_path: Path) -> None:
+def test_split_without_videos_is_an_error(manifest: Manifest, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'val'"):
         Extractor(manifest, params(splits=("val",)), tmp_path)

@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from mme.motion.camera import CameraMotion
-from mme.motion.shards import Entry, merge_parts, read_part, write_index, write_part
-from mme.motion.store import TrackStore
+from mme.motion.store import TrackEntry, TrackStore, merge_parts, read_part, write_index, write_part
 from mme.motion.tracking import StartTracks, TrackSlice
 
 HEIGHT, WIDTH, CELL, LENGTH = 24, 40, 8, 5
@@ -50,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for video_id, starts in VIDEOS.items():
         parts[video_id] = root / "parts" / video_id
         write_part(parts[video_id], starts, CELL)
-    entries: dict[str, Entry] = {}
+    entries: dict[str, TrackEntry] = {}
     for name, chosen in (("0", ["cat", "a video.with-odd_ID"]), ("1", ["bird"])):
         entries |= merge_parts(root / f"{name}.safetensors", {video_id: parts[video_id] for video_id in chosen})
     write_index(root, entries, {"cell": CELL})
@@ -75,13 +74,13 @@ def expect(tracks: TrackSlice, video_id: str, starts: list[int], length: int) ->
 
 @pytest.mark.parametrize("video_id", VIDEOS)
 @pytest.mark.parametrize("length", [1, 3, LENGTH])
-def test_what_is_read_is_what_was_written(folder: Path, video_id: str, length: int) -> None:
+def test_read_returns_the_written_tracks(folder: Path, video_id: str, length: int) -> None:
     store = TrackStore(folder)
     expect(store.read(video_id, [0, 3, 1], length), video_id, [0, 3, 1], length)
     assert store.num_starts(video_id) == len(VIDEOS[video_id])
 
 
-def test_the_index_says_what_there_is(folder: Path) -> None:
+def test_index_lists_videos_and_params(folder: Path) -> None:
     store = TrackStore(folder)
     assert store.ids == sorted(VIDEOS)
     assert "cat" in store
@@ -89,7 +88,7 @@ def test_the_index_says_what_there_is(folder: Path) -> None:
     assert store.params == {"cell": CELL}
 
 
-def test_a_missing_video_is_an_error_that_names_it(folder: Path) -> None:
+def test_missing_video_error_names_the_video(folder: Path) -> None:
     with pytest.raises(KeyError, match="'dog'"):
         TrackStore(folder).read("dog", [0], 1)
 
@@ -97,12 +96,12 @@ def test_a_missing_video_is_an_error_that_names_it(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("starts", "length", "message"), [([9], 2, "start frame 9"), ([-1], 2, "-1"), ([0], 6, "length 6")]
 )
-def test_what_is_not_stored_is_refused(folder: Path, starts: list[int], length: int, message: str) -> None:
+def test_start_or_length_out_of_range_is_refused(folder: Path, starts: list[int], length: int, message: str) -> None:
     with pytest.raises(ValueError, match=f"cat.*{message}"):
         TrackStore(folder).read("cat", starts, length)
 
 
-def test_a_folder_without_a_usable_index_is_refused(tmp_path: Path) -> None:
+def test_folder_without_index_of_this_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"index\.json"):
         TrackStore(tmp_path)
     (tmp_path / "index.json").write_text(json.dumps({"format": 99, "params": {}, "videos": {}}))
@@ -110,17 +109,17 @@ def test_a_folder_without_a_usable_index_is_refused(tmp_path: Path) -> None:
         TrackStore(tmp_path)
 
 
-def test_shards_are_mapped_and_not_read(folder: Path) -> None:
+def test_shards_are_memory_mapped(folder: Path) -> None:
     store = TrackStore(folder)
-    tensor = store._shard("0.safetensors").tensor("cat/displacements")
+    tensor = store._shard("0.safetensors").tensor("cat", "displacements")
     assert not tensor.flags.owndata
     assert not tensor.flags.writeable
     assert tensor.flags.aligned
-    store.read("cat", [0], 1).displacements[:] = 7  # what is read is the reader's own
+    store.read("cat", [0], 1).displacements[:] = 7  # a copy, so the file is unchanged
     expect(store.read("cat", [0], 1), "cat", [0], 1)
 
 
-def test_a_damaged_shard_is_named(folder: Path, tmp_path: Path) -> None:
+def test_damaged_shard_error_names_the_file(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "copy")
     data = (folder / "0.safetensors").read_bytes()
     for damaged in (data[:-3], data[:40], b"", b"no shard" * 9):
@@ -132,7 +131,7 @@ def test_a_damaged_shard_is_named(folder: Path, tmp_path: Path) -> None:
         TrackStore(tmp_path / "copy").read("bird", [0], 1)
 
 
-def test_a_store_survives_pickling(folder: Path) -> None:
+def test_store_is_picklable(folder: Path) -> None:
     store = TrackStore(folder)
     store.read("cat", [0], 1)
     expect(pickle.loads(pickle.dumps(store)).read("cat", [2], 2), "cat", [2], 2)
@@ -142,18 +141,18 @@ def _read_in_child(store: TrackStore, pipe: Any) -> None:
     pipe.send(store.read("cat", [2], 2).displacements)
 
 
-def test_a_store_survives_a_fork(folder: Path) -> None:
+def test_store_reads_after_a_fork(folder: Path) -> None:
     store = TrackStore(folder)
     expected = store.read("cat", [2], 2).displacements
     context = multiprocessing.get_context("fork")
-    ours, theirs = context.Pipe()
-    child = context.Process(target=_read_in_child, args=(store, theirs))
+    receiver, sender = context.Pipe()
+    child = context.Process(target=_read_in_child, args=(store, sender))
     child.start()
-    np.testing.assert_array_equal(ours.recv(), expected)
+    np.testing.assert_array_equal(receiver.recv(), expected)
     child.join()
 
 
-def test_shards_are_plain_safetensors(folder: Path) -> None:
+def test_shards_are_valid_safetensors(folder: Path) -> None:
     tensors = load_file(folder / "0.safetensors")
     names = ("displacements", "homographies", "num_valid", "trusted")
     assert sorted(tensors) == sorted(f"{video}/{name}" for video in ("cat", "a video.with-odd_ID") for name in names)
@@ -163,7 +162,7 @@ def test_shards_are_plain_safetensors(folder: Path) -> None:
     np.testing.assert_array_equal(tensors["cat/trusted"], trusted)
 
 
-def test_entries_count_what_is_valid_and_trusted(tmp_path: Path) -> None:
+def test_entry_counts_valid_points_and_trusted_starts(tmp_path: Path) -> None:
     starts = random_starts(4, 7)
     entry = write_part(tmp_path / "part", starts, CELL)
     whole = [start.num_valid == LENGTH for start in starts if start.complete]
@@ -174,14 +173,14 @@ def test_entries_count_what_is_valid_and_trusted(tmp_path: Path) -> None:
     assert read_part(tmp_path / "part") == entry
 
 
-def test_the_digest_is_of_the_content(tmp_path: Path) -> None:
+def test_digest_depends_on_content_only(tmp_path: Path) -> None:
     first = write_part(tmp_path / "1", random_starts(1, 3), CELL)
     again = write_part(tmp_path / "2", random_starts(1, 3), CELL)
     other = write_part(tmp_path / "3", random_starts(2, 3), CELL)
     assert first["digest"] == again["digest"] != other["digest"]
 
 
-def test_a_part_that_fails_leaves_nothing(tmp_path: Path) -> None:
+def test_failed_part_leaves_no_files(tmp_path: Path) -> None:
     def broken() -> Iterator[StartTracks]:
         yield from random_starts(1, 2)
         raise ValueError("the video ends here")
@@ -192,7 +191,7 @@ def test_a_part_that_fails_leaves_nothing(tmp_path: Path) -> None:
     assert read_part(tmp_path / "part") is None
 
 
-def test_a_full_disk_leaves_no_shard_under_its_name(tmp_path: Path) -> None:
+def test_full_disk_leaves_no_shard(tmp_path: Path) -> None:
     write_part(tmp_path / "part", random_starts(1, 50), CELL)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
@@ -206,5 +205,5 @@ def test_a_full_disk_leaves_no_shard_under_its_name(tmp_path: Path) -> None:
 
 
 @given(st.floats(-64, 64))
-def test_half_precision_is_as_good_as_documented(pixels: float) -> None:
+def test_half_precision_error_is_within_the_documented_bound(pixels: float) -> None:
     assert abs(float(np.float16(pixels)) - pixels) <= max(abs(pixels) * 2**-11, 1e-7)

@@ -14,7 +14,7 @@ from mme.motion.tracking import (
     StartTracks,
     cell_centres,
     consistent,
-    extract,
+    extract_tracks,
     iter_tracks,
     sample_bilinear,
 )
@@ -51,9 +51,9 @@ def smooth_flow(rng: np.random.Generator, num_flows: int, height: int, width: in
 
 
 @pytest.mark.parametrize("shift", [(1.3, 0.0), (0.0, -2.7), (6.0, 0.4), (-3.3, 4.1), (0.25, 0.25), (-0.6, -6.0)])
-def test_translation(shift: tuple[float, float]) -> None:
+def test_tracks_follow_translation(shift: tuple[float, float]) -> None:
     frames = MovingScene(HEIGHT, WIDTH, camera=Similarity(shift)).frames(LENGTH + 1)
-    tracks = extract(frames, trajectories_params(cell=8, max_length=LENGTH)).select([0], LENGTH)
+    tracks = extract_tracks(frames, trajectories_params(cell=8, max_length=LENGTH)).select([0], LENGTH)
     whole = tracks.num_valid == LENGTH
     assert whole.mean() > 0.3
     error = tracks.displacements[whole] - shift
@@ -65,9 +65,11 @@ def test_translation(shift: tuple[float, float]) -> None:
 
 
 @pytest.mark.parametrize("motion", [Similarity(degrees=1.5), Similarity(scale=1.015), Similarity(scale=0.985)])
-def test_rotation_and_zoom(motion: Similarity) -> None:
+def test_tracks_follow_rotation_and_zoom(motion: Similarity) -> None:
     scene = MovingScene(HEIGHT, WIDTH, camera=motion)
-    tracks = extract(scene.frames(LENGTH + 1), trajectories_params(cell=8, max_length=LENGTH)).select([0], LENGTH)
+    tracks = extract_tracks(scene.frames(LENGTH + 1), trajectories_params(cell=8, max_length=LENGTH)).select(
+        [0], LENGTH
+    )
     whole = tracks.num_valid == LENGTH
     assert whole.mean() > 0.6
     true = scene.background_path(cell_centres(HEIGHT, WIDTH, 8), LENGTH)
@@ -76,9 +78,9 @@ def test_rotation_and_zoom(motion: Similarity) -> None:
 
 
 @pytest.mark.parametrize("camera", [Similarity((2.0, -1.0)), Similarity(scale=1.012), Similarity(degrees=1.0)])
-def test_tracks_of_a_static_scene_have_no_motion_of_their_own(camera: Similarity) -> None:
+def test_residuals_of_a_static_scene_are_small(camera: Similarity) -> None:
     frames = MovingScene(HEIGHT, WIDTH, camera=camera, noise_std=1.0).frames(6)
-    tracks = extract(frames, trajectories_params(cell=8, max_length=4))
+    tracks = extract_tracks(frames, trajectories_params(cell=8, max_length=4))
     assert tracks.trusted.all()
     whole = tracks.select([0, 1], 4)
     residual = np.linalg.norm(whole.residuals()[whole.num_valid == 4], axis=-1)
@@ -86,9 +88,9 @@ def test_tracks_of_a_static_scene_have_no_motion_of_their_own(camera: Similarity
     assert np.median(np.linalg.norm(whole.displacements[whole.num_valid == 4], axis=-1)) > 3 * np.median(residual)
 
 
-def test_compensation_can_be_switched_off() -> None:
+def test_compensation_can_be_disabled() -> None:
     frames = MovingScene(64, 96, camera=Similarity((2.0, -1.0))).frames(4)
-    tracks = extract(frames, trajectories_params(compensate_camera=False, max_length=2))
+    tracks = extract_tracks(frames, trajectories_params(compensate_camera=False, max_length=2))
     assert not tracks.trusted.any()
     chosen = tracks.select([0], 2)
     np.testing.assert_array_equal(chosen.residuals(), chosen.displacements)
@@ -99,7 +101,7 @@ def test_compensation_can_be_switched_off() -> None:
 
 @pytest.mark.parametrize("checked", [False, True])
 @pytest.mark.parametrize("size", [(24, 40), (40, 24)])
-def test_tracker_agrees_with_tracking_point_by_point(size: tuple[int, int], checked: bool) -> None:
+def test_tracker_agrees_with_the_reference(size: tuple[int, int], checked: bool) -> None:
     rng = np.random.default_rng(3)
     forward = smooth_flow(rng, 7, *size, 2.5)
     backward = -forward + rng.normal(0, 0.45, forward.shape).astype(np.float32) if checked else None
@@ -123,7 +125,7 @@ def test_sub_pixel_motion_is_never_rounded() -> None:
     np.testing.assert_array_equal(displacements[0, :3], np.float32(0.3))
 
 
-def test_x_moves_columns_and_y_moves_rows() -> None:
+def test_displacements_are_x_y() -> None:
     """A point that goes right by the width of the left half lands in the half that goes down."""
     flow = np.zeros((2, 32, 64, 2), np.float32)
     flow[0, :, :32] = 20, 0
@@ -146,7 +148,7 @@ def test_mirrored_flow_gives_mirrored_tracks() -> None:
 # Validity.
 
 
-def test_a_point_is_valid_as_long_as_it_is_in_the_frame() -> None:
+def test_points_are_valid_until_they_leave_the_frame() -> None:
     flow = np.zeros((4, 16, 32, 2), np.float32)
     flow[..., 0] = 6
     displacements, num_valid = follow(flow, None, 4, 4)
@@ -157,7 +159,7 @@ def test_a_point_is_valid_as_long_as_it_is_in_the_frame() -> None:
     np.testing.assert_array_equal(displacements[0, ..., 0], np.where(steps, 6, 0))
 
 
-def test_the_edge_of_the_frame_is_inside() -> None:
+def test_centre_of_the_last_pixel_is_inside() -> None:
     flow = np.zeros((1, 16, 16, 2), np.float32)
     flow[..., 0] = 1.5
     assert follow(flow, None, 4, 1)[1][0, :, 3].tolist() == [1, 1, 1, 1]  # 13.5 + 1.5 = 15, the last pixel's centre
@@ -165,7 +167,7 @@ def test_the_edge_of_the_frame_is_inside() -> None:
     assert follow(flow, None, 4, 1)[1][0, :, 3].tolist() == [0, 0, 0, 0]
 
 
-def test_consistency_is_the_test_of_sundaram() -> None:
+def test_consistency_is_equation_5_of_sundaram() -> None:
     forward = np.array([[3.0, 4.0], [3.0, 4.0], [0.0, 0.0], [30.0, 40.0]], np.float32)
     backward = np.array([[-3.0, -4.0], [-3.0, -2.9], [0.75, 0.0], [-30.0, -33.0]], np.float32)
     # |f + b|^2 = 0, 1.21, 0.5625, 49; 0.01 (|f|^2 + |b|^2) + 0.5 = 1.0, 0.924, 0.506, 45.4
@@ -173,9 +175,9 @@ def test_consistency_is_the_test_of_sundaram() -> None:
     assert consistent(forward, -forward).all()
 
 
-def test_occluded_points_are_found_inconsistent() -> None:
+def test_occluded_points_are_invalid() -> None:
     scene = MovingScene(HEIGHT, WIDTH, Similarity(), (40, 20, 48, 56), Similarity((8.0, 0.0)))
-    tracks = extract(scene.frames(4), trajectories_params(cell=4, max_length=3)).select([0], 3)
+    tracks = extract_tracks(scene.frames(4), trajectories_params(cell=4, max_length=3)).select([0], 3)
     grid = cell_centres(HEIGHT, WIDTH, 4)
     covered = (grid[..., 0] > 98) & (grid[..., 0] < 108) & (grid[..., 1] > 24) & (grid[..., 1] < 72)
     assert (tracks.num_valid[0][covered] < 3).mean() > 0.7
@@ -184,7 +186,7 @@ def test_occluded_points_are_found_inconsistent() -> None:
 
 def test_steps_past_the_end_of_the_video_are_invalid() -> None:
     frames = MovingScene(32, 48).frames(5)
-    tracks = extract(frames, trajectories_params(max_length=3))
+    tracks = extract_tracks(frames, trajectories_params(max_length=3))
     assert tracks.num_valid.shape == (4, 8, 12)
     assert tracks.num_valid.max(axis=(1, 2)).tolist() == [3, 3, 2, 1]
     assert not tracks.displacements[2, ..., 2:, :].any()
@@ -199,7 +201,7 @@ def test_steps_past_the_end_of_the_video_are_invalid() -> None:
 # Videos.
 
 
-def test_frames_may_come_one_by_one_and_tracks_leave_as_soon_as_they_are_whole() -> None:
+def test_tracks_are_yielded_as_soon_as_they_are_whole() -> None:
     frames = MovingScene(32, 48, camera=Similarity((1.0, 0.0))).frames(8)
     num_read = 0
 
@@ -214,22 +216,24 @@ def test_frames_may_come_one_by_one_and_tracks_leave_as_soon_as_they_are_whole()
     for start in iter_tracks(read(), params):
         starts.append(start)
         assert num_read <= len(starts) + 3
-    whole = extract(frames, params)
+    whole = extract_tracks(frames, params)
     np.testing.assert_array_equal(whole.displacements, [start.displacements for start in starts])
     np.testing.assert_array_equal(
         whole.homographies, np.array([start.camera.homography for start in starts], np.float32)
     )
 
 
-def test_extraction_is_repeatable() -> None:
+def test_extraction_is_deterministic() -> None:
     frames = MovingScene(48, 64, Similarity((1.0, 0.3)), (20, 10, 24, 24), Similarity((-2.0, 0.0)), 3.0).frames(6)
-    first, second = (extract(frames, trajectories_params()) for _ in range(2))
+    first, second = (extract_tracks(frames, trajectories_params()) for _ in range(2))
     for name in ("displacements", "num_valid", "homographies", "trusted"):
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
 
 
-def test_a_selection_takes_the_homography_of_each_step() -> None:
-    tracks = extract(MovingScene(32, 48, camera=Similarity((1.5, 0.0))).frames(6), trajectories_params(max_length=3))
+def test_select_takes_the_homography_of_each_step() -> None:
+    tracks = extract_tracks(
+        MovingScene(32, 48, camera=Similarity((1.5, 0.0))).frames(6), trajectories_params(max_length=3)
+    )
     chosen = tracks.select([1, 4], 2)
     np.testing.assert_array_equal(chosen.homographies[0], tracks.homographies[1:3])
     np.testing.assert_array_equal(chosen.homographies[1], [tracks.homographies[4], np.eye(3)])
@@ -238,17 +242,17 @@ def test_a_selection_takes_the_homography_of_each_step() -> None:
     np.testing.assert_allclose(chosen.residuals()[0, :, :, 0], first_step, atol=1e-6)
 
 
-def test_a_video_of_one_frame_is_refused() -> None:
+def test_video_of_one_frame_is_refused() -> None:
     with pytest.raises(ValueError, match="fewer than 2 frames"):
-        extract(np.zeros((1, 32, 32, 3), np.uint8), trajectories_params())
+        extract_tracks(np.zeros((1, 32, 32, 3), np.uint8), trajectories_params())
 
 
-def test_a_cell_larger_than_the_frame_is_refused() -> None:
+def test_cell_larger_than_the_frame_is_refused() -> None:
     with pytest.raises(ValueError, match="cell: 40 px"):
-        extract(np.zeros((2, 32, 64, 3), np.uint8), trajectories_params(cell=40))
+        extract_tracks(np.zeros((2, 32, 64, 3), np.uint8), trajectories_params(cell=40))
 
 
-def test_cells_tile_the_frame_from_its_corner() -> None:
+def test_cells_tile_the_frame_from_the_upper_left_corner() -> None:
     grid = cell_centres(19, 30, 4)
     assert grid.shape == (4, 7, 2)
     np.testing.assert_array_equal(grid[0, 0], [1.5, 1.5])
@@ -265,7 +269,7 @@ def test_cells_tile_the_frame_from_its_corner() -> None:
     checked=st.booleans(),
     seed=st.integers(0, 1000),
 )
-def test_any_size_length_and_number_of_frames(
+def test_track_invariants_for_any_size_and_length(
     *, height: int, width: int, cell: int, length: int, num_flows: int, checked: bool, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from mme.motion.tracking import TrackSlice, extract
+from mme.motion.tracking import TrackSlice, extract_tracks
 from mme.targets.assemble import MotionTarget, assemble, assemble_batch
 from mme.targets.grid import TargetSpec, token_tracks
 from mme.targets.hog import NUM_BINS
@@ -186,7 +186,9 @@ def test_a_crop_and_resize_of_exact_tracks_is_exact(crop: Crop, motion: Similari
 def test_a_crop_and_resize_of_extracted_tracks_is_close(crop: Crop, motion: Similarity) -> None:
     scene, spec = MovingScene(96, 160, motion), target_spec()
     params = trajectories_params(cell=8, max_length=4, compensate_camera=False)
-    tracks = extract(scene.frames(spec.starts(0)[-1] + spec.length + 1), params).select(spec.starts(0), spec.length)
+    tracks = extract_tracks(scene.frames(spec.starts(0)[-1] + spec.length + 1), params).select(
+        spec.starts(0), spec.length
+    )
     target = assemble(tracks, crop, None, spec)
     error = (cell_grid(target.position, spec) - true_motion(scene, crop, spec))[cell_grid(target.valid, spec)]
     in_video = error * [crop.width / spec.width, crop.height / spec.height]
@@ -208,7 +210,7 @@ def test_shape_follows_the_moving_patch() -> None:
         target_spec(height=80, width=128, num_tubelets=1, length=8),
     )
     frames = scene.frames(9)
-    tracks = extract(frames, trajectories_params(cell=8, max_length=8)).select([0], 8)
+    tracks = extract_tracks(frames, trajectories_params(cell=8, max_length=8)).select([0], 8)
     crop = Crop(0, 0, 80, 128, False)
     along = cell_grid(assemble(tracks, crop, frames, spec).shape, spec)[0]
     centres = np.stack(np.meshgrid(8 * np.arange(16) + 3.5, 8 * np.arange(10) + 3.5), axis=-1)
@@ -290,7 +292,7 @@ def test_a_static_patch_gives_zeros(norm: Any) -> None:
 
 def test_patch_std_does_not_blow_noise_up_where_nothing_moves() -> None:
     frames = MovingScene(48, 64, noise_std=2.0).frames(8)
-    tracks = extract(frames, trajectories_params(cell=8, max_length=4)).select([0, 3], 4)
+    tracks = extract_tracks(frames, trajectories_params(cell=8, max_length=4)).select([0, 3], 4)
     floored = normalised(tracks, position_norm="patch_std", patch_std_floor_px=1.0)
     assert np.square(floored.position[floored.valid]).mean() < 0.05
     free = normalised(tracks, position_norm="patch_std", patch_std_floor_px=1e-6)

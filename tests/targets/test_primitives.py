@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from mme.ingest.motion_primitives import CLASSES, sample_scene
-from mme.motion.tracking import cell_centres, extract
+from mme.motion.tracking import cell_centres, extract_tracks
 from tests.reference.primitive_tracks import true_tracks
 from tests.targets.cases import DEFAULTS, trajectories_params
 
@@ -41,7 +41,7 @@ def errors() -> Errors:
     parts = []
     for number, label in enumerate(CLASSES):
         scene = sample_scene(label, params, (11, number))
-        tracks = extract(scene.render()[START:], trajectories_params(max_length=LENGTH)).select([0], LENGTH)
+        tracks = extract_tracks(scene.render()[START:], trajectories_params(max_length=LENGTH)).select([0], LENGTH)
         path, on_sprite, visible = true_tracks(scene, START, points, LENGTH)
         found = tracks.displacements[0].reshape(len(points), LENGTH, 2)
         pixels = np.linalg.norm(np.diff(path, axis=1) - found, axis=-1).mean(axis=1)

@@ -1,21 +1,19 @@
-"""Dense optical flow by DIS (Kroeger et al. 2016), median-filtered.
+"""Dense optical flow by DIS (Kroeger et al., ECCV 2016), median-filtered.
 
-DIS works from coarse to fine and stops at half resolution in its preset ``medium``. In frames of 64 px that leaves one
-level of 32 px, which loses whatever moves more than a pixel or two; there, the full resolution is worked on as well.
+DIS works from coarse to fine and its preset ``medium`` stops at half resolution. In frames of 64 px that leaves one
+level of 32 px, which loses motion of more than a pixel or two; such frames get the full resolution as well.
 
 Coordinates are ``(x, y)`` in pixels with pixel centres at integer positions; arrays are indexed ``[..., y, x]``.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Float32, UInt8
 
 _PRESETS: dict[str, int] = {
     "ultrafast": cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST,
@@ -24,25 +22,25 @@ _PRESETS: dict[str, int] = {
 }
 
 MIN_SIDE = 16
-"""Shortest frame side in pixels that DIS can work on: two of its 8-pixel patches."""
-
+"""Shortest frame side in pixels that DIS can process: two of its 8-pixel patches."""
 
 _MIN_LEVELS = 3
-"""Levels of the pyramid that DIS gets at least, as far as the frame has them."""
+"""Minimum number of pyramid levels that DIS uses, as far as the frame has them."""
 
 _FULL_RESOLUTION_BLUR_PX = 1.0
-"""Deviation of the Gaussian before flow at full resolution, which sees the sensor noise that coarser levels average
-out. With it the median error of the motion primitives' tracks is 0.08 px on sprites, without 0.13 px."""
+"""Standard deviation of the Gaussian blur before flow at full resolution, which sees the sensor noise that coarser
+levels average out. Fixed and no parameter: it belongs to the choice of the full resolution, which is made here by frame
+size. With it the median error of the tracks on the sprites of the motion primitives is 0.08 px, without it 0.13 px."""
 
 
 class DenseFlow:
-    """Flow between consecutive frames, with one DIS object that keeps its buffers from pair to pair.
+    """Flow estimator for pairs of frames of one size; the DIS object keeps its buffers from pair to pair.
 
-    All frames that one object sees must have one size.
+    The seam for another flow: extraction and service use ``DenseFlow(preset, median_px).pair(first, second)`` only.
 
     Args:
         preset: DIS preset; ``medium`` has a median end-point error of 0.23 px on known warps of real frames.
-        median_px: side of the median filter on the flow, 3 or 5; 0 switches it off.
+        median_px: side of the median filter on the flow, 3 or 5; 0 disables it.
     """
 
     def __init__(self, preset: str, median_px: int) -> None:
@@ -55,62 +53,67 @@ class DenseFlow:
         self._frame_size: tuple[int, ...] | None = None
         self._blur = False
 
-    def pair(self, first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Flow ``[H, W, 2]`` of gray frames ``[H, W]``: ``second[p + flow[p]]`` shows what ``first[p]`` shows."""
+    def pair(self, first: UInt8[np.ndarray, "_ _"], second: UInt8[np.ndarray, "_ _"]) -> Float32[np.ndarray, "H W 2"]:
+        """Compute the flow between two gray frames ``[H, W]``.
+
+        Returns:
+            ``(x, y)`` in pixels; ``second[p + flow[p]]`` shows the same point as ``first[p]``.
+
+        Raises:
+            ValueError: a frame has another size than the first one that this object processed.
+        """
+        # DIS cuts the frame into as many stripes as there are threads and propagates within a stripe only, so another
+        # number of threads gives another flow.
         if cv2.getNumThreads() != 1:
-            # DIS cuts the frame into as many stripes as there are threads and propagates within a stripe only, so
-            # another number of threads gives another flow.
             cv2.setNumThreads(1)
+
         if self._frame_size is None:
-            self._fit(first.shape)
+            self._choose_levels(first.shape)
         if self._frame_size != first.shape or first.shape != second.shape:
             raise ValueError(f"frame size changes: {self._frame_size} to {first.shape}, {second.shape}")
+
         if self._blur:
-            first, second = (
-                cv2.GaussianBlur(gray, (0, 0), _FULL_RESOLUTION_BLUR_PX).astype(np.uint8) for gray in (first, second)
-            )
-        flow = self._dis.calc(first, second, None)  # type: ignore[call-overload]
+            first = _blurred(first)
+            second = _blurred(second)
+        flow = self._dis.calc(first, second, None)  # type: ignore[call-overload]  # (H, W, 2)
+        # The median removes outliers and keeps motion boundaries sharp.
         if self.median_px:
             flow = cv2.medianBlur(flow, self.median_px)
         return np.asarray(flow, dtype=np.float32)
 
-    def _fit(self, frame_size: tuple[int, ...]) -> None:
-        """Choose the finest level for a frame size, as coarse as the preset's or finer."""
+    def _choose_levels(self, frame_size: tuple[int, ...]) -> None:
+        """Set the finest pyramid level for a frame size: that of the preset, or finer for small frames."""
         patch_px = self._dis.getPatchSize()
-        # DIS's own choice of its coarsest level: about four patches along the frame, one patch across at least.
-        coarsest = min(
-            int(math.log2(max(frame_size) / (4 * patch_px)) + 0.5), int(math.log2(min(frame_size) / patch_px))
-        )
+        # DIS's own choice of its coarsest level: about four patches along the frame, at least one patch across.
+        along = int(math.log2(max(frame_size) / (4 * patch_px)) + 0.5)
+        across = int(math.log2(min(frame_size) / patch_px))
+        coarsest = min(along, across)
+
+        # Level 0 is the full resolution.
         finest = max(min(self._dis.getFinestScale(), coarsest - _MIN_LEVELS + 1), 0)
         self._dis.setFinestScale(finest)
         self._blur = finest == 0
         self._frame_size = frame_size
 
-    def sequence(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Flow ``[T-1, H, W, 2]`` from each RGB frame of ``[T, H, W, 3]`` to the next."""
-        return np.stack([self.pair(first, second) for first, second in itertools.pairwise(gray_frames(frames))])
 
-    def backward(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Flow ``[T-1, H, W, 2]`` back from each RGB frame but the first to the one before it."""
-        return np.stack([self.pair(second, first) for first, second in itertools.pairwise(gray_frames(frames))])
+def _blurred(gray: UInt8[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W"]:
+    return cv2.GaussianBlur(gray, (0, 0), _FULL_RESOLUTION_BLUR_PX).astype(np.uint8)
 
 
-def gray_frames(frames: Iterable[NDArray[Any]]) -> Iterator[NDArray[np.uint8]]:
-    """Luma ``uint8 [H, W]`` of each RGB frame ``uint8 [H, W, 3]``.
+def gray_frames(frames: Iterable[np.ndarray]) -> Iterator[UInt8[np.ndarray, "H W"]]:
+    """Convert RGB frames, uint8 ``[H, W, 3]``, to luma.
 
     Raises:
-        ValueError: a frame has another shape or type than the first, or is too small for DIS.
+        ValueError: a frame has another size or type than the first, or is too small for DIS.
     """
-    shape: tuple[int, ...] | None = None
+    size: tuple[int, ...] | None = None
     for frame in frames:
         if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
             raise ValueError(f"frames must be uint8 [H, W, 3], got {frame.dtype} {list(frame.shape)}")
-        if shape is None:
-            shape = frame.shape
-            if min(shape[:2]) < MIN_SIDE:
-                raise ValueError(
-                    f"frames of {shape[1]} x {shape[0]} px are too small for flow, less than {MIN_SIDE} px"
-                )
-        if frame.shape != shape:
-            raise ValueError(f"frame size changes within the video: {list(shape)} to {list(frame.shape)}")
+        if size is None:
+            size = frame.shape
+            if min(size[:2]) < MIN_SIDE:
+                raise ValueError(f"frames of {size[1]} x {size[0]} px are too small for flow, less than {MIN_SIDE} px")
+        if frame.shape != size:
+            raise ValueError(f"frame size changes within the video: {list(size)} to {list(frame.shape)}")
         yield np.asarray(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), dtype=np.uint8)

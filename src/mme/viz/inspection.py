@@ -19,7 +19,7 @@ from mme.data.masked.masking import draw_mask
 from mme.models.checkpoints import load_state
 from mme.models.encoder import model_input
 from mme.models.masked_motion import MotionModel
-from mme.motion.tracking import Tracks, TrackSlice, extract
+from mme.motion.tracking import Tracks, TrackSlice, extract_tracks
 from mme.system.files import read_json
 from mme.targets.assemble import assemble
 from mme.targets.grid import TargetSpec
@@ -126,7 +126,7 @@ class Inspection:
             frames.append(resize(frame[None], height // 2 * 2, width // 2 * 2)[0])
         if len(frames) < 2:
             raise ValueError(f"{path}: fewer than 2 frames from frame {first} on")
-        tracks = extract(frames, params.trajectories)
+        tracks = extract_tracks(frames, params.trajectories)
         return cls(path.name, np.stack(frames), info.fps, tracks, params.trajectories.compensate_camera)
 
     def liveliest(self, needed: int) -> int:
