@@ -1,14 +1,14 @@
 """Motion primitives: the embedded data set, whose classes differ in motion only.
 
-One textured sprite moves over a textured background while the camera drifts. The class decides how the sprite moves
-and nothing else: in a frame drawn uniformly from a video, position, size, angle, shape and texture have the same
-distribution in every class, so that a single frame does not tell the class.
+One textured sprite moves over a textured background while the camera drifts. The class determines the motion of the
+sprite and nothing else: in a frame drawn uniformly from a video, position, size, angle, outline and texture have the
+same distribution in every class, so that a single frame does not predict the class.
 
-- Position: the sprite lives on a torus (what leaves on the right enters on the left), so its place is uniform in every
-  frame of every class.
+- Position: the frame is a torus (a sprite that leaves on the right enters on the left), so the position is uniform in
+  every frame of every class.
 - Angle: uniform in every frame.
-- Size: growing sprites have the size ``s0 * zoom ** (t - centre)``. Sprites that do not grow keep the size that a
-  growing one would have at a frame drawn at random, so sizes too are distributed alike.
+- Size: growing sprites have the size ``s0 * zoom ** (t - centre)``. Sprites that do not grow have the size of a growing
+  one at a random frame, so the distributions of sizes are equal.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ Image = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that one video shows, known exactly.
+    """Ground truth of one video.
 
     Attributes:
         label: one of ``CLASSES``.
@@ -73,7 +73,7 @@ class Scene:
         sides: [T] side of the sprite's texture in pixels.
         camera: [T, 2] displacement (x, y) of the whole picture since frame 0.
         sprite: RGB texture, square.
-        outline: its opacity, float32 in [0, 1].
+        outline: opacity of the sprite, float32 in [0, 1].
         background: RGB texture, twice the frame's size.
         size: side of a frame in pixels.
         noise_seed: seed of the sensor noise.
@@ -93,7 +93,7 @@ class Scene:
     noise_std: float
 
     def sprite_matrix(self, frame: int, scale: float = 1.0) -> Floats:
-        """[2, 3] affine map from texture pixels to frame pixels times ``scale``, wrapped copies left aside."""
+        """Return the [2, 3] affine map from texture pixels to frame pixels times ``scale``, without wrapped copies."""
         zoom = self.sides[frame] / _TEXTURE_PX
         cos, sin = np.cos(self.angles[frame]) * zoom, np.sin(self.angles[frame]) * zoom
         linear = np.array([[cos, -sin], [sin, cos]])
@@ -105,11 +105,11 @@ class Scene:
         return matrix
 
     def render(self) -> Image:
-        """All frames, uint8 RGB [T, size, size, 3]."""
+        """Render all frames, uint8 RGB [T, size, size, 3]."""
         return np.stack([self.frame(index) for index in range(len(self.angles))])
 
     def frame(self, index: int) -> Image:
-        """One frame, uint8 RGB [size, size, 3]."""
+        """Render one frame, uint8 RGB [size, size, 3]."""
         picture = self._paint(index)
         noise = np.random.default_rng((self.noise_seed, index)).standard_normal(picture.shape, np.float32)
         return np.clip(np.rint(picture + self.noise_std * noise), 0, 255).astype(np.uint8)
@@ -132,7 +132,7 @@ class Scene:
 
 
 def sample_scene(label: str, params: SynthesizeParams, seed: tuple[int, ...]) -> Scene:
-    """Draw a scene of class ``label``; the same ``seed`` gives the same scene on every machine.
+    """Draw a scene of class ``label``; equal seeds give equal scenes on every machine.
 
     Raises:
         ValueError: ``label`` is not one of ``CLASSES``.
@@ -141,14 +141,21 @@ def sample_scene(label: str, params: SynthesizeParams, seed: tuple[int, ...]) ->
         raise ValueError(f"label {label!r} is not a motion primitive; known: {', '.join(CLASSES)}")
     rng = np.random.default_rng(seed)
     num_frames, size = params.num_frames, params.size
-    time = np.arange(num_frames) - (num_frames - 1) / 2
-    centres = rng.uniform(0, size, 2) + _path(label, time, params, rng)
+    time = np.arange(num_frames) - (num_frames - 1) / 2  # (T,), 0 at the centre
+
+    centres = rng.uniform(0, size, 2) + _displacement(label, time, params, rng)  # (T, 2)
     angles = rng.uniform(0, 2 * np.pi) + _TURNS.get(label, 0) * np.radians(rng.uniform(*params.turn_degrees)) * time
+
+    # Sizes: sprites that do not grow stay at one moment of a growing one.
     growth = np.log(rng.uniform(*params.zoom))
     moment = time * _ZOOMS[label] if label in _ZOOMS else np.full(num_frames, rng.choice(time))
-    sides = size * rng.uniform(*SPRITE_SIZE) * np.exp(growth * moment)
-    heading, drift = rng.uniform(0, 2 * np.pi), rng.uniform(0, params.drift_px)
-    camera = np.outer(time - time[0], drift * np.array([np.cos(heading), np.sin(heading)]))
+    sides = size * rng.uniform(*params.sprite_size) * np.exp(growth * moment)
+
+    # The camera drifts in a straight line.
+    heading = rng.uniform(0, 2 * np.pi)
+    drift_px = rng.uniform(0, params.drift_px)
+    camera = np.outer(time - time[0], drift_px * np.array([np.cos(heading), np.sin(heading)]))  # (T, 2)
+
     sprite, outline = _sprite(rng)
     return Scene(
         label=label,
@@ -165,8 +172,11 @@ def sample_scene(label: str, params: SynthesizeParams, seed: tuple[int, ...]) ->
     )
 
 
-def _path(label: str, time: Floats, params: SynthesizeParams, rng: np.random.Generator) -> Floats:
-    """[T, 2] movement of the sprite's centre. Every class draws the same numbers, so that none shows in the rest."""
+def _displacement(label: str, time: Floats, params: SynthesizeParams, rng: np.random.Generator) -> Floats:
+    """Return the [T, 2] displacement of the sprite's centre.
+
+    Every class draws the same random numbers, so that the remaining draws do not depend on the class.
+    """
     speed, radius = rng.uniform(*params.speed_px), rng.uniform(*SWING_PX)
     phase = rng.uniform(0, 2 * np.pi) + 2 * np.pi * time / rng.uniform(*PERIOD_FRAMES)
     if label in _DIRECTIONS:
@@ -179,13 +189,13 @@ def _path(label: str, time: Floats, params: SynthesizeParams, rng: np.random.Gen
 
 
 def _touches(matrix: Floats, side: int) -> bool:
-    """Whether the texture's square, mapped by ``matrix``, reaches into the canvas."""
+    """Return whether the texture's square, mapped by ``matrix``, overlaps the canvas."""
     corners = np.array([[x, y, 1] for x in (0, _TEXTURE_PX) for y in (0, _TEXTURE_PX)]) @ matrix.T
     return bool((corners.max(axis=0) >= -1).all() and (corners.min(axis=0) <= side).all())
 
 
 def _sprite(rng: np.random.Generator) -> tuple[Image, NDArray[np.float32]]:
-    """A random star-shaped polygon with edges inside: stripes in two colours; texture and opacity."""
+    """Draw a random star-shaped polygon with stripes in two colours; return texture and opacity."""
     num_corners = int(rng.integers(3, 8))
     turn = 2 * np.pi * (np.arange(num_corners) + rng.uniform(-0.25, 0.25, num_corners)) / num_corners
     radius = rng.uniform(0.55, 1.0, num_corners) * _TEXTURE_PX * 0.48
@@ -201,8 +211,8 @@ def _sprite(rng: np.random.Generator) -> tuple[Image, NDArray[np.float32]]:
 
 
 def _background(rng: np.random.Generator, side: int) -> Image:
-    """Smooth random texture, periodic, mid grey on average. RGB [side, side, 3]."""
-    cells, margin = 8, 2  # a margin of its own repetition makes the interpolated texture periodic
+    """Draw a smooth, periodic random texture, mid grey on average: RGB [side, side, 3]."""
+    cells, margin = 8, 2  # a wrapped margin makes the interpolated texture periodic
     coarse = np.pad(rng.uniform(70, 186, (cells, cells, 3)), ((margin, margin), (margin, margin), (0, 0)), mode="wrap")
     padded = side // cells * (cells + 2 * margin)
     smooth = cv2.resize(coarse.astype(np.float32), (padded, padded), interpolation=cv2.INTER_CUBIC)
