@@ -4,7 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from mme.viz.tracks import PreviewRow, contact_sheet, direction_colours, draw_tracks, encode_png
+from mme.viz.drawing import encode_png
+from mme.viz.tracks import PreviewRow, contact_sheet, direction_colours, draw_tracks
 from tests.reference.moving_scene import MovingScene, Similarity
 from tests.targets.cases import exact_tracks
 
@@ -18,7 +19,7 @@ def hue_of(picture: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize(("shift", "degrees"), [((2, 0), 0), ((0, 2), 90), ((-2, 0), 180), ((0, -2), 270)])
-def test_the_colour_is_the_direction(shift: tuple[float, float], degrees: float) -> None:
+def test_hue_of_a_track_is_its_direction(shift: tuple[float, float], degrees: float) -> None:
     tracks = exact_tracks(MovingScene(48, 64, Similarity(shift)), [0], 5, 8)
     picture = draw_tracks(np.full((48, 64, 3), 90, np.uint8), tracks, False, 240)
     assert picture.shape == (240, 320, 3)
@@ -26,7 +27,7 @@ def test_the_colour_is_the_direction(shift: tuple[float, float], degrees: float)
     assert abs(difference) < 8
 
 
-def test_camera_motion_is_drawn_only_where_asked_for() -> None:
+def test_compensation_removes_camera_motion_from_the_picture() -> None:
     tracks = exact_tracks(MovingScene(48, 64, Similarity((2.0, 0.0))), [0], 5, 8)
     tracks.homographies[..., 0, 2] = 2.0
     frame = np.full((48, 64, 3), 90, np.uint8)
@@ -35,14 +36,14 @@ def test_camera_motion_is_drawn_only_where_asked_for() -> None:
     assert colours[1] == 0
 
 
-def test_invalid_points_are_crosses() -> None:
+def test_invalid_points_are_drawn_as_crosses() -> None:
     tracks = exact_tracks(MovingScene(48, 64, Similarity((2.0, 0.0))), [0], 5, 8)
     tracks.num_valid[:] = 4
     picture = draw_tracks(np.full((48, 64, 3), 90, np.uint8), tracks, False, 240)
     assert picture.max() < 150
 
 
-def test_a_sheet_has_a_row_for_each_video() -> None:
+def test_contact_sheet_has_one_row_per_video() -> None:
     scenes = [MovingScene(48, 64, Similarity((2.0, 0.0))), MovingScene(96, 64, Similarity((0.0, 2.0)))]
     rows = [PreviewRow(f"video {n}", s.frames(1)[0], exact_tracks(s, [0], 5, 8)) for n, s in enumerate(scenes)]
     sheets = [contact_sheet(rows[:number], 120) for number in (1, 2)]

@@ -33,8 +33,8 @@ def inspect(
     The video is brought to the normal form and tracked as params.yaml says.
     """
     from mme.video.codec import write_video
+    from mme.viz.drawing import encode_png
     from mme.viz.inspection import Inspection, Pretrained, animation, needed_frames, picture
-    from mme.viz.tracks import encode_png
 
     params = load_params()
     pretrained = None if model is None else Pretrained.load(model)

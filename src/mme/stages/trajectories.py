@@ -18,7 +18,8 @@ from mme.stages.workspace import load_manifest, recorded_stage
 from mme.system.errors import one_line_errors
 from mme.system.files import atomic_path, write_json
 from mme.video.codec import read_frames
-from mme.viz.tracks import PreviewRow, contact_sheet, encode_png
+from mme.viz.drawing import encode_png
+from mme.viz.tracks import PreviewRow, contact_sheet
 
 NUM_PREVIEWED = 6
 NUM_LOOKED_AT = 8

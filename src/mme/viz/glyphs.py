@@ -9,13 +9,12 @@ from numpy.typing import NDArray
 from mme.motion.tracking import cell_centres
 from mme.targets.grid import TargetSpec, token_cells
 from mme.targets.hog import NUM_BINS, hog_along, luma
-from mme.viz.tracks import Picture, dimmed, fixed_point
+from mme.viz.drawing import SUBPIXEL_BITS, Picture, dimmed, draw_dot, draw_polyline, fixed_point
 
 TRUE_COLOUR, PREDICTED_COLOUR = (61, 220, 132), (255, 95, 162)
 
 _HIDDEN_BRIGHTNESS = 0.35
 _MIN_STAR_PX = 14
-_SHIFT = 4
 _LOST = (200, 40, 40)
 _GREY = np.array([235, 235, 235])
 
@@ -42,7 +41,7 @@ def draw_hog(frame: Picture, window: int, norm_floor: float, height_px: int) -> 
             if share > 0.05:
                 colour = tuple(int(value) for value in _GREY * min(1.0, 0.35 + share))
                 ends = fixed_point(centre - ray), fixed_point(centre + ray)
-                cv2.line(canvas, *ends, colour, 1, cv2.LINE_AA, _SHIFT)
+                cv2.line(canvas, *ends, colour, 1, cv2.LINE_AA, SUBPIXEL_BITS)
     return canvas
 
 
@@ -91,9 +90,8 @@ def draw_hidden(
         ends = starts[:, :, None] + np.cumsum(displacements, axis=2)
         lines = np.concatenate([starts[:, :, None], ends], axis=2).reshape(-1, spec.length + 1, 2)
         for line in (lines[np.isfinite(lines).all(axis=(1, 2))] + 0.5) * scale - 0.5:
-            corners = np.array([fixed_point(point) for point in line])
-            cv2.polylines(canvas, [corners], False, colour, 1, cv2.LINE_AA, _SHIFT)
-            cv2.circle(canvas, fixed_point(line[-1]), 24, colour, -1, cv2.LINE_AA, _SHIFT)
+            draw_polyline(canvas, line, colour)
+            draw_dot(canvas, line[-1], 1.5, colour)
     return canvas
 
 

@@ -27,24 +27,11 @@ from mme.video.codec import iter_frames
 from mme.video.crop import Crop, apply_crop, resize
 from mme.video.metadata import read_metadata
 from mme.video.sampling import fitted_size
+from mme.viz.drawing import MARGIN_PX, TITLE_PX, Picture, blank_sheet, dimmed, draw_text, scale_to_height
 from mme.viz.glyphs import PREDICTED_COLOUR, TRUE_COLOUR, draw_hidden, draw_hog, draw_validity
-from mme.viz.tracks import (
-    STILL_PX,
-    Picture,
-    PreviewRow,
-    contact_sheet,
-    dimmed,
-    direction_colours,
-    draw_crosses,
-    draw_line,
-    spaced,
-    write_text,
-)
+from mme.viz.tracks import STILL_PX, PreviewRow, contact_sheet, direction_colours, draw_crosses, draw_path, spaced_cells
 
-_MARGIN_PX = 10
-_TITLE_PX = 26
 _HEIGHT_PX = 300
-_BACKGROUND = (24, 24, 28)
 
 
 @dataclass(frozen=True)
@@ -212,11 +199,11 @@ def _row(panels: Sequence[tuple[str, Picture]], width: int) -> Picture:
     """Titled pictures side by side, shrunk to the width if need be."""
     pictures = []
     for title, full in panels:
-        shrink = min(1.0, (width / len(panels) - 2 * _MARGIN_PX) / full.shape[1])
+        shrink = min(1.0, (width / len(panels) - 2 * MARGIN_PX) / full.shape[1])
         panel = cv2.resize(full, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA).astype(np.uint8)
-        sheet = np.full((panel.shape[0] + _TITLE_PX + _MARGIN_PX, width // len(panels), 3), _BACKGROUND, dtype=np.uint8)
-        write_text(sheet, title, (_MARGIN_PX, 18))
-        sheet[_TITLE_PX : _TITLE_PX + panel.shape[0], _MARGIN_PX : _MARGIN_PX + panel.shape[1]] = panel
+        sheet = blank_sheet(panel.shape[0] + TITLE_PX + MARGIN_PX, width // len(panels))
+        draw_text(sheet, title, (MARGIN_PX, 18))
+        sheet[TITLE_PX : TITLE_PX + panel.shape[0], MARGIN_PX : MARGIN_PX + panel.shape[1]] = panel
         pictures.append(sheet)
     height = max(sheet.shape[0] for sheet in pictures)
     padded = [np.pad(sheet, ((0, height - sheet.shape[0]), (0, 0), (0, 0))) for sheet in pictures]
@@ -244,9 +231,8 @@ def animation(inspection: Inspection, length: int, height_px: int = 288) -> NDAr
 def _tails(frame: Picture, tracks: TrackSlice, num_steps: int, own: bool, height_px: int) -> Picture:
     """A frame with the last ``num_steps`` steps of every point that has been valid so far."""
     scale = height_px / frame.shape[0]
-    size = (round(frame.shape[1] * scale), height_px)
-    canvas = dimmed(np.asarray(cv2.resize(frame, size, interpolation=cv2.INTER_CUBIC), dtype=np.uint8))
-    chosen = (0, *spaced(tracks.cell, scale))
+    canvas = dimmed(scale_to_height(frame, height_px))
+    chosen = (0, *spaced_cells(tracks.cell, scale))
     moved = tracks.positions()[chosen][:, :, : num_steps + 1].reshape(-1, num_steps + 1, 2)
     valid = (tracks.num_valid >= num_steps)[chosen].reshape(-1)
     if own:
@@ -259,7 +245,7 @@ def _tails(frame: Picture, tracks: TrackSlice, num_steps: int, own: bool, height
     path = (moved + 0.5) * scale - 0.5
     draw_crosses(canvas, path[~valid, -1])
     for number in np.flatnonzero(moving):
-        draw_line(canvas, path[number], colours[number])
+        draw_path(canvas, path[number], colours[number])
     return canvas
 
 

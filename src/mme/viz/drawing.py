@@ -1,0 +1,68 @@
+"""Shared OpenCV helpers: text, sub-pixel lines and markers, dimmed frames, PNG files."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from jaxtyping import Float, UInt8
+
+Picture = UInt8[np.ndarray, "H W 3"]
+"""RGB picture."""
+
+Colour = tuple[int, int, int]
+
+BACKGROUND = (24, 24, 28)
+MARGIN_PX = 10
+TITLE_PX = 26
+"""Height of a line of text above a picture."""
+
+SUBPIXEL_BITS = 4
+"""Bits after the point in OpenCV's fixed-point coordinates."""
+
+_TEXT = (225, 225, 225)
+
+
+def blank_sheet(height: int, width: int) -> Picture:
+    """Return a picture of the background colour."""
+    return np.full((height, width, 3), BACKGROUND, dtype=np.uint8)
+
+
+def scale_to_height(frame: Picture, height_px: int) -> Picture:
+    """Resize a frame bicubically to a height."""
+    size = (round(frame.shape[1] * height_px / frame.shape[0]), height_px)
+    return np.asarray(cv2.resize(frame, size, interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
+
+
+def dimmed(picture: Picture) -> Picture:
+    """Darken and desaturate a picture, so that lines over it stand out."""
+    gray = cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    return np.asarray(cv2.addWeighted(gray, 0.35, picture, 0.25, 8), dtype=np.uint8)
+
+
+def draw_text(picture: Picture, text: str, position: tuple[int, int], size: float = 0.45) -> None:
+    """Write text whose base line begins at ``position`` ``(x, y)``."""
+    cv2.putText(picture, text, position, cv2.FONT_HERSHEY_SIMPLEX, size, _TEXT, 1, cv2.LINE_AA)
+
+
+def draw_polyline(picture: Picture, points: Float[np.ndarray, "L 2"], colour: Colour) -> None:
+    """Draw lines through points ``(x, y)`` with sub-pixel precision."""
+    corners = np.array([fixed_point(point) for point in points])
+    cv2.polylines(picture, [corners], False, colour, 1, cv2.LINE_AA, SUBPIXEL_BITS)
+
+
+def draw_dot(picture: Picture, point: Float[np.ndarray, " 2"], radius_px: float, colour: Colour) -> None:
+    """Draw a disc around a point ``(x, y)`` with sub-pixel precision."""
+    radius = round(radius_px * 2**SUBPIXEL_BITS)
+    cv2.circle(picture, fixed_point(point), radius, colour, -1, cv2.LINE_AA, SUBPIXEL_BITS)
+
+
+def fixed_point(point: Float[np.ndarray, " 2"]) -> tuple[int, int]:
+    """Convert a point ``(x, y)`` to OpenCV's fixed-point coordinates."""
+    return round(float(point[0]) * 2**SUBPIXEL_BITS), round(float(point[1]) * 2**SUBPIXEL_BITS)
+
+
+def encode_png(picture: Picture) -> bytes:
+    """Return a picture as the bytes of a PNG file."""
+    done, data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    assert done
+    return data.tobytes()
