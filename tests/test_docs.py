@@ -215,7 +215,10 @@ def test_generated_pages_are_complete() -> None:
         assert f"## {section}" in pages["parameters.md"]
         for name in values if isinstance(values, dict) and values else [section]:
             assert f"| `{name}` |" in pages["parameters.md"], f"{section}.{name}"
-    assert "H.264 quality" in pages["parameters.md"]
+    comments = hooks().comments_of((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    assert len(comments) > 50
+    for (section, name), comment in comments.items():
+        assert not name or comment.replace("|", "\\|") in pages["parameters.md"], f"{section}.{name}: {comment}"
     for name in typer.main.get_command(app).commands:  # type: ignore[attr-defined]
         assert f"## `mme {name}`" in pages["commands.md"]
     document = json.loads(pages["openapi.json"])
