@@ -5,7 +5,7 @@ Holds no defaults for scientific values and runs nothing.
 
 from mme.config.data import IngestParams, Primitive, Split, SynthesizeParams, TrajectoriesParams
 from mme.config.evaluation import EvaluateParams, RegistryParams
-from mme.config.model import CELLS_PER_PATCH_SIDE, ClipParams, ModelParams, frames_needed
+from mme.config.model import CELLS_PER_PATCH_SIDE, ClipParams, ModelParams, check_clip_fits, frames_needed
 from mme.config.params import Params, load_params
 from mme.config.runtime import DEFAULT_RUNTIME, RuntimeParams
 from mme.config.training import FinetuneParams, MaskKind, OptimisedParams, PretrainParams
@@ -28,6 +28,7 @@ __all__ = [
     "Split",
     "SynthesizeParams",
     "TrajectoriesParams",
+    "check_clip_fits",
     "frames_needed",
     "load_params",
 ]

@@ -50,6 +50,14 @@ class ModelParams(Section):
         return self
 
 
+def check_clip_fits(clip: ClipParams, model: ModelParams) -> None:
+    """Raise `ValueError` if a clip cannot be cut into whole tubelets."""
+    if clip.size % model.patch_size:
+        raise ValueError(f"model.patch_size: {model.patch_size} must divide clip.size {clip.size}")
+    if clip.num_frames % model.tubelet_frames:
+        raise ValueError(f"model.tubelet_frames: {model.tubelet_frames} must divide clip.num_frames {clip.num_frames}")
+
+
 def frames_needed(clip: ClipParams, model: ModelParams, length: int) -> int:
     """Raw frames that a clip and the trajectories of its last tubelet span together."""
     last_start = (clip.num_frames - model.tubelet_frames) * clip.stride_frames

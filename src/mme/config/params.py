@@ -12,7 +12,7 @@ from mme.config.ablation import Budget
 from mme.config.base import Section, faults
 from mme.config.data import DatasetName, IngestParams, SynthesizeParams, TrajectoriesParams
 from mme.config.evaluation import EvaluateParams, RegistryParams
-from mme.config.model import ClipParams, ModelParams, frames_needed
+from mme.config.model import ClipParams, ModelParams, check_clip_fits, frames_needed
 from mme.config.moved import moved_names
 from mme.config.names import flatten
 from mme.config.runtime import DEFAULT_RUNTIME, RuntimeParams
@@ -45,12 +45,7 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
-        if self.clip.size % self.model.patch_size:
-            raise ValueError(f"model.patch_size: {self.model.patch_size} must divide clip.size {self.clip.size}")
-        if self.clip.num_frames % self.model.tubelet_frames:
-            raise ValueError(
-                f"model.tubelet_frames: {self.model.tubelet_frames} must divide clip.num_frames {self.clip.num_frames}"
-            )
+        check_clip_fits(self.clip, self.model)
         if self.pretrain.length > self.trajectories.max_length:
             raise ValueError(
                 f"pretrain.length: {self.pretrain.length} exceeds"

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mme.config import ClipParams, ModelParams
+from mme.config import ClipParams, ModelParams, check_clip_fits
 from mme.config.base import Section, faults
 from mme.models.classifier import MotionClassifier
 from mme.system.files import atomic_path, digest, read_json, sha256_file, write_json
@@ -71,12 +71,7 @@ class FolderConfig(Section):
 
     @model_validator(mode="after")
     def _clip_fits_the_model(self) -> FolderConfig:
-        if self.clip.size % self.model.patch_size:
-            raise ValueError(f"model.patch_size: {self.model.patch_size} must divide clip.size {self.clip.size}")
-        if self.clip.num_frames % self.model.tubelet_frames:
-            raise ValueError(
-                f"model.tubelet_frames: {self.model.tubelet_frames} must divide clip.num_frames {self.clip.num_frames}"
-            )
+        check_clip_fits(self.clip, self.model)
         return self
 
 
