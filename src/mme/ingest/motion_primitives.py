@@ -149,7 +149,7 @@ def sample_scene(label: str, params: SynthesizeParams, seed: tuple[int, ...]) ->
     # Sizes: sprites that do not grow stay at one moment of a growing one.
     growth = np.log(rng.uniform(*params.zoom))
     moment = time * _ZOOMS[label] if label in _ZOOMS else np.full(num_frames, rng.choice(time))
-    sides = size * rng.uniform(*params.sprite_size) * np.exp(growth * moment)
+    sides = size * rng.uniform(*SPRITE_SIZE) * np.exp(growth * moment)
 
     # The camera drifts in a straight line.
     heading = rng.uniform(0, 2 * np.pi)
