@@ -38,7 +38,7 @@ def videos(tmp_path: Path) -> list[Path]:
 
 @contextmanager
 def service(answers: dict[str, tuple[int, Any]]) -> Iterator[tuple[str, list[dict[str, str]]]]:
-    """A server that answers by the name of the uploaded file and notes what it was sent."""
+    """A server that answers by the name of the uploaded file and records the requests."""
     requests: list[dict[str, str]] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -67,7 +67,7 @@ def service(answers: dict[str, tuple[int, Any]]) -> Iterator[tuple[str, list[dic
             thread.join()
 
 
-def test_classify_answers_as_the_classifier(model: Path, videos: list[Path]) -> None:
+def test_classify_predicts_as_the_classifier(model: Path, videos: list[Path]) -> None:
     done = RUNNER.invoke(app, ["classify", *map(str, videos), "--model", str(model), "--top-k", "2", "--json"])
     assert done.exit_code == 0
     lines = [json.loads(line) for line in done.stdout.splitlines()]
@@ -92,7 +92,7 @@ def test_classify_prints_a_table(model: Path, videos: list[Path]) -> None:
     )
 
 
-def test_a_bad_file_fails_the_command_but_not_the_other_files(model: Path, videos: list[Path], tmp_path: Path) -> None:
+def test_bad_file_gives_status_1_and_the_others_are_classified(model: Path, videos: list[Path], tmp_path: Path) -> None:
     text, missing = tmp_path / "text.mp4", tmp_path / "missing.mp4"
     text.write_text("no video at all, only words")
     files = [str(path) for path in (text, missing, videos[0])]
@@ -107,7 +107,7 @@ def test_a_bad_file_fails_the_command_but_not_the_other_files(model: Path, video
     assert "not-a-video" in table.stdout
 
 
-def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_missing_model_is_named(tmp_path: Path) -> None:
     done = RUNNER.invoke(app, ["classify", "x.mp4", "--model", str(tmp_path / "none")], env={"COLUMNS": "300"})
     assert done.exit_code == 2
     assert "none/config.json" in done.stderr
@@ -127,7 +127,7 @@ def test_classify_through_the_service(videos: list[Path]) -> None:
     assert videos[0].read_bytes().decode("latin-1") in request["body"]
 
 
-def test_problems_of_the_service_are_shown(videos: list[Path]) -> None:
+def test_problem_of_the_service_is_shown(videos: list[Path]) -> None:
     problem = {"type": "/problems/truncated", "title": "Truncated", "status": 422, "detail": "ends at frame 7"}
     answers = {"first.mp4": (422, problem), "second.mp4": (502, b"<html>bad gateway</html>")}
     with service(answers) as (url, _):
@@ -138,7 +138,7 @@ def test_problems_of_the_service_are_shown(videos: list[Path]) -> None:
     assert second == f"{url} answered 502, but no JSON"
 
 
-def test_a_service_that_does_not_run_is_an_error_of_each_file(videos: list[Path]) -> None:
+def test_unreachable_service_is_an_error_of_each_file(videos: list[Path]) -> None:
     done = RUNNER.invoke(app, ["classify", str(videos[0]), "--url", "http://127.0.0.1:9", "--json"])
     assert done.exit_code == 1
     assert "refused" in json.loads(done.stdout)["error"]
@@ -150,7 +150,9 @@ def test_model_and_url_exclude_each_other(model: Path) -> None:
     assert "exclude each other" in done.stderr
 
 
-def test_without_a_model_classify_says_what_makes_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_classify_without_a_model_names_the_command_that_trains_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     done = RUNNER.invoke(app, ["classify", "x.mp4"], env={"COLUMNS": "200"})
     assert done.exit_code == 2
@@ -182,14 +184,14 @@ def test_summary_shows_counts_accuracies_and_version(tmp_path: Path) -> None:
     assert f"curl -F file=@{tmp_path}/data/videos/d.mp4 http://127.0.0.1:8000/classify" in shown
 
 
-def test_summary_says_why_a_version_has_no_alias(tmp_path: Path) -> None:
+def test_summary_shows_why_a_version_has_no_alias(tmp_path: Path) -> None:
     receipt = {"name": "m", "version": 1, "alias": None, "gate": {"reason": "test/top1 0.4 is below 0.5"}}
     write_json(tmp_path / "reports/register.json", receipt)
     done = RUNNER.invoke(app, ["summary", "--folder", str(tmp_path)], env={"COLUMNS": "100"})
     assert "none: test/top1 0.4 is below 0.5" in done.stdout
 
 
-def test_summary_says_what_has_not_run(tmp_path: Path) -> None:
+def test_summary_shows_stages_that_have_not_run(tmp_path: Path) -> None:
     done = RUNNER.invoke(app, ["summary", "--folder", str(tmp_path)])
     assert done.exit_code == 0
     assert done.stdout.count("not run yet") == 4
@@ -204,7 +206,7 @@ def test_params_are_checked_and_shown() -> None:
     assert any(line.split()[0] == "mask_ratio" for line in done.stdout.splitlines() if line.split())
 
 
-def test_wrong_params_are_named(tmp_path: Path) -> None:
+def test_invalid_params_are_named(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text((ROOT / "params.yaml").read_text().replace("mask_ratio:", "mask_ration:"))
     done = RUNNER.invoke(app, ["params", str(path)])

@@ -160,7 +160,7 @@ def test_list_shows_every_version_and_the_services_that_run_it() -> None:
     assert list(rows) == ["4", "3", "2", "1"]
     assert all(part in rows["2"] for part in ("champion", "test/top1 0.7", "digest-2", address))
     assert address not in rows["1"]
-    assert f"{stranger} serves other, which is none of these versions" in output
+    assert f"{stranger} serves other, which is not one of these versions" in output
     assert "http://127.0.0.1:9 does not answer" in output
 
 

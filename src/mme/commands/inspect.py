@@ -1,4 +1,4 @@
-"""`mme inspect`: see what the targets make of a video."""
+"""`mme inspect`: draw the targets of a video."""
 
 from __future__ import annotations
 
@@ -10,27 +10,29 @@ import typer
 from mme.config import load_params
 from mme.system.files import atomic_path
 
-Video = Annotated[Path, typer.Argument(help="A video file.")]
-Model = Annotated[
-    Path | None, typer.Option(help="Folder of the stage pretrain, such as models/pretrain; its predictions are drawn.")
+VideoArgument = Annotated[Path, typer.Argument(help="A video file.")]
+ModelOption = Annotated[
+    Path | None, typer.Option(help="Folder of a pretrained model, such as models/pretrain; draws its predictions.")
 ]
-Start = Annotated[int | None, typer.Option(min=0, help="Frame the picture is of; the liveliest if not given.")]
-First = Annotated[int, typer.Option(min=0, help="First frame that is read.")]
-Frames = Annotated[int, typer.Option(min=2, help="How many frames are read.")]
-Output = Annotated[Path, typer.Option(help="Folder for NAME.png and NAME.mp4.")]
+StartOption = Annotated[
+    int | None, typer.Option(min=0, help="Frame of the picture; default: the frame with most motion.")
+]
+FirstOption = Annotated[int, typer.Option(min=0, help="First frame to read.")]
+FramesOption = Annotated[int, typer.Option(min=2, help="Number of frames to read.")]
+OutputOption = Annotated[Path, typer.Option(help="Folder for NAME.png and NAME.mp4.")]
 
 
-def inspect(
-    video: Video,
-    model: Model = None,
-    start: Start = None,
-    first: First = 0,
-    frames: Frames = 96,
-    output: Output = Path("reports/inspect"),
+def inspect_command(
+    video: VideoArgument,
+    model: ModelOption = None,
+    start: StartOption = None,
+    first: FirstOption = 0,
+    frames: FramesOption = 96,
+    output: OutputOption = Path("reports/inspect"),
 ) -> None:
     """Draw a video's tracks, camera motion, validity, HOG and mask: a picture and an animation.
 
-    The video is brought to the normal form and tracked as params.yaml says.
+    The video is transcoded to the normal form and tracked with the values of params.yaml.
     """
     from mme.video.codec import write_video
     from mme.viz.drawing import encode_png

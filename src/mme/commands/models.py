@@ -1,4 +1,4 @@
-"""`mme models`: versions in the registry, which of them answers, and the way forth and back."""
+"""`mme models`: list, show, promote and roll back registered models."""
 
 from __future__ import annotations
 
@@ -12,63 +12,65 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mme.commands.classify import SERVICE_URL
 from mme.config import load_params
 from mme.registry.gate import ALIASES
 
 if TYPE_CHECKING:
     from mme.tracking import Version
 
-SERVICE = "http://127.0.0.1:8000"
-TIMEOUT_S = 2.0
-"""For a service to say which model it has; one that takes longer is shown as silent."""
+SERVICE_TIMEOUT_S = 2.0
+"""Timeout of a request for the model of a service."""
 
-Name = Annotated[str | None, typer.Option(help="Registered model; registry.name in params.yaml if not given.")]
-Urls = Annotated[list[str], typer.Option("--url", help="A service to ask which version it serves; may be repeated.")]
-Number = Annotated[int, typer.Argument(help="Number of the version.")]
-Reason = Annotated[str, typer.Option(help="Kept with the change.")]
+NameOption = Annotated[str | None, typer.Option(help="Registered model; default: registry.name in params.yaml.")]
+UrlsOption = Annotated[list[str], typer.Option("--url", help="Service whose version is shown; may be repeated.")]
+NumberArgument = Annotated[int, typer.Argument(help="Number of the version.")]
+ReasonOption = Annotated[str, typer.Option(help="Recorded with the change.")]
 
-app = typer.Typer(no_args_is_help=True, help="List, show, promote and roll back registered models.")
+models_app = typer.Typer(no_args_is_help=True, help="List, show, promote and roll back registered models.")
 
 
-@app.command("list")
-def list_models(name: Name = None, url: Urls = [SERVICE]) -> None:  # noqa: B006 - typer's way
-    """Show every version: aliases, figure, data, digest, and which services answer with it."""
+@models_app.command("list")
+def list_command(name: NameOption = None, url: UrlsOption = [SERVICE_URL]) -> None:  # noqa: B006 - typer copies it
+    """Show every version: aliases, metric, data, digest, and the services that run it."""
     from mme.tracking import RegisteredModel
 
-    versions = RegisteredModel(_named(name)).versions()
+    versions = RegisteredModel(_model_name(name)).versions()
     serving = {address: _served_digest(address) for address in url}
     table = Table(box=None, pad_edge=False)
-    for title in ("version", "alias", "figure", "data", "digest", "created", "served by"):
-        table.add_column(title, overflow="fold")  # a narrow screen cuts nothing off
+    for title in ("version", "alias", "metric", "data", "digest", "created", "served by"):
+        table.add_column(title, overflow="fold")  # a narrow terminal truncates nothing
     for version in versions:
         tags = version.tags
         places = [address for address, digest in serving.items() if digest is not None and digest == tags.get("digest")]
-        cells = [
+        columns = [
             str(version.number),
             ", ".join(version.aliases) or ("rolled back" if "rolled_back" in tags else ""),
-            _figure(version),
+            _metric_text(version),
             tags.get("data_digest", ""),
             tags.get("digest", ""),
             f"{version.created:%Y-%m-%d %H:%M} UTC",
             ", ".join(places),
         ]
-        table.add_row(*map(Text, cells))
+        table.add_row(*map(Text, columns))
     console = Console()
     console.print(table)
     for address, digest in serving.items():
         if digest is None:
             console.print(Text(f"{address} does not answer"))
         elif digest not in {version.tags.get("digest") for version in versions}:
-            console.print(Text(f"{address} serves {digest}, which is none of these versions"))
+            console.print(Text(f"{address} serves {digest}, which is not one of these versions"))
 
 
-@app.command()
-def show(number: Number, name: Name = None, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
-    """Show all that is recorded of a version, and what happened to it."""
+@models_app.command("show")
+def show_command(
+    number: NumberArgument, name: NameOption = None, as_json: Annotated[bool, typer.Option("--json")] = False
+) -> None:
+    """Show the record of a version and its history."""
     from mme.registry.aliases import audit_history
 
-    version = _version(_named(name), number)
-    facts: dict[str, Any] = {
+    version = _find_version(_model_name(name), number)
+    record: dict[str, Any] = {
         "address": version.address,
         "aliases": list(version.aliases),
         "created": version.created.isoformat(timespec="seconds"),
@@ -78,57 +80,57 @@ def show(number: Number, name: Name = None, as_json: Annotated[bool, typer.Optio
         "history": audit_history(version.name, number),
     }
     if as_json:
-        typer.echo(json.dumps(facts, indent=2))
+        typer.echo(json.dumps(record, indent=2))
         return
     table = Table(show_header=False, box=None, pad_edge=False)
-    rows = {key: facts[key] for key in ("address", "created", "run_id")}
+    rows = {key: record[key] for key in ("address", "created", "run_id")}
     rows |= {"aliases": ", ".join(version.aliases) or "none", **version.tags}
-    rows |= {name: f"{value:.4g}" for name, value in facts["metrics"].items()}
+    rows |= {name: f"{value:.4g}" for name, value in record["metrics"].items()}
     for key, value in rows.items():
         table.add_row(Text(key), Text(str(value)))
-    for line in facts["history"]:
-        table.add_row(Text(line["time"]), Text(_sentence(line)))
+    for line in record["history"]:
+        table.add_row(Text(line["time"]), Text(_describe_change(line)))
     Console().print(table)
 
 
-@app.command()
-def promote(
-    number: Number,
+@models_app.command("promote")
+def promote_command(
+    number: NumberArgument,
     alias: Annotated[str, typer.Option(help="champion or challenger")] = "champion",
-    reason: Reason = "by hand",
-    force: Annotated[bool, typer.Option(help="Even below the minimum of the gate.")] = False,
-    name: Name = None,
+    reason: ReasonOption = "by hand",
+    force: Annotated[bool, typer.Option(help="Promote a version below the minimum of the gate.")] = False,
+    name: NameOption = None,
 ) -> None:
-    """Let an alias point to a version. A service that follows the alias changes over within its polling time."""
-    from mme.registry.aliases import promote as promote_version
+    """Point an alias to a version. A service that follows the alias loads it within its polling time."""
+    from mme.registry.aliases import promote
 
     chosen = next((known for known in ALIASES if known == alias), None)
     if chosen is None:
         raise ValueError(f"--alias {alias}: must be one of {', '.join(ALIASES)}")
-    version = _version(_named(name), number)
+    version = _find_version(_model_name(name), number)
     if not force:
         _check_minimum(version)
-    version = promote_version(version, chosen, reason)
+    version = promote(version, chosen, reason)
     typer.echo(f"{version.address}: {', '.join(version.aliases)}")
 
 
-@app.command()
-def rollback(reason: Reason = "by hand", name: Name = None) -> None:
-    """Make the former champion champion again, and keep the present one out until someone promotes it."""
-    from mme.registry.aliases import rollback as roll_back
+@models_app.command("rollback")
+def rollback_command(reason: ReasonOption = "by hand", name: NameOption = None) -> None:
+    """Make the previous champion champion again; the current one needs `promote` to return."""
+    from mme.registry.aliases import rollback
     from mme.tracking import require_store
 
-    model = _named(name)
+    model = _model_name(name)
     require_store(model)
-    version = roll_back(model, reason)
+    version = rollback(model, reason)
     typer.echo(f"{version.address}: {', '.join(version.aliases)}")
 
 
-def _named(name: str | None) -> str:
+def _model_name(name: str | None) -> str:
     return name or load_params(Path("params.yaml")).registry.name
 
 
-def _version(name: str, number: int) -> Version:
+def _find_version(name: str, number: int) -> Version:
     from mme.tracking import RegisteredModel
 
     versions = {version.number: version for version in RegisteredModel(name).versions()}
@@ -137,30 +139,30 @@ def _version(name: str, number: int) -> Version:
     return versions[number]
 
 
-def _figure(version: Version) -> str:
+def _metric_text(version: Version) -> str:
     tags = version.tags
     return f"{tags['metric']} {float(tags['value']):.4g}" if {"metric", "value"} <= tags.keys() else ""
 
 
 def _check_minimum(version: Version) -> None:
     registry = load_params(Path("params.yaml")).registry
-    figure = _figure(version)
+    measured = _metric_text(version)
     if version.tags.get("metric") != registry.metric:
-        raise ValueError(f"{version.address}: was measured by {figure or 'nothing'}, the gate's is {registry.metric}")
+        raise ValueError(f"{version.address}: was measured by {measured or 'nothing'}, the gate uses {registry.metric}")
     if float(version.tags["value"]) < registry.minimum:
-        raise ValueError(f"{version.address}: {figure} is below registry.minimum {registry.minimum:g} (--force)")
+        raise ValueError(f"{version.address}: {measured} is below registry.minimum {registry.minimum:g} (--force)")
 
 
 def _served_digest(url: str) -> str | None:
-    """What a service answers with; None if it does not say."""
+    """Return the digest of the model that a service runs; None if it does not answer."""
     try:
-        response = httpx.get(f"{url}/model", timeout=TIMEOUT_S)
+        response = httpx.get(f"{url}/model", timeout=SERVICE_TIMEOUT_S)
         return str(response.json()["digest"]) if response.is_success else None
     except (httpx.HTTPError, ValueError, KeyError):
         return None
 
 
-def _sentence(line: dict[str, Any]) -> str:
+def _describe_change(line: dict[str, Any]) -> str:
     alias = f" as {line['alias']}" if line.get("alias") else ""
-    former = f" in the place of version {line['former']}" if line.get("former") else ""
+    former = f" replacing version {line['former']}" if line.get("former") else ""
     return f"{line['action']}{alias}, version {line['version']}{former}, by {line['by']}: {line.get('reason', '')}"

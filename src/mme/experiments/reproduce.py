@@ -1,4 +1,4 @@
-"""Rebuilding a recorded run: the commands that lead to it again, and whether they do."""
+"""Reproduce a recorded run: its commands, and a comparison of its metrics."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from mme.tracking import RecordedRun, read_run
 from mme.tracking.runs import PARAMS_FILE
 
 TIMED = ("seconds", "duration")
-"""Ends of names of metrics that measure the machine and not the model."""
+"""Suffixes of metrics that depend on the machine and are not compared."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A metric, as recorded and as measured again; None where only the other has it."""
+    """A metric as recorded and as measured again; None if only the other run has it."""
 
     name: str
     recorded: float | None
@@ -31,18 +31,18 @@ class Comparison:
 
     @property
     def is_equal(self) -> bool:
-        """To the last digit."""
+        """True if both are equal to the last digit."""
         return self.recorded == self.repeated
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a run is rebuilt.
+    """Commands that reproduce a run.
 
     Attributes:
-        run: what was recorded.
-        params: its ``params.yaml``.
-        origin: the repository it was made in.
+        run: the recorded run.
+        params: text of its ``params.yaml``.
+        origin: the repository in which it ran.
     """
 
     run: RecordedRun
@@ -50,10 +50,10 @@ class Recipe:
     origin: Path
 
     def commands(self, folder: Path) -> list[list[str]]:
-        """Command lines, each to be run in ``folder`` but the first, which makes it.
+        """Return the command lines; the first creates ``folder``, the others run in it.
 
-        The first `dvc repro` takes what the cache of the origin has and runs what it has not; the second one runs the
-        stage itself in any case.
+        The first `dvc repro` restores stages from the origin's cache and runs missing ones; the second always runs the
+        stage itself.
         """
         dvc = [sys.executable, "-m", "dvc"]
         return [
@@ -66,28 +66,30 @@ class Recipe:
         ]
 
 
-def recipe(run_id: str, origin: Path) -> Recipe:
-    """Look a run up.
+def find_recipe(run_id: str, origin: Path) -> Recipe:
+    """Return the recipe of a run.
 
     Raises:
-        ValueError: there is no such run, it has not finished, it is none of the pipeline's, it lacks its commit or its
-            parameters, or its code was not committed.
+        ValueError: there is no such run, it has not finished, it is not of a stage of the pipeline, its commit or its
+            parameters are missing, or its code was not committed.
     """
     run = read_run(run_id)
     stages = tuple(yaml.safe_load((origin / "dvc.yaml").read_text(encoding="utf-8"))["stages"])
     if run.stage not in stages:
-        raise ValueError(f"run {run_id}: is of {run.stage!r}, none of the pipeline's stages {', '.join(stages)}")
+        raise ValueError(
+            f"run {run_id}: is of {run.stage!r}, which is not a stage of the pipeline: {', '.join(stages)}"
+        )
     if run.status != "FINISHED":
         raise ValueError(f"run {run_id}: did not finish ({run.status})")
     if run.git_commit is None or run.git_commit.endswith("-dirty"):
         raise ValueError(
-            f"run {run_id}: its code is {run.git_commit or 'not known'}; only what was committed can be rebuilt"
+            f"run {run_id}: its code is {run.git_commit or 'unknown'}; only committed code can be reproduced"
         )
     return Recipe(run, run.read_params(), origin)
 
 
-def script(recipe: Recipe, folder: Path) -> str:
-    """The commands as a person would type them."""
+def shell_script(recipe: Recipe, folder: Path) -> str:
+    """Return the commands as typed in a shell."""
     lines = [f"mlflow artifacts download --run-id {recipe.run.id} --artifact-path {PARAMS_FILE} --dst-path ."]
     lines[0] += f" && mv {PARAMS_FILE} {shlex.quote(f'{folder}.params.yaml')}"
     for number, command in enumerate(recipe.commands(folder)):
@@ -98,24 +100,24 @@ def script(recipe: Recipe, folder: Path) -> str:
     return "\n".join(lines)
 
 
-def repeat(recipe: Recipe, say: Callable[[str], None]) -> list[Comparison]:
-    """Run the commands in a temporary clone, which is removed, and compare every metric.
+def rerun(recipe: Recipe, show: Callable[[str], None]) -> list[Comparison]:
+    """Run the commands in a temporary clone and compare every metric.
 
     Raises:
-        ValueError: a command failed; the message holds the end of what it said.
+        ValueError: a command failed; the message contains the end of its output.
     """
     with tempfile.TemporaryDirectory(prefix="mme-reproduce-") as scratch:
         folder = Path(scratch) / "clone"
         write_text(f"{folder}.params.yaml", recipe.params)
         for number, command in enumerate(recipe.commands(folder)):
-            say(shlex.join(command))
-            _run(command, folder if number else Path(scratch), folder)
+            show(shlex.join(command))
+            _run_command(command, folder if number else Path(scratch), folder)
         again = read_run(stage=recipe.run.stage, store=f"sqlite:///{folder}/mlflow.db")
-    return compare(recipe.run.metrics, again.metrics)
+    return compare_metrics(recipe.run.metrics, again.metrics)
 
 
-def compare(recorded: Mapping[str, float], repeated: Mapping[str, float]) -> list[Comparison]:
-    """Every metric of either run, but for those of the machine."""
+def compare_metrics(recorded: Mapping[str, float], repeated: Mapping[str, float]) -> list[Comparison]:
+    """Compare every metric of either run, except those of the machine."""
     names = sorted({*recorded, *repeated})
     return [
         Comparison(name, recorded.get(name), repeated.get(name))
@@ -124,16 +126,16 @@ def compare(recorded: Mapping[str, float], repeated: Mapping[str, float]) -> lis
     ]
 
 
-def _run(command: list[str], where: Path, clone: Path) -> None:
+def _run_command(command: list[str], cwd: Path, clone: Path) -> None:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_TRACKING", "GIT_"))}
     environment = {
         **kept,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-        "PYTHONPATH": f"{clone / 'src'}{os.pathsep}{clone}",  # the code of the run, not that of the environment
+        "PYTHONPATH": f"{clone / 'src'}{os.pathsep}{clone}",  # the code of the run, not the installed one
         "DVC_SITE_CACHE_DIR": f"{clone}.dvc",
     }
-    answer = subprocess.run(command, cwd=where, env=environment, capture_output=True, text=True, check=False)
+    answer = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
     if answer.returncode:
         raise ValueError(
-            f"{shlex.join(command)} ended with {answer.returncode}:\n{answer.stdout}{answer.stderr}"[-4000:]
+            f"{shlex.join(command)} exited with {answer.returncode}:\n{answer.stdout}{answer.stderr}"[-4000:]
         )
