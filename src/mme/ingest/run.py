@@ -35,7 +35,7 @@ NORMAL_FORM_VERSION = 2
 QUARANTINE_FILE = "quarantine.csv"
 
 _MAX_SLUG = 64
-_MAX_LISTED = 20
+_MAX_FILES_IN_ERROR = 20
 
 
 class Ingest:
@@ -107,7 +107,7 @@ class Ingest:
             return
         path = self._work / QUARANTINE_FILE
         write_quarantine(path, bad)
-        lines = [f"  {name}: {reason}: {detail}" for name, reason, detail in bad[:_MAX_LISTED]]
+        lines = [f"  {name}: {reason}: {detail}" for name, reason, detail in bad[:_MAX_FILES_IN_ERROR]]
         raise ValueError(
             f"{len(bad)} of {total} files cannot be used, more than runtime.max_bad_ratio"
             f" {self._runtime.max_bad_ratio:g} allows; all of them are listed in {path}:\n" + "\n".join(lines)

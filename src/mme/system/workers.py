@@ -191,7 +191,7 @@ class _DeadlineProcess(Generic[TaskT, ResultT]):
 
 
 def _own_time_s(process: SpawnProcess) -> float:
-    """Return a clock in seconds that stands still while a process waits for a processor.
+    """Return a clock in seconds that does not advance while a process waits for a processor.
 
     Waits are known on Linux only, and only when they are over; elsewhere this is an ordinary clock.
     """
