@@ -21,7 +21,7 @@ from mme.system.executors import open_process_pool
 from mme.system.files import digest, sha256_file
 from mme.tracking import start_noted_run
 
-WORK = Path(".work/ablation")
+RUNS_FOLDER = Path(".work/ablation")
 
 MODULES = ("experiments/ablation/runs.py", "experiments/ablation/plan.py", "evaluation/probe.py")
 PACKAGES = ("data", "models", "motion", "targets", "training", "video")
@@ -46,10 +46,10 @@ def run_ablation(params: Params, budget: Budget, data: Path, reports: Path, work
     """
     manifest = Manifest.load(data / MANIFEST_FILE)
     code = code_digest()
-    note = WORK / f"run-{digest([budget.model_dump(mode='json'), manifest.digest, code])}"
+    note = RUNS_FOLDER / f"run-{digest([budget.model_dump(mode='json'), manifest.digest, code])}"
     with start_noted_run("ablation", params, note) as recorded:
         recorded.log_dataset(data / MANIFEST_FILE, manifest.digest, "ablation")
-        context = AblationContext(params, budget, data, WORK, code, recorded.id)
+        context = AblationContext(params, budget, data, RUNS_FOLDER, code, recorded.id)
         searched = execute_runs(context, search_runs(budget), workers, show)
         finished = execute_runs(context, final_runs(budget, searched), workers, show)
         recorded.log_metrics(write_ablation_report(searched, finished, budget, manifest, reports))
