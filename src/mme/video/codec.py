@@ -28,7 +28,7 @@ except ImportError:  # PyAV alone reads everything, but slower
     decord = None
 
 
-Frames = UInt8[np.ndarray, "T H W 3"]
+RgbFrames = UInt8[np.ndarray, "T H W 3"]
 
 _SKIPPED_PER_FRAME = 4
 """Skipped frames per wanted frame from which decord is preferred; both decoders are equally fast at 6 to 16."""
@@ -40,7 +40,7 @@ GOP_FRAMES = 8
 """Distance of keyframes. A clip starts anywhere: 3.5 frames on average are decoded before its first one."""
 
 
-def read_frames(source: VideoSource, indices: Sequence[int] | None = None) -> Frames:
+def read_frames(source: VideoSource, indices: Sequence[int] | None = None) -> RgbFrames:
     """Decode all frames, or those at given positions in presentation order.
 
     Args:
@@ -188,7 +188,7 @@ def _is_safe_for_decord(container: InputContainer, stream: VideoStream) -> bool:
     return has_timestamps(container) and not context.has_b_frames and context.pix_fmt in {"yuv420p", "yuvj420p"}
 
 
-def try_decord(source: VideoSource, indices: Sequence[int]) -> Frames | None:
+def try_decord(source: VideoSource, indices: Sequence[int]) -> RgbFrames | None:
     """Read frames by decord; return None if it fails.
 
     PyAV then reads them: it has fewer bugs (such as row padding of small odd widths) and reports what is wrong.
@@ -199,23 +199,23 @@ def try_decord(source: VideoSource, indices: Sequence[int]) -> Frames | None:
         return None
 
 
-def _read_decord(source: VideoSource, indices: Sequence[int]) -> Frames:
+def _read_decord(source: VideoSource, indices: Sequence[int]) -> RgbFrames:
     # Almost no fault tolerance: by default decord repeats another frame in place of one that it cannot decode.
     reader = decord.VideoReader(ffmpeg_input(source), num_threads=1, fault_tol=1e-6)
     if not 0 <= min(indices) <= max(indices) < len(reader):
         raise IndexError(
             f"{source_name(source)}: {len(reader)} frames"
         )  # PyAV then reports whether the file is truncated
-    frames: Frames = reader.get_batch(list(indices)).asnumpy()
+    frames: RgbFrames = reader.get_batch(list(indices)).asnumpy()
     return frames
 
 
-def _read_pyav(source: VideoSource, indices: Sequence[int] | None) -> Frames:
+def _read_pyav(source: VideoSource, indices: Sequence[int] | None) -> RgbFrames:
     with open_stream(source) as (container, stream):
         return select_frames(source, decode_stream(source, container, stream), indices)
 
 
-def select_frames(source: VideoSource, frames: Iterator[VideoFrame], indices: Sequence[int] | None) -> Frames:
+def select_frames(source: VideoSource, frames: Iterator[VideoFrame], indices: Sequence[int] | None) -> RgbFrames:
     """Convert the selected frames to RGB, decoding no further than the last of them.
 
     Args:

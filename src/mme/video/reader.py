@@ -11,7 +11,7 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from mme.video.codec import Frames, read_frames, select_frames, suits_decord, try_decord
+from mme.video.codec import RgbFrames, read_frames, select_frames, suits_decord, try_decord
 from mme.video.containers import VideoError, VideoSource, open_stream, source_name
 from mme.video.metadata import PacketBuffer, VideoInfo, decode_packets, scan_container
 
@@ -42,7 +42,7 @@ class OpenVideo:
         self._container, self._stream = opened
         self._buffer = buffer
 
-    def read(self, indices: Sequence[int]) -> Frames:
+    def read(self, indices: Sequence[int]) -> RgbFrames:
         """Read frames by their position, as ``read_frames`` does.
 
         The first call decodes the packets that were kept while counting frames; later calls open the file again.
