@@ -40,7 +40,7 @@ def num_lines(paths: list[Path]) -> int:
 
 
 def num_leaves(value: Any) -> int:
-    """Count the values of a nested mapping; a list of scalars is one value, a list of mappings one per entry."""
+    """Count the values of a nested mapping; a list or an empty mapping is one value."""
     if isinstance(value, dict):
         return sum(map(num_leaves, value.values())) if value else 1
     return 1
