@@ -38,7 +38,7 @@ from benchmarks.serving_load import (
 from mme.config import Params, load_params
 from mme.evaluation.classifier import Classifier
 from mme.ingest.motion_primitives import sample_scene
-from mme.models.checkpoints import FORMAT, FolderConfig, ViewsConfig, load_config, save_folder
+from mme.models.checkpoints import FOLDER_FORMAT, FolderConfig, ViewsConfig, load_config, save_folder
 from mme.models.classifier import MotionClassifier
 from mme.video.codec import write_video
 from mme.video.sampling import sample_views
@@ -85,8 +85,8 @@ def make_model(params: Params, folder: Path) -> Path:
     """Write a model with random weights, which is as fast as a trained one."""
     labels = tuple(sorted(params.synthesize.classes))
     config = FolderConfig(
-        format=FORMAT, name="bench", model=params.model, clip=params.clip, labels=labels, provenance={}, metrics={},
-        views=ViewsConfig(segments=params.evaluate.segments, crops=params.evaluate.crops),
+        format=FOLDER_FORMAT, name="bench", model=params.model, clip=params.clip, labels=labels,
+        provenance={}, metrics={}, views=ViewsConfig(segments=params.evaluate.segments, crops=params.evaluate.crops),
     )  # fmt: skip
     save_folder(folder, MotionClassifier(params.model, params.clip, len(labels)), config)
     return folder

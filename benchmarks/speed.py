@@ -24,7 +24,7 @@ from mme.data.masked.clips import PretrainDataset
 from mme.evaluation.classifier import Classifier
 from mme.ingest.motion_primitives import sample_scene
 from mme.manifest import Manifest, Video
-from mme.models.checkpoints import FORMAT, FolderConfig, ViewsConfig, save_folder
+from mme.models.checkpoints import FOLDER_FORMAT, FolderConfig, ViewsConfig, save_folder
 from mme.models.classifier import MotionClassifier
 from mme.models.encoder import model_input
 from mme.motion.extract import Extractor
@@ -125,7 +125,7 @@ def time_finetuning(params: Params, manifest: Manifest) -> Iterator[Row]:
 def time_classifier(params: Params, manifest: Manifest, folder: Path) -> Iterator[Row]:
     """Measure the classification of a file, from its bytes to labels."""
     config = FolderConfig(
-        format=FORMAT, name="speed", model=params.model, clip=params.clip, labels=tuple(manifest.labels),
+        format=FOLDER_FORMAT, name="speed", model=params.model, clip=params.clip, labels=tuple(manifest.labels),
         views=ViewsConfig(segments=params.evaluate.segments, crops=params.evaluate.crops), provenance={}, metrics={},
     )  # fmt: skip
     save_folder(folder, MotionClassifier(params.model, params.clip, len(manifest.labels)), config)

@@ -139,7 +139,7 @@ def test_a_pretrained_folder_starts_transformers_pretraining(tmp_path: Path) -> 
     torch.testing.assert_close(features, norm(encoder(clip)), rtol=0, atol=1e-5)
 
 
-def test_positions_on_axes_cannot_go(tmp_path: Path) -> None:
+def test_axes_positions_are_refused(tmp_path: Path) -> None:
     save_tiny_folder(tmp_path / "ours")
     with pytest.raises(ValueError, match="positions is 'axes'"):
         convert(tmp_path / "ours", tmp_path / "hf", OPTIONS)
@@ -202,7 +202,7 @@ def test_a_pth_without_a_state_dict_is_an_error(tmp_path: Path, content: object)
         read_pth(tmp_path / "x.pth")
 
 
-def test_a_folder_of_neither_is_an_error(tmp_path: Path) -> None:
+def test_unknown_folder_is_an_error(tmp_path: Path) -> None:
     write_json(tmp_path / "config.json", {"model_type": "bert"})
     with pytest.raises(ValueError, match="neither a folder of mme nor"):
         convert(tmp_path, tmp_path / "out", OPTIONS)

@@ -34,7 +34,7 @@ def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
 
 
 @pytest.mark.parametrize("name", [*processes.VARIANTS, "finetune"])
-def test_two_processes_lose_what_one_does(name: str, alone: dict[str, Any], together: list[dict[str, Any]]) -> None:
+def test_two_processes_have_the_losses_of_one(name: str, alone: dict[str, Any], together: list[dict[str, Any]]) -> None:
     expected, found = alone["plain" if name == "parts" else name], together[0][name]
     assert name == "finetune" or len(expected["losses"]) == processes.NUM_STEPS
     assert found["losses"] == pytest.approx(expected["losses"], abs=1e-5)

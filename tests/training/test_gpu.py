@@ -73,7 +73,7 @@ def test_compiled_blocks_give_the_same_gradient(precision: torch.dtype, near: fl
         ({"precision": "bf16-mixed"}, 0.02),
     ],
 )
-def test_training_goes_as_on_the_cpu(changes: dict[str, Any], near: float, tmp_path: Path) -> None:
+def test_training_agrees_with_cpu(changes: dict[str, Any], near: float, tmp_path: Path) -> None:
     _, expected = train(tmp_path / "cpu", params_with(epochs=20))
     module, found = train(tmp_path / "cuda", params_with("cuda", epochs=20, **changes))
     assert found.losses[-1] < found.losses[0]
@@ -96,7 +96,7 @@ def test_a_loss_that_is_not_finite_stops_the_training(precision: str, tmp_path: 
     assert list(tmp_path.glob("nonfinite-*.pt"))
 
 
-def test_a_resumed_training_goes_as_an_uninterrupted_one(tmp_path: Path) -> None:
+def test_resumed_training_agrees_with_uninterrupted(tmp_path: Path) -> None:
     params = params_with("cuda", epochs=10, drop_path=0.2, ema_decay=0.9)
     _, whole = train(tmp_path / "whole", params)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
@@ -113,7 +113,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_pretraining_on_videos_goes_as_on_the_cpu(data: Path, tmp_path: Path) -> None:
+def test_pretraining_on_videos_agrees_with_cpu(data: Path, tmp_path: Path) -> None:
     """With a loader process and pinned memory."""
     manifest, tracks = Manifest.load(data / "manifest.parquet"), TrackStore(data / "trajectories")
     rows = {}

@@ -71,9 +71,7 @@ PRETRAIN_OPTIONS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("options", PRETRAIN_OPTIONS)
-def test_a_resumed_pretraining_ends_with_the_weights_of_an_uninterrupted_one(
-    options: str, data: Manifest, tmp_path: Path
-) -> None:
+def test_resumed_pretraining_is_bitwise_identical(options: str, data: Manifest, tmp_path: Path) -> None:
     runtime, pretrain = split_options(PRETRAIN_OPTIONS[options])
     params = small_params(runtime=runtime, pretrain=pretrain)
     whole = train_pretrain(data, tmp_path / "whole", params)
@@ -84,7 +82,7 @@ def test_a_resumed_pretraining_ends_with_the_weights_of_an_uninterrupted_one(
     assert (tmp_path / "whole/curves.csv").read_text() == (tmp_path / "parts/curves.csv").read_text()
 
 
-def test_the_number_of_loader_workers_changes_nothing(data: Manifest, tmp_path: Path) -> None:
+def test_number_of_loader_workers_does_not_change_weights(data: Manifest, tmp_path: Path) -> None:
     short = {"epochs": 2, "warmup_epochs": 0}
     first = train_pretrain(data, tmp_path / "0", small_params(pretrain=short))
     second = train_pretrain(data, tmp_path / "2", small_params(pretrain=short, runtime={"num_loader_workers": 2}))
@@ -95,7 +93,7 @@ def test_the_number_of_loader_workers_changes_nothing(data: Manifest, tmp_path: 
     assert_equal_weights(one, other)
 
 
-def test_a_resumed_finetuning_ends_with_the_same_best_weights(data: Manifest, tmp_path: Path) -> None:
+def test_resumed_finetuning_is_bitwise_identical(data: Manifest, tmp_path: Path) -> None:
     params = small_params(finetune={"mixup": 0.8, "drop_path": 0.2, "ema_decay": 0.5})
     whole = train_finetune(data, tmp_path / "whole", params)
     with pytest.raises((KeyboardInterrupt, SystemExit)):

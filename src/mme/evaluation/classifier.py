@@ -1,6 +1,6 @@
-"""A finetuned model that answers for whole videos: the one path from a file to logits.
+"""Classification of whole videos with a finetuned model: the one path from a file to logits.
 
-Evaluation, the command line and the service all go ``prepare`` -> ``predict``. ``prepare`` is
+Evaluation, the command line and the service all call ``prepare`` -> ``predict``. ``prepare`` is
 ``mme.video.sampling.sample_views`` with the clip of the model, so a server can run it in decoding processes that hold
 no model.
 """
@@ -26,7 +26,7 @@ from mme.video.sampling import VideoInput, Views, sample_views
 
 @dataclass(frozen=True)
 class Prediction:
-    """A label and its probability."""
+    """Label and probability."""
 
     label: str
     probability: float
@@ -42,13 +42,13 @@ class Timings:
 
 @dataclass(frozen=True)
 class Classification:
-    """The answer for one video.
+    """Classification of one video.
 
     Attributes:
         predictions: the most probable labels, best first; equal probabilities in label order.
         logits: float32 ``[K]``, mean over the views, in the order of the model's labels.
-        num_views: how many views were averaged.
-        video: what the file says of itself; None where decoded frames were given.
+        num_views: number of averaged views.
+        video: metadata of the file; None if decoded frames were given.
         timings: wall time of the steps.
     """
 
@@ -60,13 +60,13 @@ class Classification:
 
 
 class Classifier:
-    """A model folder, loaded. Safe to call from several threads.
+    """Classifier of a model folder, safe to call from several threads.
 
     Attributes:
         config: the folder's ``config.json``.
-        digest: the folder's content digest, which names the model whatever its path.
-        folder: where it was loaded from.
-        device: where the model runs.
+        digest: content digest of the folder, which identifies the model whatever its path.
+        folder: the model folder.
+        device: device of the model.
     """
 
     def __init__(
@@ -107,12 +107,12 @@ class Classifier:
         Args:
             video: a path, the bytes of a video file, or RGB frames uint8 ``[T, H, W, 3]``. Where a view reaches
                 beyond the last frame, that frame is repeated.
-            top_k: how many labels to name, at most all of them.
+            top_k: number of labels to return, at most all of them.
             segments: clips along the video; None = the model folder's setting.
-            crops: squares a frame, 1 or 3; None = the model folder's setting.
+            crops: squares per frame, 1 or 3; None = the model folder's setting.
 
         Raises:
-            VideoError: the video cannot be decoded; ``reason`` tells why.
+            VideoError: the video cannot be decoded; see its ``reason``.
             ValueError: an argument is out of range.
         """
         if top_k < 1:
@@ -135,18 +135,18 @@ class Classifier:
         )
 
     def predict(self, batch: Sequence[Views], max_clips: int | None = None) -> list[Float32[np.ndarray, " K"]]:
-        """Logits of several videos, each the mean over its views, computed in common forward passes.
+        """Compute the logits of several videos in common forward passes, each the mean over its views.
 
         Args:
             batch: prepared videos; they may differ in their number of views.
-            max_clips: views in one forward pass, which bounds the memory; None = all at once.
+            max_clips: views per forward pass, to limit memory; None = all at once.
         """
         return self._means(batch, self._model, max_clips)
 
     def features(
         self, video: VideoInput, segments: int | None = None, crops: int | None = None
     ) -> Float32[np.ndarray, " D"]:
-        """The encoder as a feature extractor: pooled, normalised features ``[D]``, mean over the views.
+        """Extract pooled, normalised features ``[D]``, mean over the views.
 
         Raises:
             VideoError, ValueError: as ``classify``.
@@ -157,11 +157,11 @@ class Classifier:
     def views(
         self, video: VideoInput, segments: int | None = None, crops: int | None = None
     ) -> Float[Tensor, "V 3 T S S"]:
-        """The model's input for a video: normalised views, on the model's device."""
+        """Return the model's input for a video: normalised views, on the model's device."""
         return self._normalise(self.prepare(video, segments, crops).frames)
 
     def rank(self, logits: Float32[np.ndarray, " K"], top_k: int) -> tuple[Prediction, ...]:
-        """The ``top_k`` most probable labels, best first."""
+        """Return the ``top_k`` most probable labels, best first."""
         order = np.argsort(-logits, kind="stable")[:top_k]
         chances = softmax(logits)
         return tuple(Prediction(self.labels[i], float(chances[i])) for i in order)
@@ -173,7 +173,7 @@ class Classifier:
     def _means(
         self, batch: Sequence[Views], function: Callable[[Tensor], Tensor], max_clips: int | None
     ) -> list[Float32[np.ndarray, " D"]]:
-        """``function`` of every view, averaged by video."""
+        """Apply ``function`` to every view and average per video."""
         if not batch:
             return []
         frames = np.concatenate([views.frames for views in batch])
@@ -184,14 +184,14 @@ class Classifier:
 
 
 def softmax(logits: Float[np.ndarray, "*batch K"]) -> Float[np.ndarray, "*batch K"]:
-    """Probabilities over the last axis, in float64."""
+    """Return probabilities over the last axis, in float64."""
     powers = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
     shares: Float[np.ndarray, "*batch K"] = powers / powers.sum(axis=-1, keepdims=True)
     return shares
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto`` is CUDA where there is a device and the CPU elsewhere; anything else is taken by its name."""
+    """Return the device of a name; ``auto`` is CUDA if there is a device, else the CPU."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(name)

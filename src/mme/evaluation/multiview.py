@@ -43,15 +43,15 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a classifier answered on a split; one row a video, in the order of ``ids``.
+    """Logits of a classifier on a split; one row per video, in the order of ``ids``.
 
     Attributes:
         labels: the classifier's labels, in the order of the logits.
         ids: readable videos, sorted.
         targets: int64 ``[N]``, index of each video's own label.
         logits: float32 ``[N, K]``, mean over each video's views.
-        unreadable: videos without an answer; they count in none of the shares.
-        num_quarantined: videos of the split that were left out of the manifest's usable ones for their faults.
+        unreadable: videos that could not be decoded; excluded from all metrics.
+        num_quarantined: videos of the split that ingest had quarantined.
     """
 
     labels: tuple[str, ...]
@@ -63,7 +63,7 @@ class Evaluation:
 
     @cached_property
     def predicted(self) -> Int64[np.ndarray, " N"]:
-        """Index of the most probable label; the first of equals."""
+        """Index of the most probable label, the first of equals."""
         best: Int64[np.ndarray, " N"] = self.logits.argmax(axis=1)
         return best
 
@@ -87,7 +87,7 @@ def evaluate(
 
     Args:
         classifier: the model.
-        manifest: names the videos of the split, their labels and files.
+        manifest: videos of the split, their labels and files.
         params: split and views.
         runtime: threads that decode, and views per forward pass.
         progress: draw a progress bar.
@@ -146,10 +146,10 @@ def _targets(videos: list[Video], split: str, labels: tuple[str, ...]) -> dict[s
 
 
 def metrics(evaluation: Evaluation) -> dict[str, float | int]:
-    """Accuracy, calibration and counts, rounded to ``METRIC_DIGITS`` places.
+    """Return accuracy, calibration and counts, rounded to ``METRIC_DIGITS`` places.
 
-    ``top1`` and ``top5`` are shares of the videos (``top5`` means all labels where there are fewer);
-    ``mean_class_accuracy`` averages the share of each label that has videos; ``nll`` is the mean negative log
+    ``top1`` and ``top5`` are shares of the videos (``top5``: of all labels if there are fewer);
+    ``mean_class_accuracy`` averages the accuracies of the labels that have videos; ``nll`` is the mean negative log
     likelihood in nats; ``calibration_error`` the expected gap of confidence and accuracy (``CALIBRATION_BINS`` bins).
     """
     probabilities, targets = torch.from_numpy(evaluation.probabilities), torch.from_numpy(evaluation.targets)
@@ -158,7 +158,7 @@ def metrics(evaluation: Evaluation) -> dict[str, float | int]:
     def top(k: int) -> Tensor:
         return multiclass_accuracy(probabilities, targets, num_labels, average="micro", top_k=min(k, num_labels))
 
-    figures: dict[str, SupportsFloat] = {
+    values: dict[str, SupportsFloat] = {
         "top1": top(1),
         "top5": top(5),
         "mean_class_accuracy": per_class(evaluation)["top1"].mean(),
@@ -166,7 +166,7 @@ def metrics(evaluation: Evaluation) -> dict[str, float | int]:
         "calibration_error": multiclass_calibration_error(probabilities, targets, num_labels, CALIBRATION_BINS, "l1"),
     }
     return {
-        **{name: round(float(value), METRIC_DIGITS) for name, value in figures.items()},
+        **{name: round(float(value), METRIC_DIGITS) for name, value in values.items()},
         "num_videos": len(evaluation.ids),
         "num_unreadable": len(evaluation.unreadable),
         "num_quarantined": evaluation.num_quarantined,
@@ -174,9 +174,9 @@ def metrics(evaluation: Evaluation) -> dict[str, float | int]:
 
 
 def per_class(evaluation: Evaluation) -> pd.DataFrame:
-    """One row a label: videos, correct ones, ``top1`` (recall), ``precision``, and what it is most often taken for.
+    """Return one row per label: videos, correct ones, ``top1`` (recall), ``precision``, most frequent wrong label.
 
-    Shares of nothing, as of a label without videos, are left empty.
+    Undefined values, such as the recall of a label without videos, are left empty.
     """
     counts = evaluation.confusion
     correct, actual, claimed = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
@@ -190,7 +190,7 @@ def per_class(evaluation: Evaluation) -> pd.DataFrame:
 
 
 def predictions(evaluation: Evaluation) -> pd.DataFrame:
-    """One row a video: id, label, predicted label, its probability, and every logit as ``logit/LABEL``."""
+    """Return one row per video: id, label, predicted label, its probability, and every logit as ``logit/LABEL``."""
     labels = np.array(evaluation.labels)
     table = pd.DataFrame(
         {
@@ -208,13 +208,13 @@ def predictions(evaluation: Evaluation) -> pd.DataFrame:
 
 
 def confusion_pairs(evaluation: Evaluation) -> pd.DataFrame:
-    """One row a video, ``actual`` and ``predicted`` label: what DVC's confusion template counts."""
+    """Return ``actual`` and ``predicted`` label of each video, for DVC's confusion template."""
     table = predictions(evaluation)
     return pd.DataFrame({"actual": table["label"], "predicted": table["predicted"]})
 
 
 def calibration(evaluation: Evaluation) -> pd.DataFrame:
-    """One row a confidence bin: its edges, videos, mean confidence and accuracy (empty where it has no videos)."""
+    """Return one row per confidence bin: its edges, videos, mean confidence and accuracy (empty without videos)."""
     confidence = evaluation.probabilities.max(axis=1)
     hit = evaluation.predicted == evaluation.targets
     edges = np.linspace(0, 1, CALIBRATION_BINS + 1)

@@ -17,7 +17,7 @@ from mme.config.base import Section, faults
 from mme.models.classifier import MotionClassifier
 from mme.system.files import atomic_path, digest, read_json, sha256_file, write_json
 
-FORMAT = 1
+FOLDER_FORMAT = 1
 """Version of the folder's layout; any other is refused."""
 
 WEIGHTS_FILE = "model.safetensors"
@@ -110,8 +110,8 @@ def load_config(folder: Path | str) -> FolderConfig:
     path = Path(folder) / CONFIG_FILE
     raw = read_json(path)
     version = raw.get("format") if isinstance(raw, dict) else None
-    if version != FORMAT:
-        raise ValueError(f"{path}: format is {version!r}, this version of mme reads format {FORMAT}")
+    if version != FOLDER_FORMAT:
+        raise ValueError(f"{path}: format is {version!r}, this version of mme reads format {FOLDER_FORMAT}")
     try:
         return FolderConfig.model_validate(raw)
     except ValidationError as error:

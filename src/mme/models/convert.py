@@ -21,7 +21,7 @@ from mme.config import ClipParams, ModelParams
 from mme.models.bridges import encoder_from_hf, encoder_to_hf, model_from_pth
 from mme.models.checkpoints import (
     CONFIG_FILE,
-    FORMAT,
+    FOLDER_FORMAT,
     WEIGHTS_FILE,
     FolderConfig,
     State,
@@ -302,7 +302,7 @@ def save_checkpoint(target: Path, checkpoint: Checkpoint, options: ConversionOpt
         classifier = MotionClassifier(model, clip, len(labels))
         classifier.load_state_dict(checkpoint.state)
         config = FolderConfig(
-            format=FORMAT,
+            format=FOLDER_FORMAT,
             name=target.name,
             model=model,
             clip=clip,

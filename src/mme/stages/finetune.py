@@ -5,7 +5,7 @@ from __future__ import annotations
 from mme.config import Params, load_params
 from mme.config.paths import FINETUNED_FOLDER, PRETRAINED_WEIGHTS
 from mme.manifest import Manifest
-from mme.models.checkpoints import FORMAT, FolderConfig, ViewsConfig, save_folder
+from mme.models.checkpoints import FOLDER_FORMAT, FolderConfig, ViewsConfig, save_folder
 from mme.stages.workspace import load_manifest, resumable_stage, work_folder, write_training_report
 from mme.system.errors import one_line_errors
 from mme.system.files import sha256_file
@@ -37,7 +37,7 @@ def main() -> None:
 def folder_config(params: Params, manifest: Manifest, metrics: dict[str, float], run_id: str) -> FolderConfig:
     """``config.json`` of the model folder."""
     return FolderConfig(
-        format=FORMAT,
+        format=FOLDER_FORMAT,
         name=params.registry.name,
         model=params.model,
         clip=params.clip,

@@ -1,4 +1,4 @@
-"""Action recognition on top of the encoder, as a Lightning module."""
+"""Finetuning: action recognition with the encoder."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ from mme.training.loop.trainer import build_trainer, fit, rank_of
 
 
 class FinetuneModule(TrainingModule):
-    """The classifier with mixup, cutmix, label smoothing and layer-wise decay.
+    """Classifier with mixup, cutmix, label smoothing and layer-wise learning rates.
 
-    The weights of the best epoch by validation accuracy (the later of equals) are kept in ``best`` and in checkpoints.
+    Attributes:
+        best: validation accuracy, number and weights of the best epoch (the later of equals); part of checkpoints.
     """
 
     model: MotionClassifier
@@ -49,7 +50,7 @@ class FinetuneModule(TrainingModule):
         self.best: dict[str, Any] = {"top1": -1.0, "epoch": -1, "state": {}}
 
     def prepare(self, batch: Batch) -> Batch:
-        """Normalised clips, mixed where that is on, with the ``target`` of the loss beside the ``label``."""
+        """Return normalised, mixed clips, and the ``target`` of the loss besides the ``label``."""
         clip, label = model_input(batch["clip"], self.params.clip), batch["label"]
         target = label
         if self.mixup is not None and len(clip) % 2 == 0:  # timm mixes pairs
@@ -58,11 +59,11 @@ class FinetuneModule(TrainingModule):
         return {"clip": clip, "label": label, "target": target}
 
     def num_points(self, part: Batch) -> Tensor:
-        """Clips."""
+        """Count the clips."""
         return torch.tensor(len(part["clip"]), device=self.device)
 
     def losses(self, part: Batch) -> dict[str, Tensor]:
-        """Cross-entropy, and the share of clips whose own label comes out."""
+        """Return the cross-entropy and the share of clips whose label is predicted."""
         target = part["target"]
         smoothing = 0.0 if target.is_floating_point() else self.params.finetune.label_smoothing  # timm's are smoothed
         logits = self.model(part["clip"])
@@ -70,7 +71,7 @@ class FinetuneModule(TrainingModule):
         return {"loss": loss, "top1": (logits.argmax(dim=1) == part["label"]).float().mean()}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Loss and accuracy on the centre view."""
+        """Record loss and accuracy on the centre view."""
         logits = self.eval_model(model_input(batch["clip"], self.params.clip))
         loss = functional.cross_entropy(logits, batch["label"])
         hits = (logits.argmax(dim=1) == batch["label"]).float().mean()
@@ -84,11 +85,11 @@ class FinetuneModule(TrainingModule):
             self.best = {"top1": top1, "epoch": self.current_epoch, "state": state}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the best weights along."""
+        """Save the best weights."""
         checkpoint["best"] = self.best
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the best weights of an interrupted run."""
+        """Restore the best weights of an interrupted run."""
         self.best = checkpoint["best"]
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -119,18 +120,18 @@ def run_finetuning(
     log_metrics: LogMetrics,
     callbacks: Sequence[Callback] = (),
 ) -> tuple[FinetuneModule, Curves]:
-    """Finetune on ``train`` as ``params`` say, from ``last.ckpt`` in ``work`` on if an interrupted run left one.
+    """Finetune on ``train``; resume from ``last.ckpt`` in ``work`` if an interrupted run left one.
 
     Args:
-        params: the whole of ``params.yaml``; ``pretrained`` stands in for ``finetune.init``.
-        manifest: names the videos; those of ``val`` choose the epoch.
-        pretrained: weights of a `MotionModel`; None starts from scratch.
+        params: all parameters; ``pretrained`` replaces ``finetune.init``.
+        manifest: videos; the best epoch is chosen on those of ``val``.
+        pretrained: weights of a pretrained model; None starts from scratch.
         work: folder for checkpoints and ``curves.csv``; only runs with equal parameters and data may share one.
         log_metrics: receives the metrics of each epoch.
-        callbacks: further ones of the trainer.
+        callbacks: additional callbacks of the trainer.
 
     Returns:
-        The module, whose model has the weights of its best epoch (``module.best["epoch"]``), and the metrics of each
+        The module, whose model has the weights of the best epoch (``module.best["epoch"]``), and the metrics of each
         epoch.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation. Figures are drawn without pyplot, so that no window system and no global state is used."""
+"""Figures of an evaluation, drawn without pyplot: no window system, no global state."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ MAX_LABELS_WITH_NAMES = 80
 
 
 def save_figure(figure: Figure, path: Path | str) -> None:
-    """Write a picture atomically; the same figure gives the same bytes."""
+    """Write a figure atomically; the same figure gives the same bytes."""
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120, metadata={"Software": None})
 
 
 def confusion_figure(counts: Int64[np.ndarray, "K K"], labels: tuple[str, ...]) -> Figure:
-    """Confusion matrix: rows are actual labels, shaded by their share, with the number of videos written in."""
+    """Draw a confusion matrix: numbers of videos, shaded by their share of the actual label (the row)."""
     num_labels = len(labels)
     side = float(np.clip(2.5 + 0.4 * num_labels, 5, 20))
     figure = Figure(figsize=(side + 0.8, side), layout="constrained")
@@ -43,7 +43,7 @@ def confusion_figure(counts: Int64[np.ndarray, "K K"], labels: tuple[str, ...]) 
 
 
 def calibration_figure(bins: pd.DataFrame, calibration_error: float) -> Figure:
-    """Reliability diagram over a histogram of confidence.
+    """Draw a reliability diagram over a histogram of confidence.
 
     Args:
         bins: columns ``low``, ``high``, ``num_videos``, ``confidence``, ``accuracy``.

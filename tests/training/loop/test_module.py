@@ -69,7 +69,7 @@ def test_compiled_blocks_give_the_same_losses_under_the_same_names() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_compiling_is_asked_for_by_parameter() -> None:
+def test_compile_is_a_parameter() -> None:
     for compiled in (False, True):
         module = PretrainModule(params_with(compile=compiled, ema_decay=0.9), STATISTICS, 1)
         blocks = [block for block in module.model.modules() if type(block).__name__ == "Block"]
@@ -78,7 +78,7 @@ def test_compiling_is_asked_for_by_parameter() -> None:
 
 
 @pytest.mark.parametrize("ema_decay", [None, 0.9])
-def test_what_is_not_finite_stops_the_training_with_its_state(ema_decay: float | None, tmp_path: Path) -> None:
+def test_non_finite_loss_stops_training_and_saves_the_state(ema_decay: float | None, tmp_path: Path) -> None:
     params = params_with(batch_size=2, ema_decay=ema_decay)
     watch = Watch()
     with pytest.raises(
@@ -105,7 +105,7 @@ def test_half_precision_is_near_and_fp16_needs_a_gpu(tmp_path: Path) -> None:
         train(tmp_path, params_with(precision="16-mixed"))
 
 
-def test_waiting_for_batches_is_recorded_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_waiting_for_batches_is_recorded_and_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows: list[dict[str, float]] = []
     throughput = Throughput(lambda metrics, epoch: rows.append({"epoch": epoch, **metrics}))
     train(tmp_path, params_with(), callbacks=[throughput], seconds=0.1)
