@@ -32,8 +32,6 @@ def errors() -> Errors:
             "size": SIZE,
             "num_frames": START + LENGTH + 1,
             "speed_px": (1.0, 2.5),
-            "turn_degrees": (4.0, 8.0),
-            "zoom": (1.02, 1.04),
             "drift_px": 0.25,
         }
     )

@@ -58,20 +58,15 @@ class SynthesizeParams(Section):
     val_per_class: Positive
     test_per_class: Positive
     speed_px: Range
-    turn_degrees: Range
-    zoom: Range
     drift_px: NonNegative
 
     @model_validator(mode="after")
     def _ranges_ascend(self) -> Self:
-        for name in ("speed_px", "turn_degrees", "zoom"):
-            low, high = getattr(self, name)
-            if low > high:
-                raise ValueError(f"{name}: [{low}, {high}] must ascend")
+        low, high = self.speed_px
+        if low > high:
+            raise ValueError(f"speed_px: [{low}, {high}] must ascend")
         if len(set(self.classes)) < len(self.classes):
             raise ValueError(f"classes: {list(self.classes)} name one twice")
-        if self.zoom[0] <= 1.0:
-            raise ValueError(f"zoom: {self.zoom[0]} must be above 1 (shrinking uses its inverse)")
         return self
 
 

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from mme.config.base import faults
 from mme.config.moved import moved_names
-from mme.config.params import Params, earlier_names
+from mme.config.params import PHASES, Params, earlier_names
 from mme.system.files import write_text
 
 RUNTIME_PREFIX = "runtime."
@@ -34,6 +34,9 @@ def with_values(params: Params, values: Values) -> Params:
     for name, value in values.items():
         section, _, key = name.rpartition(".")
         (raw[section] if section else raw)[key] = value
+        if section == "optimiser":
+            for phase in PHASES:
+                raw[phase][key] = value
     try:
         return Params.model_validate(raw)
     except ValidationError as error:

@@ -8,6 +8,11 @@ from pydantic import model_validator
 
 from mme.config.base import Positive, PositiveFloat, Section
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""RGB statistics of ImageNet in [0, 1]. All published video transformers that are converted here expect them, and any
+other constants would be absorbed by the patch embedding; a `clip.mean` of its own is possible."""
+
 CELLS_PER_PATCH_SIDE = 2
 """A token predicts the motion of 2 x 2 cells (Sun et al. 2023, section 3.3)."""
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-_LOOKS = ("sprite_size", "swing_px", "period_frames", "noise_std", "crf")
+_LOOKS = ("sprite_size", "turn_degrees", "zoom", "swing_px", "period_frames", "noise_std", "crf")
 _BUDGET = ("objectives", "seeds", "lrs", "mask_ratios", "search_epochs", "epochs", "probe_every_epochs")
+_OPTIMISER = ("lr_batch_size", "min_lr_ratio", "weight_decay", "clip_grad", "ema_decay", "precision")
 _TRAINING = ("accumulate", "gradient_checkpointing", "compile", "num_loader_workers", "frame_cache_mb")
 
 MOVED = {
@@ -23,6 +24,7 @@ MOVED = {
     "trajectories.max_bad_ratio": "runtime.max_bad_ratio",
     "trajectories.videos_per_shard": "runtime.videos_per_shard",
     **{f"{section}.{name}": f"runtime.{name}" for section in ("pretrain", "finetune") for name in _TRAINING},
+    **{f"{section}.{name}": f"optimiser.{name}" for section in ("pretrain", "finetune") for name in _OPTIMISER},
     "evaluate.batch_size": "runtime.eval_batch_size",
     "sweep.storage": "runtime.sweep_storage",
     "sweep.heartbeat_s": "runtime.sweep_heartbeat_s",
@@ -54,7 +56,7 @@ def moved_names(names: Iterable[str]) -> str:
         if ranged:
             found[name] = f"{ranged[1]}: {{steps: [low, high, step]}} or {{log: [low, high]}}"
         elif section in MOVED:
-            found[name] = MOVED[section]
+            found[section] = MOVED[section]
         else:
             found[name] = MOVED.get(f"ingest.{key}" if section.startswith("datasets.") else name, "")
     return "; ".join(f"{name} -> {new}" for name, new in found.items() if new)

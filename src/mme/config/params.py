@@ -12,13 +12,28 @@ from mme.config.ablation import Budget
 from mme.config.base import Section, faults
 from mme.config.data import DatasetName, IngestParams, SynthesizeParams, TrajectoriesParams
 from mme.config.evaluation import EvaluateParams, RegistryParams
-from mme.config.model import ClipParams, ModelParams, check_clip_fits, frames_needed
+from mme.config.model import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ClipParams,
+    ModelParams,
+    check_clip_fits,
+    frames_needed,
+)
 from mme.config.moved import moved_names
 from mme.config.names import flatten
 from mme.config.runtime import DEFAULT_RUNTIME, RuntimeParams
 from mme.config.sweep import SweepParams
-from mme.config.training import FinetuneParams, PretrainParams
+from mme.config.training import FinetuneParams, OptimiserParams, PretrainParams
 from mme.system.files import digest
+
+DERIVING = ("trajectories", "clip", "model", "optimiser", "pretrain", "finetune", "evaluate", "registry")
+"""Sections with values that others follow from, or that follow from others."""
+
+PHASES = ("pretrain", "finetune")
+"""Sections that take the values of ``optimiser``."""
+
+SHARED = {f"{phase}.{name}" for phase in PHASES for name in OptimiserParams.model_fields}
 
 
 class Params(Section):
@@ -32,6 +47,7 @@ class Params(Section):
     trajectories: TrajectoriesParams
     clip: ClipParams
     model: ModelParams
+    optimiser: OptimiserParams
     pretrain: PretrainParams
     finetune: FinetuneParams
     evaluate: EvaluateParams
@@ -42,6 +58,25 @@ class Params(Section):
     def digest(self) -> str:
         """Digest of everything that decides results: all but ``runtime``."""
         return digest(self.model_dump(mode="json", exclude={"runtime"}))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _derive(cls, raw: Any) -> Any:
+        """Add the values that follow from others, where a section has none of its own."""
+        if not isinstance(raw, dict) or not all(isinstance(raw.get(name), dict) for name in DERIVING):
+            return raw
+        shared = {name: value for name, value in raw["optimiser"].items() if name in OptimiserParams.model_fields}
+        pretrain = shared | raw["pretrain"]
+        derived: dict[str, dict[str, Any]] = {
+            "clip": {"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
+            "pretrain": shared | decoder_heads(raw["model"], pretrain),
+            "finetune": shared,
+        }
+        if isinstance(pretrain.get("splits"), list | tuple):
+            derived["trajectories"] = {"splits": list(dict.fromkeys([*pretrain["splits"], "val"]))}
+        if "split" in raw["evaluate"]:
+            derived["registry"] = {"metric": f"{raw['evaluate']['split']}/top1"}
+        return raw | {name: values | raw[name] for name, values in derived.items()}
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
@@ -97,6 +132,15 @@ class Params(Section):
         return self
 
 
+def decoder_heads(model: dict[str, Any], pretrain: dict[str, Any]) -> dict[str, int]:
+    """Return ``decoder_heads`` for heads as wide as the encoder's; empty where the widths do not divide."""
+    dim, num_heads, decoder_dim = model.get("dim"), model.get("num_heads"), pretrain.get("decoder_dim")
+    if not (isinstance(dim, int) and isinstance(num_heads, int) and isinstance(decoder_dim, int)):
+        return {}
+    width = dim // max(num_heads, 1)
+    return {"decoder_heads": decoder_dim // width} if width and decoder_dim % width == 0 else {}
+
+
 def load_params(path: Path | str = "params.yaml") -> Params:
     """Read and check ``params.yaml``.
 
@@ -130,5 +174,7 @@ def earlier_names(raw: Any, error: ValidationError) -> str:
     return moved_names(
         name
         for name in names
-        if name.startswith("sweep.space.") or any(f"{name}.".startswith(f"{part}.") for part in unknown)
+        if name.startswith("sweep.space.")
+        or any(f"{name}.".startswith(f"{part}.") for part in unknown)
+        or ("optimiser" not in raw and name in SHARED)
     )

@@ -13,7 +13,21 @@ MaskKind = Literal["tube", "random", "motion"]
 Precision = Literal["32", "bf16-mixed", "16-mixed"]
 
 
-class OptimisedParams(Section):
+class OptimiserParams(Section):
+    """Section ``optimiser``: values of pretraining and finetuning alike.
+
+    Each holds for a phase unless the section of the phase has its own value.
+    """
+
+    lr_batch_size: Positive | None
+    min_lr_ratio: Ratio
+    weight_decay: NonNegative
+    clip_grad: PositiveFloat
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None
+    precision: Precision
+
+
+class OptimisedParams(OptimiserParams):
     """Schedule, optimiser, precision and crop: the values that pretraining and finetuning both have."""
 
     data: DataFolder
@@ -21,14 +35,8 @@ class OptimisedParams(Section):
     warmup_epochs: NonNegative
     batch_size: Positive
     lr: PositiveFloat
-    lr_batch_size: Positive | None
-    min_lr_ratio: Ratio
-    weight_decay: NonNegative
     betas: tuple[Ratio, Ratio]
-    clip_grad: PositiveFloat
     drop_path: Annotated[float, Field(ge=0, lt=1)]
-    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None
-    precision: Precision
     min_scale: Annotated[float, Field(gt=0, le=1)]
 
     @property

@@ -46,6 +46,12 @@ _SHAKES: Final = {"shake-horizontal": (1, 0), "shake-vertical": (0, 1)}
 SPRITE_SIZE: Final = (0.65, 1.0)
 """Side of a sprite as a share of the frame, smallest and largest: large enough to be seen in every patch."""
 
+TURN_DEGREES: Final = (6.0, 10.0)
+"""Rotation per frame: 0.4 to 0.7 of a turn in 24 frames."""
+
+ZOOM: Final = (1.03, 1.05)
+"""Growth factor per frame, above 1: shrinking uses its inverse."""
+
 SWING_PX: Final = (5.0, 8.0)
 """Radius of an orbit and amplitude of a shake, for frames of 64 pixels."""
 
@@ -144,10 +150,10 @@ def sample_scene(label: str, params: SynthesizeParams, seed: tuple[int, ...]) ->
     time = np.arange(num_frames) - (num_frames - 1) / 2  # (T,), 0 at the centre
 
     centres = rng.uniform(0, size, 2) + _displacement(label, time, params, rng)  # (T, 2)
-    angles = rng.uniform(0, 2 * np.pi) + _TURNS.get(label, 0) * np.radians(rng.uniform(*params.turn_degrees)) * time
+    angles = rng.uniform(0, 2 * np.pi) + _TURNS.get(label, 0) * np.radians(rng.uniform(*TURN_DEGREES)) * time
 
     # Sizes: sprites that do not grow stay at one moment of a growing one.
-    growth = np.log(rng.uniform(*params.zoom))
+    growth = np.log(rng.uniform(*ZOOM))
     moment = time * _ZOOMS[label] if label in _ZOOMS else np.full(num_frames, rng.choice(time))
     sides = size * rng.uniform(*SPRITE_SIZE) * np.exp(growth * moment)
 

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mme.config import ClipParams, ModelParams
+from mme.config.model import IMAGENET_MEAN, IMAGENET_STD
 from mme.models.bridges import encoder_from_hf, encoder_to_hf, model_from_pth
 from mme.models.checkpoints import (
     CONFIG_FILE,
@@ -36,9 +37,6 @@ from mme.system.files import atomic_path, read_json, write_json
 
 if TYPE_CHECKING:
     from transformers import VideoMAEConfig
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 HEAD_DIM = 64
 """Channels of an attention head in every published ViT of VideoMAE and MME."""
