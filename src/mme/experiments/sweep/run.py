@@ -20,6 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mme.config import Params
 from mme.config.edit import Values
+from mme.config.paths import TRACKS_FOLDER
 from mme.experiments.sweep.space import STEP_DIGITS, check_space
 from mme.experiments.sweep.study import (
     RUN_ID,
@@ -37,7 +38,6 @@ from mme.experiments.sweep.trial import (
     METRIC,
     REPEAT_OF,
     SEED,
-    TRACKS,
     VALUES,
     StudyRun,
     TrialObjective,
@@ -61,7 +61,7 @@ ShowTrial = Callable[[FrozenTrial], None]
 
 def name_of_study(params: Params) -> str:
     """Return the name of the study of ``params`` and the data in the working folder."""
-    return study_name(params, [Manifest.load(manifest_path(params)).digest, TrackStore(TRACKS).params])
+    return study_name(params, [Manifest.load(manifest_path(params)).digest, TrackStore(TRACKS_FOLDER).params])
 
 
 def run_sweep(params: Params, num_workers: int, show: ShowTrial) -> optuna.Study:

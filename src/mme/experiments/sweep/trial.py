@@ -13,6 +13,7 @@ import optuna
 
 from mme.config import Params
 from mme.config.edit import with_values
+from mme.config.paths import TRACKS_FOLDER, WORK_FOLDER
 from mme.data.frames import SEED_ORDER
 from mme.evaluation.probe import centre_views, encode, probe_metrics
 from mme.experiments.sweep.space import suggest
@@ -27,8 +28,7 @@ from mme.training.pretrain import run_pretraining
 METRIC = "val/probe_top1"
 """Metric that ranks trials. Losses do not: they depend on the mask ratio and on the length of the tracks."""
 
-TRACKS = Path("data/trajectories")
-WORK = Path(".work/sweep")
+WORK = WORK_FOLDER / "sweep"
 
 SEED, VALUES, REPEAT_OF = "seed", "values", "repeat_of"
 """User attributes of a repetition: its seed, and the values and the number of the repeated trial."""
@@ -77,7 +77,7 @@ class TrialObjective:
         self.manifest_path = manifest_path(self.params)
         self.manifest = Manifest.load(self.manifest_path)
         self.videos = limit_pretraining_videos(self.manifest, self.params)
-        self.tracks = TrackStore(TRACKS)
+        self.tracks = TrackStore(TRACKS_FOLDER)
         self._views: dict[str, Any] = {}
 
     def __call__(self, trial: optuna.Trial) -> float:
