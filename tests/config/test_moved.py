@@ -10,8 +10,7 @@ import yaml
 
 from mme.config import load_params, presets
 from mme.config.edit import write_values
-from mme.config.moved import MOVED
-from mme.config.names import flatten, nest
+from mme.config.names import MOVED, flatten, nest
 from tests.small_data import small_params
 
 ROOT = Path(__file__).parents[2]

@@ -14,7 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from mme.config.base import faults
-from mme.config.moved import moved_names
+from mme.config.names import moved_names
 from mme.config.params import PHASES, Params, earlier_names
 from mme.system.files import write_text
 

@@ -20,8 +20,7 @@ from mme.config.model import (
     check_clip_fits,
     frames_needed,
 )
-from mme.config.moved import moved_names
-from mme.config.names import flatten
+from mme.config.names import flatten, moved_names
 from mme.config.runtime import DEFAULT_RUNTIME, RuntimeParams
 from mme.config.sweep import SweepParams
 from mme.config.training import FinetuneParams, OptimiserParams, PretrainParams
