@@ -1,7 +1,7 @@
 """Share of a pretraining step that its targets take: ``python -m benchmarks assembly``.
 
-Medians of CPU time with one thread, measured in turn: reading tracks, cropping the frames that only HOG needs, and
-computing targets, against forward, backward and update of the model on the same batch.
+Medians of CPU time with one thread, measured in turn: reading a batch (frames from the cache, tracks, crop, mask), its
+targets, and forward, backward and update of the model.
 """
 
 from __future__ import annotations
@@ -15,21 +15,19 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import default_collate
 
 from benchmarks.report import Row, record
+from benchmarks.speed import stored
 from benchmarks.targets import REPEATS, cpu_ms, large_frames
 from mme.config import Params, load_params
-from mme.data.frames import draw_crop
-from mme.data.masked.masking import draw_mask
 from mme.ingest.motion_primitives import sample_scene
+from mme.manifest import Manifest
 from mme.models.encoder import model_input
-from mme.models.losses import masked_mse
-from mme.models.masked_motion import MotionModel
 from mme.motion.store import TrackStore, merge_parts, write_index, write_part
 from mme.motion.tracking import iter_tracks
-from mme.targets.assemble import MotionTarget, assemble_batch
-from mme.targets.grid import TargetSpec
-from mme.video.crop import apply_crop
+from mme.training.pretrain import PretrainModule, pretrain_dataset, target_statistics
 
 VIT_B: dict[str, dict[str, Any]] = {
     "trajectories": {"compensate_camera": True, "cell": 8, "max_length": 6},
@@ -50,72 +48,45 @@ def changed(params: Params, changes: dict[str, dict[str, Any]]) -> Params:
 
 
 class Batch:
-    """A batch of clips of one video, with the steps from files to the update."""
+    """A batch of clips of one video, with the steps from its file and tracks to the update."""
 
     def __init__(self, params: Params, frames: NDArray[np.uint8], folder: Path) -> None:
-        entry = write_part(folder / "part", iter_tracks(frames, params.trajectories), params.trajectories.cell)
-        assert entry["num_starts"] == len(frames) - 1
-        write_index(folder, merge_parts(folder / "0.safetensors", {"video": folder / "part"}), {})
-        self.store, self.frames, self.params = TrackStore(folder), frames, params
-        self.spec = TargetSpec.from_params(params.clip, params.model, params.pretrain)
-        rng, pretrain = np.random.default_rng(0), params.pretrain
-        size, (height, width) = range(pretrain.batch_size), frames.shape[1:3]
-        self.crops = [draw_crop(rng, height, width, pretrain.min_scale, pretrain.horizontal_flip) for _ in size]
-        side = params.clip.size // params.model.patch_size
-        grid = (self.spec.num_tubelets, side, side)
-        self.hidden = [draw_mask(rng, grid, pretrain.mask_ratio, pretrain.mask) for _ in size]
-        self.views = self.crop(1)
-        self.model = MotionModel(params.model, params.clip, params.pretrain)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
-        clip = params.clip
-        self.clips = np.stack([view[: clip.span_frames : clip.stride_frames] for view in self.views])
-        self.targets = self.assemble(True)
+        self.params = params
+        manifest = Manifest([stored(folder / "videos" / "video.mp4", frames, 16.0, params, None, "train")], folder)
+        write_part(folder / "part", iter_tracks(frames, params.trajectories), params.trajectories.cell)
+        shards = merge_parts(folder / "0.safetensors", {"video": folder / "part"})
+        write_index(folder, shards, params.trajectories.model_dump(mode="json"))
+        self.dataset = pretrain_dataset(params, manifest, TrackStore(folder), ["train"])
+        self.module = PretrainModule(params, target_statistics(self.dataset), 1)
+        self.optimizer = torch.optim.AdamW(self.module.model.parameters(), lr=1e-4, fused=True)
 
-    def crop(self, every: int) -> list[NDArray[np.uint8]]:
-        """Crop every n-th frame of the clips."""
-        num_dense = max(self.params.clip.span_frames, self.spec.num_hog_frames)
-        return [apply_crop(self.frames[:num_dense:every], crop, self.params.clip.size) for crop in self.crops]
+    def read(self) -> dict[str, Tensor]:
+        """Read the batch."""
+        samples = [self.dataset[draw, 0] for draw in range(self.params.pretrain.batch_size)]
+        batch: dict[str, Tensor] = default_collate(samples)
+        return batch
 
-    def read(self) -> list[Any]:
-        """Read the tracks of the clips."""
-        return [self.store.read("video", self.spec.starts(0), self.spec.length) for _ in self.crops]
-
-    def assemble(self, with_shape: bool) -> list[MotionTarget]:
-        """Read the tracks of the clips and compute their targets."""
-        return assemble_batch(self.read(), self.crops, self.views if with_shape else None, self.spec, self.hidden)
-
-    def step(self) -> None:
-        """Run forward, backward and update."""
+    def step(self, batch: dict[str, Tensor]) -> None:
+        """Compute targets; run forward, backward and update."""
         self.optimizer.zero_grad()
-        hidden = torch.from_numpy(np.stack(self.hidden))
-        predictions = self.model(model_input(torch.from_numpy(self.clips), self.params.clip), hidden)
-        valid = torch.from_numpy(np.stack([target.valid for target in self.targets]))
-        losses = [
-            masked_mse(predicted, torch.from_numpy(np.stack([getattr(target, name) for target in self.targets])), valid)
-            for name, predicted in predictions.items()
-        ]
-        torch.stack(losses).sum().backward()
+        self.module.losses(self.module.prepare(batch))["loss"].backward()
         self.optimizer.step()
 
 
 def measure(name: str, at_most: float | None, batch: Batch) -> Iterator[Row]:
     """Measure the parts of one batch, and the share of its targets."""
-    stride = batch.params.clip.stride_frames
+    read = batch.read()
     actions: list[Callable[[], object]] = [
-        batch.step, batch.read, lambda: batch.assemble(False), lambda: batch.assemble(True),
-        lambda: batch.crop(1), lambda: batch.crop(stride),
+        lambda: batch.step(read), batch.read, lambda: batch.module.prepare(read),
+        lambda: model_input(read["clip"], batch.params.clip),
     ]  # fmt: skip
     repeats = REPEATS if batch.params.model.dim < 512 else 2
-    step, read, positions, both, dense, sparse = cpu_ms(*actions, repeats=repeats)
-    yield Row(
-        f"{name}: model", step, "ms per step", of=f"batch of {len(batch.crops)}, {batch.spec.num_tubelets} tubelets"
-    )
-    yield Row(f"{name}: tracks read", read, "ms per step")
-    yield Row(f"{name}: positions", positions - read, "ms per step")
-    yield Row(f"{name}: HOG", both - positions, "ms per step", of=f"shape: {batch.spec.hog_steps}")
-    yield Row(f"{name}: frames cropped for HOG", dense - sparse, "ms per step")
-    targets = both + dense - sparse
-    yield Row(f"{name}: targets", targets / (targets + step), "of the step", at_most=at_most)
+    step, reading, prepared, pixels = cpu_ms(*actions, repeats=repeats)
+    of = f"batch of {len(read['clip'])}, hog_steps: {batch.params.pretrain.hog_steps}"
+    yield Row(f"{name}: step", step, "ms", of=of)
+    yield Row(f"{name}: read", reading, "ms per step", of="frames cached")
+    yield Row(f"{name}: targets", prepared - pixels, "ms per step")
+    yield Row(f"{name}: share of targets", (prepared - pixels) / step, "of the step", at_most=at_most)
 
 
 def main() -> None:

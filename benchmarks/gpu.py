@@ -34,7 +34,7 @@ from mme.manifest import Manifest
 from mme.motion.extract import Extractor
 from mme.motion.store import TrackStore
 from mme.training.loop.loaders import training_loader
-from mme.training.pretrain import PretrainModule, target_statistics
+from mme.training.pretrain import PretrainModule, pretrain_dataset, target_statistics
 
 BATCH, STEPS, WARM = 64, 10, 4
 NUM_VIDEOS, NUM_FRAMES = 64, 80
@@ -87,7 +87,8 @@ def mme_step(params: Params, statistics_: dict[str, Any], batch: dict[str, Tenso
     """Return a step of this project's model with motion targets."""
     torch.manual_seed(0)
     module = PretrainModule(params, statistics_, 1).cuda()
-    return step_of(module, lambda: module.losses(batch)["loss"], params.pretrain.precision, params)
+    prepared = module.prepare(batch)
+    return step_of(module, lambda: module.losses(prepared)["loss"], params.pretrain.precision, params)
 
 
 def hf_gpu_step(params: Params, precision: str) -> Callable[[], None]:
@@ -100,7 +101,7 @@ def hf_gpu_step(params: Params, precision: str) -> Callable[[], None]:
 def time_gpu_steps(params: Params, dataset: PretrainDataset) -> Iterator[Row]:
     """Measure steps of this project in every case, then of transformers."""
     statistics_ = target_statistics(dataset)
-    samples = dataset.__getitems__([(0, index) for index in range(BATCH)])
+    samples = [dataset[0, index] for index in range(BATCH)]
     batch = {name: value.cuda() for name, value in default_collate(samples).items()}
     of = f"{BATCH} clips of 16 x 224, {params.pretrain.mask_ratio:.0%} hidden"
     mme = {}
@@ -148,14 +149,14 @@ def time_loading(params: Params, manifest: Manifest, cores: int) -> Iterator[Row
         ("mme, hog_steps: first", "mme", "first"),
         ("pixel", "pixel", "all"),
     )
-    for name, objective, shape in cases:
+    for name, objective, hog_steps in cases:
         changes = {
-            "objective": objective, "shape": shape,
+            "objective": objective, "hog_steps": hog_steps,
             "batch_size": LOADED_BATCH,
         }  # fmt: skip
         runtime = {"num_loader_workers": cores - 1, "frame_cache_mb": 0}
         case = changed(params, {"pretrain": changes, "runtime": runtime})
-        dataset = PretrainDataset(case, manifest, tracks, ["pretrain"])
+        dataset = pretrain_dataset(case, manifest, tracks, ["pretrain"])
         num_batches = LOADED_BATCHES + 3 * cores
         repeats = -(-num_batches * LOADED_BATCH // NUM_VIDEOS)
         batches = iter(training_loader(dataset, case.pretrain, case.runtime, 0, repeats=repeats))
@@ -184,7 +185,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         manifest = make_data(params, Path(name))
         rows = [time_extraction(params, manifest, cores)]
-        dataset = PretrainDataset(params, manifest, TrackStore(Path(name) / "trajectories"), ["pretrain"])
+        dataset = pretrain_dataset(params, manifest, TrackStore(Path(name) / "trajectories"), ["pretrain"])
         for row in itertools.chain(time_gpu_steps(params, dataset), time_loading(params, manifest, cores)):
             rows.append(row)
             print(f"{row.what}: {row.value:.4g} {row.unit}", flush=True)

@@ -15,10 +15,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 import transformers
-from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.assembly import VIT_B, Batch, changed
@@ -26,13 +25,11 @@ from benchmarks.report import Row, record
 from benchmarks.speed import make_videos
 from benchmarks.targets import large_frames
 from mme.config import Params, load_params
-from mme.data.masked.clips import PretrainDataset
 from mme.ingest.motion_primitives import sample_scene
 from mme.motion.extract import Extractor
 from mme.motion.store import TrackStore
-from mme.targets.assemble import MotionTarget
 from mme.training.loop.loaders import training_loader
-from mme.training.pretrain import PretrainModule, target_statistics
+from mme.training.pretrain import PretrainModule, pretrain_dataset, target_statistics
 
 STEPS = 12
 
@@ -48,8 +45,8 @@ def turns_s(repeats: int, *actions: Callable[[], object]) -> list[float]:
     return [statistics.median(taken[1:]) for taken in times]
 
 
-class Prepared(Dataset[tuple[NDArray[np.uint8], list[MotionTarget]]]):
-    """Clips and targets of a batch, computed anew each time."""
+class Reading(Dataset[dict[str, Tensor]]):
+    """A batch, read anew each time."""
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
@@ -57,25 +54,17 @@ class Prepared(Dataset[tuple[NDArray[np.uint8], list[MotionTarget]]]):
     def __len__(self) -> int:
         return 10**6
 
-    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], list[MotionTarget]]:
-        batch, clip = self.batch, self.batch.params.clip
-        batch.views = batch.crop(1)
-        clips = np.stack([view[: clip.span_frames : clip.stride_frames] for view in batch.views])
-        return clips, batch.assemble(True)
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return self.batch.read()
 
 
 def batch_step(batch: Batch, num_workers: int) -> Callable[[], None]:
-    """Return a step from decoded frames and stored tracks to the update.
+    """Return a step from cached frames and stored tracks to the update.
 
-    With a loader process, as in training, the next batch is prepared while a step runs, on the same cores.
+    With a loader process, as in training, the next batch is read while a step runs, on the same cores.
     """
-    batches = iter(DataLoader(Prepared(batch), batch_size=None, num_workers=num_workers, collate_fn=lambda made: made))
-
-    def step() -> None:
-        batch.clips, batch.targets = next(batches)
-        batch.step()
-
-    return step
+    batches = iter(DataLoader(Reading(batch), batch_size=None, num_workers=num_workers))
+    return lambda: batch.step(next(batches))
 
 
 def hf_network(params: Params) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
@@ -122,7 +111,9 @@ def compare_libraries(name: str, batch: Batch, repeats: int) -> Iterator[Row]:
         repeats, batch_step(batch, 0), batch_step(batch, 1), hf_step(batch.params)
     )
     of = f"batch {size}, {batch.params.pretrain.mask_ratio:.0%} hidden"
-    yield Row(f"{name}: mme", size / sequential, "clips per second", of=f"{of}, shape: {batch.spec.hog_steps}")
+    yield Row(
+        f"{name}: mme", size / sequential, "clips per second", of=f"{of}, hog_steps: {batch.params.pretrain.hog_steps}"
+    )
     yield Row(f"{name}: transformers, pixel", size / hugging_face, "clips per second", of=of)
     yield Row(f"{name}: clips per second", hugging_face / sequential, "x transformers", at_least=1.0)
     yield Row(f"{name}: the same, with a loader process", hugging_face / loaded, "x transformers", at_least=1.0)
@@ -133,7 +124,7 @@ def waiting(params: Params, folder: Path) -> Iterator[Row]:
     manifest = make_videos(params, folder)
     extractor = Extractor(manifest, params.trajectories, folder / "work")
     extractor.finish(folder / "trajectories", extractor.run(1, lambda _: None))
-    dataset = PretrainDataset(params, manifest, TrackStore(folder / "trajectories"), ["train"])
+    dataset = pretrain_dataset(params, manifest, TrackStore(folder / "trajectories"), ["train"])
     module = PretrainModule(params, target_statistics(dataset), 1)  # it also fills the cache of frames
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, fused=True)
     for num_workers in (0, 1):
@@ -144,7 +135,7 @@ def waiting(params: Params, folder: Path) -> Iterator[Row]:
         for batch in training_loader(dataset, optimised, runtime, 0, repeats=repeats):
             waited = time.perf_counter() - begin
             optimizer.zero_grad()
-            module.losses(batch)["loss"].backward()
+            module.losses(module.prepare(batch))["loss"].backward()
             optimizer.step()
             shares.append(waited / (time.perf_counter() - begin))
             begin = time.perf_counter()

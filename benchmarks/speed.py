@@ -20,7 +20,6 @@ from torch.nn.functional import cross_entropy
 from benchmarks.report import Row, record
 from mme.config import Params, load_params
 from mme.data.labelled.clips import LabelledDataset
-from mme.data.masked.clips import PretrainDataset
 from mme.evaluation.classifier import Classifier
 from mme.ingest.motion_primitives import sample_scene
 from mme.manifest import Manifest, Video
@@ -33,7 +32,7 @@ from mme.motion.tracking import extract_tracks
 from mme.system.files import sha256_file
 from mme.training.finetune import FinetuneModule
 from mme.training.loop.loaders import training_loader
-from mme.training.pretrain import PretrainModule, target_statistics
+from mme.training.pretrain import PretrainModule, pretrain_dataset, target_statistics
 from mme.video.codec import GOP_FRAMES, read_frames, write_video
 
 NUM_VIDEOS = 32
@@ -100,14 +99,14 @@ def time_videos(params: Params, manifest: Manifest) -> Iterator[Row]:
 
 def time_pretraining(params: Params, manifest: Manifest, tracks: TrackStore) -> Iterator[Row]:
     """Measure a sample and a step of pretraining."""
-    dataset = PretrainDataset(params, manifest, tracks, ["train"])
+    dataset = pretrain_dataset(params, manifest, tracks, ["train"])
     batches = training_loader(dataset, params.pretrain, params.runtime, 0)
     batch = next(iter(batches))
     module = PretrainModule(params, target_statistics(dataset), len(batches))
     sample = median_ms(lambda: [dataset[0, index] for index in range(NUM_VIDEOS)]) / NUM_VIDEOS
-    yield timed("pretraining sample", sample, "clip, mask and targets, frames cached")
-    step = step_ms(module, lambda: module.losses(batch)["loss"])
-    yield timed("pretraining step", step, f"batch of {len(batch['clip'])}")
+    yield timed("pretraining sample", sample, "clip, mask and tracks, frames cached")
+    step = step_ms(module, lambda: module.losses(module.prepare(batch))["loss"])
+    yield timed("pretraining step, targets included", step, f"batch of {len(batch['clip'])}")
 
 
 def time_finetuning(params: Params, manifest: Manifest) -> Iterator[Row]:

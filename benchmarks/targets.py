@@ -24,11 +24,11 @@ from mme.motion.camera import estimate_homography
 from mme.motion.flow import DenseFlow, gray_frames
 from mme.motion.store import TrackStore, merge_parts, write_index, write_part
 from mme.motion.tracking import GridTracker, cell_centres, extract_tracks, iter_tracks
-from mme.targets.assemble import assemble
 from mme.targets.grid import TargetSpec
-from mme.targets.hog import luma, window_sums
+from mme.targets.hog import hog_at, luma_of
 from mme.video.crop import Crop
 from tests.reference.primitive_tracks import true_tracks
+from tests.targets.cases import compute
 
 HEIGHT, WIDTH, NUM_FRAMES = 256, 454, 24
 REPEATS = 5
@@ -94,15 +94,17 @@ def time_targets(params: Params) -> Iterator[Row]:
     """Measure HOG and the targets of a clip."""
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (16, 224, 224, 3), dtype=np.uint8)
-    yield Row(
-        "HOG maps", cpu_ms(lambda: window_sums(luma(frames), 16))[0], "ms", at_most=120, of="16 frames of 224 x 224"
-    )
+    luma = torch.from_numpy(luma_of(frames))
+    points = torch.from_numpy(rng.uniform(0, 224, (16, 700, 2)).astype(np.float32))  # of 196 tokens, 90 % hidden
+    place = torch.arange(16)[:, None].expand(-1, 700)
+    (hog,) = cpu_ms(lambda: hog_at(luma, points, place, 16, params.pretrain.hog_norm_floor))
+    yield Row("HOG", hog, "ms", at_most=120, of="16 frames of 224 x 224, 700 points in each")
     scene = sample_scene(CLASSES[0], params.synthesize, (0,)).render()
     spec = TargetSpec.from_params(params.clip, params.model, params.pretrain)
     tracks = extract_tracks(scene, params.trajectories).select(spec.starts(0), spec.length)
     crop = Crop(0, 0, scene.shape[1], scene.shape[2], True)
     view = np.stack([cv2.resize(frame, (spec.width, spec.height)) for frame in scene]).astype(np.uint8)
-    positions, both = cpu_ms(lambda: assemble(tracks, crop, None, spec), lambda: assemble(tracks, crop, view, spec))
+    positions, both = cpu_ms(lambda: compute(tracks, crop, None, spec), lambda: compute(tracks, crop, view, spec))
     yield Row("target of a clip, positions", positions, "ms", of="as in params.yaml")
     yield Row("target of a clip, positions and shapes", both, "ms", of="as in params.yaml")
 

@@ -128,7 +128,7 @@ def test_a_missing_and_an_unknown_section_are_both_named(tmp_path: Path) -> None
         ({"seed": -1}, "seed"),
         ({"runtime": {"device": "tpu"}}, "runtime.device"),
         ({"pretrain": {"mask_ratio": 1.0}}, "pretrain.mask_ratio"),
-        ({"pretrain": {"objective": "MME"}}, "pretrain.objective"),
+        ({"pretrain": {"hog_steps": "some"}}, "pretrain.hog_steps"),
         ({"pretrain": {"epochs": 0}}, "pretrain.epochs"),
         ({"pretrain": {"warmup_epochs": 500}}, "pretrain: .*warmup_epochs: 500.* must be below epochs"),
         ({"pretrain": {"length": 200}}, "pretrain.length: 200 exceeds trajectories.max_length"),

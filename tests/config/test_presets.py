@@ -15,7 +15,7 @@ from mme.ingest.motion_primitives import sample_scene
 from mme.manifest import Manifest
 from mme.models.checkpoints import save_weights
 from mme.models.classifier import MotionClassifier
-from mme.models.masked_motion import MotionModel
+from mme.models.masked_motion import MaskedMotionModel
 from mme.motion.extract import Extractor
 from mme.motion.store import TrackStore
 from mme.training.finetune import run_finetuning
@@ -108,7 +108,7 @@ def test_the_papers_settings(
     assert params.clip.sampling == sampling
     with torch.device("meta"):
         classifier = MotionClassifier(params.model, params.clip, 400, finetune.drop_path)
-        model = MotionModel(params.model, params.clip, pretrain)
+        model = MaskedMotionModel(params.model, params.clip, pretrain)
     assert sum(parameter.numel() for parameter in classifier.encoder.parameters()) == pytest.approx(86.2e6, rel=0.005)
     assert model.encoder.grid == (8, 14, 14)
 

@@ -11,7 +11,7 @@ from mme.manifest import Manifest
 from mme.models.checkpoints import save_weights
 from mme.models.classifier import MotionClassifier
 from mme.models.encoder import VideoEncoder, model_input
-from mme.models.masked_motion import MotionModel
+from mme.models.masked_motion import MaskedMotionModel
 from mme.registry.onnx import PixelsToLogits
 from mme.video.sampling import sample_views
 from tests.small_data import make_small_data, small_params
@@ -97,7 +97,7 @@ def test_neighbours_vote_by_angle_not_by_distance() -> None:
 
 
 def test_the_encoder_of_a_pretrained_model(tmp_path: Path) -> None:
-    model = MotionModel(PARAMS.model, PARAMS.clip, PARAMS.pretrain)
+    model = MaskedMotionModel(PARAMS.model, PARAMS.clip, PARAMS.pretrain)
     save_weights(tmp_path / "model.safetensors", model)
     encoder = pretrained_encoder(tmp_path / "model.safetensors", PARAMS)
     for name, value in model.encoder.state_dict().items():

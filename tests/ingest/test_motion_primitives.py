@@ -7,13 +7,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from sklearn.ensemble import ExtraTreesClassifier, HistGradientBoostingClassifier
 
 from mme.config import load_params
 from mme.ingest.motion_primitives import CLASSES, Scene, sample_scene
 from mme.motion.flow import DenseFlow
-from mme.targets.hog import luma, orientation_maps
+from mme.targets.hog import gradient_codes, luma_of, soft_bins
 from tests.motion.test_flow import flow_sequence
 
 PARAMS = load_params(Path(__file__).parents[2] / "params.yaml").synthesize
@@ -102,7 +103,8 @@ def test_true_state_of_one_frame_does_not_predict_the_class() -> None:
 def frame_features(scene: Scene, rng: np.random.Generator) -> NDArray[np.float64]:
     """Return coarse pixels and gradient histograms of a random frame."""
     frame = scene.frame(int(rng.integers(len(scene.angles))))
-    cells = orientation_maps(luma(frame[None]))[0].reshape(8, 8, 8, 8, 9).sum(axis=(1, 3)) if scene.size == 64 else 0
+    codes = gradient_codes(torch.from_numpy(luma_of(frame[None])), 0)
+    cells = soft_bins(codes.device)[codes][0].reshape(8, 8, 8, 8, 9).sum(dim=(1, 3)).numpy() if scene.size == 64 else 0
     return np.concatenate([cv2.resize(frame, (16, 16), interpolation=cv2.INTER_AREA).ravel() / 255, np.ravel(cells)])
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from mme.models.losses import masked_mse
+from mme.models.masked_motion import masked_mse
 
 
 def literal(predicted: NDArray[Any], target: NDArray[Any], valid: NDArray[Any]) -> float:

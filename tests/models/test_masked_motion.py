@@ -10,8 +10,7 @@ from torch import Tensor
 from mme.config import ClipParams, ModelParams, PretrainParams, load_params
 from mme.models.classifier import MotionClassifier
 from mme.models.encoder import VideoEncoder, position_table
-from mme.models.losses import masked_mse
-from mme.models.masked_motion import MotionModel
+from mme.models.masked_motion import MaskedMotionModel, masked_mse
 
 CLIP = ClipParams(num_frames=4, stride_frames=2, sampling="stride", size=24, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
 MODEL = ModelParams(
@@ -41,9 +40,9 @@ def clip_and_mask(batch: int = 2, seed: int = 0) -> tuple[Float[Tensor, "B 3 T H
 @pytest.mark.parametrize(
     ("objective", "shapes"),
     [
-        ("mme", {"position": (4, 3, 2), "shape": (4, 3, 9)}),
+        ("mme", {"position": (4, 3, 2), "hog": (4, 3, 9)}),
         ("trajectory", {"position": (4, 3, 2)}),
-        ("hog", {"shape": (4, 3, 9)}),
+        ("hog", {"hog": (4, 3, 9)}),
         ("pixel", {"pixel": (3 * 2 * 8 * 8,)}),
     ],
 )
@@ -51,7 +50,7 @@ def test_every_objective_predicts_its_target_for_hidden_tokens(
     objective: str, shapes: dict[str, tuple[int, ...]]
 ) -> None:
     clip, hidden = clip_and_mask()
-    predictions = MotionModel(MODEL, CLIP, pretrain(objective=objective))(clip, hidden)
+    predictions = MaskedMotionModel(MODEL, CLIP, pretrain(objective=objective))(clip, hidden)
     assert {name: tuple(value.shape) for name, value in predictions.items()} == {
         name: (2, 12, *shape) for name, shape in shapes.items()
     }
@@ -59,7 +58,7 @@ def test_every_objective_predicts_its_target_for_hidden_tokens(
 
 def test_hidden_pixels_reach_no_prediction_and_get_no_gradient() -> None:
     clip, hidden = clip_and_mask()
-    model = MotionModel(MODEL, CLIP, pretrain(objective="mme"))
+    model = MaskedMotionModel(MODEL, CLIP, pretrain(objective="mme"))
     clip.requires_grad_()
     sum(value.square().sum() for value in model(clip, hidden).values()).backward()
     assert clip.grad is not None
@@ -71,7 +70,7 @@ def test_hidden_pixels_reach_no_prediction_and_get_no_gradient() -> None:
 def test_the_loss_is_blind_to_visible_tokens() -> None:
     """Targets stand for hidden tokens only, in their order: changing another clip's mask changes nothing here."""
     clip, hidden = clip_and_mask()
-    model = MotionModel(MODEL, CLIP, pretrain(objective="trajectory")).eval()
+    model = MaskedMotionModel(MODEL, CLIP, pretrain(objective="trajectory")).eval()
     both = model(clip, hidden)["position"]
     alone = model(clip[:1], hidden[:1])["position"]
     torch.testing.assert_close(both[:1], alone)
@@ -81,7 +80,7 @@ def test_the_loss_is_blind_to_visible_tokens() -> None:
 def test_predictions_follow_their_token() -> None:
     """A decoder without mixing gives each hidden token a function of its own position, in token order."""
     clip, hidden = clip_and_mask(batch=1)
-    model = MotionModel(MODEL, CLIP, pretrain(objective="trajectory")).eval()
+    model = MaskedMotionModel(MODEL, CLIP, pretrain(objective="trajectory")).eval()
     model.decoder_blocks = torch.nn.ModuleList()
     out = model(clip, hidden)["position"]
     tokens = model.decoder_norm(model.mask_token + model.positions)[hidden[0]]
@@ -133,7 +132,7 @@ def test_positions_on_axes_make_neighbours_alike_in_every_direction() -> None:
 def test_a_batch_can_be_over_fitted() -> None:
     torch.manual_seed(0)
     clip, hidden = clip_and_mask(batch=2)
-    model = MotionModel(MODEL, CLIP, pretrain(objective="trajectory"))
+    model = MaskedMotionModel(MODEL, CLIP, pretrain(objective="trajectory"))
     target, valid = torch.randn(2, 12, 4, 3, 2), torch.rand(2, 12, 4) < 0.8
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(250):

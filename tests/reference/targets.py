@@ -1,4 +1,4 @@
-"""A clip's target cell by cell: slow, and plainly what `mme.targets.assemble` says it computes."""
+"""A clip's target cell by cell: slow, and plainly what `mme.targets` says it computes."""
 
 from __future__ import annotations
 

@@ -1,15 +1,23 @@
-"""What the tests of the targets share: parameters, and exact tracks of a known motion."""
+"""Parameters, exact tracks of a known motion, and targets through the batched path."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from mme.config import TrajectoriesParams, load_params
 from mme.motion.tracking import TrackSlice, cell_centres
-from mme.targets.grid import TargetSpec
+from mme.targets.base import Target, compute_targets
+from mme.targets.grid import HiddenTokens, MaskedBatch, TargetSpec, stored_tracks
+from mme.targets.hog import HOG, luma_of
+from mme.targets.position import POSITION
+from mme.video.crop import Crop
 from tests.reference.moving_scene import MovingScene
 
 DEFAULTS = load_params(Path(__file__).parents[2] / "params.yaml")
@@ -37,6 +45,7 @@ def target_spec(**changes: Any) -> TargetSpec:
         "height": 48,
         "width": 64,
         "patch_size": 16,
+        "tubelet_frames": 2,
         "num_tubelets": 2,
         "tubelet_stride": 3,
         "length": 4,
@@ -68,3 +77,52 @@ def exact_tracks(scene: MovingScene, starts: list[int], length: int, cell: int) 
         height=scene.height,
         width=scene.width,
     )
+
+
+@dataclass(frozen=True)
+class Computed:
+    """Targets of hidden tokens of a clip: displacements ``[M, C, L, 2]``, HOG ``[M, C, S, 9]``, valid ``[M, C]``."""
+
+    position: NDArray[np.float32]
+    hog: NDArray[np.float32]
+    valid: NDArray[np.bool_]
+
+
+def compute_batch(
+    tracks: Sequence[TrackSlice],
+    crops: Sequence[Crop],
+    frames: Sequence[NDArray[np.uint8]] | None,
+    spec: TargetSpec,
+    hidden: Sequence[NDArray[np.bool_]],
+) -> list[Computed]:
+    """Position and HOG of several clips at once; without frames there is no HOG."""
+    grids = [part.num_valid.shape[1:] for part in tracks]
+    largest = max(rows for rows, _ in grids), max(columns for _, columns in grids)
+    samples = [
+        stored_tracks(part, crop, largest, camera=True) | {"hidden": torch.from_numpy(mask)}
+        for part, crop, mask in zip(tracks, crops, hidden, strict=True)
+    ]
+    if frames is not None:
+        for sample, view in zip(samples, frames, strict=True):
+            sample["luma"] = torch.from_numpy(luma_of(np.ascontiguousarray(view[spec.hog_frames])))
+    batch = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+    targets: list[Target] = [POSITION] if frames is None else [POSITION, HOG]
+    computed = compute_targets(targets, HiddenTokens(cast(MaskedBatch, batch), spec))
+    position, valid = (part.numpy() for part in computed["position"])
+    hog = np.zeros((*valid.shape, 0, 9), np.float32)
+    if frames is not None:
+        hog, same = (part.numpy() for part in computed["hog"])
+        np.testing.assert_array_equal(same, valid)
+    return [Computed(*parts) for parts in zip(position, hog, valid, strict=True)]
+
+
+def compute(
+    tracks: TrackSlice,
+    crop: Crop,
+    frames: NDArray[np.uint8] | None,
+    spec: TargetSpec,
+    hidden: NDArray[np.bool_] | None = None,
+) -> Computed:
+    """Position and HOG of one clip, of all tokens unless some are chosen."""
+    mask = np.ones(int(np.prod(spec.grid)), np.bool_) if hidden is None else hidden
+    return compute_batch([tracks], [crop], None if frames is None else [frames], spec, [mask])[0]

@@ -3,26 +3,27 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import skimage.feature
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from mme.targets.hog import (
-    NUM_BINS,
-    gather_windows,
-    hog_along,
-    luma,
-    normalise,
-    orientation_maps,
-    sample_windows,
-    window_sums,
-)
+from mme.targets.hog import NUM_BINS, gradient_codes, hog_at, luma_of, soft_bins
 from tests.reference import hog as reference
 from tests.reference.moving_scene import MovingScene, Similarity
 
 CENTRE = np.array([15.5, 15.5], np.float32)
 FRAME_0 = np.array(0)
 NORM_FLOOR = 8.0
+
+
+def hog_along(
+    luma: NDArray[np.uint8], points: NDArray[np.float32], frames: NDArray[np.int64], window: int
+) -> NDArray[np.float32]:
+    """Histograms at points ``[..., 2]``, whose frames are broadcast."""
+    index = np.broadcast_to(frames, points.shape[:-1]).copy()
+    levels, place = torch.from_numpy(np.ascontiguousarray(luma)), torch.from_numpy(np.ascontiguousarray(points))
+    return np.asarray(hog_at(levels, place, torch.from_numpy(index), window, NORM_FLOOR).numpy())
 
 
 def gray_to_rgb(gray: NDArray[np.floating]) -> NDArray[np.uint8]:
@@ -39,7 +40,7 @@ def grating(degrees: float, side: int = 32, period_px: float = 16.0) -> NDArray[
 
 
 def at_centre(frames: NDArray[np.uint8], window: int = 16) -> NDArray[np.float32]:
-    return hog_along(luma(frames), CENTRE, FRAME_0, window, NORM_FLOOR)
+    return hog_along(luma_of(frames), CENTRE, FRAME_0, window)
 
 
 @settings(max_examples=12)
@@ -56,13 +57,11 @@ def test_agrees_with_loops(height: int, width: int, window: int, place: tuple[fl
     points = np.array([[place[0] * (width - 1), place[1] * (height - 1)], [width - 1, 0], [0.5, height - 1.5]])
     points = points.astype(np.float32)
     index = np.array([1, 0, 1])
-    few = normalise(gather_windows(luma(frames), points, index, window), window, NORM_FLOOR)
-    many = normalise(sample_windows(window_sums(luma(frames), window), points, index, window), window, NORM_FLOOR)
-    assert few.dtype == many.dtype == np.float32
+    found = hog_along(luma_of(frames), points, index, window)
+    assert found.dtype == np.float32
     for number, ((x, y), frame) in enumerate(zip(points, index, strict=True)):
         expected = reference.hog_at(frames[frame], float(x), float(y), window, NORM_FLOOR)
-        np.testing.assert_allclose(few[number], expected, atol=1e-5)
-        np.testing.assert_allclose(many[number], expected, atol=1e-5)
+        np.testing.assert_allclose(found[number], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("num_points", [1, 2000])
@@ -70,9 +69,9 @@ def test_few_points_and_many_give_the_same_shape_and_place(num_points: int) -> N
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (3, 24, 40, 3), dtype=np.uint8)
     points = rng.uniform(-3, 45, (num_points, 3, 2)).astype(np.float32)  # some outside, where they are clamped
-    result = hog_along(luma(frames), points, np.arange(3), 8, NORM_FLOOR)
+    result = hog_along(luma_of(frames), points, np.arange(3), 8)
     assert result.shape == (num_points, 3, NUM_BINS)
-    alone = hog_along(luma(frames[2:]), points[0, 2], np.array(0), 8, NORM_FLOOR)
+    alone = hog_along(luma_of(frames[2:]), points[0, 2], np.array(0), 8)
     np.testing.assert_allclose(result[0, 2], alone, atol=1e-5)
 
 
@@ -132,14 +131,15 @@ def test_norm_is_one_above_the_floor_and_fades_below_it() -> None:
 def test_a_mirror_image_has_mirrored_bins() -> None:
     frames = np.random.default_rng(0).integers(0, 256, (1, 32, 48, 3), dtype=np.uint8)
     point = np.array([13.25, 9.5], np.float32)
-    there = hog_along(luma(frames), point, FRAME_0, 8, NORM_FLOOR)
-    mirrored = hog_along(luma(frames[:, :, ::-1]), np.array([47 - 13.25, 9.5], np.float32), FRAME_0, 8, NORM_FLOOR)
+    there = hog_along(luma_of(frames), point, FRAME_0, 8)
+    mirrored = hog_along(luma_of(frames[:, :, ::-1]), np.array([47 - 13.25, 9.5], np.float32), FRAME_0, 8)
     np.testing.assert_allclose(mirrored, there[(-np.arange(NUM_BINS)) % NUM_BINS], atol=1e-5)
 
 
 def test_maps_hold_the_magnitude_of_the_gradient() -> None:
     frames = np.random.default_rng(0).integers(0, 256, (2, 12, 17, 3), dtype=np.uint8)
-    maps = orientation_maps(luma(frames))
+    codes = gradient_codes(torch.from_numpy(luma_of(frames)), 1)[:, 1:-1, 1:-1]
+    maps = soft_bins(codes.device)[codes].numpy()
     assert maps.shape == (2, 12, 17, NUM_BINS)
     expected = [reference.bin_maps(reference.luma(frame)) for frame in frames]
     np.testing.assert_allclose(maps, expected, atol=2e-4)
@@ -155,7 +155,7 @@ def test_agrees_with_scikit_image_on_the_share_of_every_orientation() -> None:
     distance = np.abs(np.arange(180)[:, None] + 0.5 - 20.0 * np.arange(NUM_BINS))
     shares = fine @ np.maximum(1 - np.minimum(distance, 180 - distance) / 20, 0)  # (4, 6, 9)
     xs, ys = np.meshgrid(3.5 + 8 * np.arange(6), 3.5 + 8 * np.arange(4))
-    ours = hog_along(luma(frame), np.stack([xs, ys], axis=-1).astype(np.float32), FRAME_0, 8, NORM_FLOOR)
+    ours = hog_along(luma_of(frame), np.stack([xs, ys], axis=-1).astype(np.float32), FRAME_0, 8)
     np.testing.assert_allclose(ours / ours.sum(axis=-1, keepdims=True), shares, atol=0.03)
 
 
@@ -165,8 +165,8 @@ def test_along_its_track_the_histogram_of_a_moving_patch_stays_the_same() -> Non
     frames = scene.frames(9)
     point = np.array([[41.5, 33.5]], np.float32)
     path = scene.box_path(point, 8)[0].astype(np.float32)  # (9, 2)
-    along = hog_along(luma(frames), path, np.arange(9), 8, NORM_FLOOR)
-    staying = hog_along(luma(frames), np.repeat(point, 9, axis=0), np.arange(9), 8, NORM_FLOOR)
+    along = hog_along(luma_of(frames), path, np.arange(9), 8)
+    staying = hog_along(luma_of(frames), np.repeat(point, 9, axis=0), np.arange(9), 8)
     along, staying = (rows / np.linalg.norm(rows, axis=-1, keepdims=True) for rows in (along, staying))
     assert (along @ along[0]).min() >= 0.98
     assert (staying @ staying[0]).min() < 0.9

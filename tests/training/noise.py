@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mme.config import Params
+from mme.targets.grid import TargetSpec
 from mme.training.loop.loaders import training_loader
 from mme.training.loop.module import TrainingModule
 from mme.training.loop.trainer import build_trainer, fit
@@ -21,7 +22,7 @@ from mme.training.pretrain import PretrainModule
 from tests.small_data import small_params, split_options
 
 NUM_CLIPS, NUM_CLASSES = 8, 4
-STATISTICS = {"position": (torch.zeros(2), torch.tensor(1.0)), "shape": (torch.zeros(9), torch.tensor(1.0))}
+STATISTICS = {"position": (torch.zeros(2), torch.tensor(0.3)), "hog": (torch.zeros(9), torch.tensor(1.0))}
 
 
 class Noise(Dataset[dict[str, Tensor]]):
@@ -30,20 +31,26 @@ class Noise(Dataset[dict[str, Tensor]]):
     def __init__(self, params: Params, bad: int | None = None, seconds: float = 0.0) -> None:
         self.seconds = seconds
         generator = torch.Generator().manual_seed(1)
-        length, hidden = params.pretrain.length, 20
+        spec = TargetSpec.from_params(params.clip, params.model, params.pretrain)
+        grid = (spec.num_tubelets, 8, 8)  # one node of tracks per cell
         self.samples = [
             {
                 "clip": torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8, generator=generator),
-                "hidden": torch.arange(32) < hidden,
-                "position": torch.randn(hidden, 4, length, 2, generator=generator),
-                "shape": torch.randn(hidden, 4, length, 9, generator=generator),
-                "valid": torch.arange(hidden)[:, None].expand(-1, 4) < 2 * index + 2,
+                "hidden": torch.arange(32) < 20,
+                "luma": torch.randint(0, 256, (len(spec.hog_frames), 32, 32), dtype=torch.uint8, generator=generator),
+                "displacements": 0.3 * torch.randn(*grid, spec.length, 2, generator=generator),
+                "num_valid": spec.length * (torch.arange(8)[:, None] <= index).expand(grid).to(torch.uint8),
+                "homographies": torch.eye(3).repeat(spec.num_tubelets, spec.length, 1, 1),
+                "grid": torch.tensor([8, 8]),
+                "node_px": torch.tensor(4),
+                "crop": torch.tensor([0.0, 0.0, 32.0, 32.0], dtype=torch.float64),
+                "flip": torch.tensor(False),
                 "label": torch.tensor(index % NUM_CLASSES),
             }
             for index in range(NUM_CLIPS)
         ]
         if bad is not None:
-            self.samples[bad]["position"][:] = math.inf
+            self.samples[bad]["homographies"][:] = math.nan
 
     def __len__(self) -> int:
         return NUM_CLIPS

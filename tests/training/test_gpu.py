@@ -34,7 +34,8 @@ def gradients(device: str, precision: torch.dtype = torch.float32, backend: str 
         compile_blocks(module.model, backend)
     batch = torch.utils.data.default_collate(Noise(params).samples)
     with torch.autocast(device, precision, enabled=precision != torch.float32):
-        loss = module.losses({name: value.to(device) for name, value in batch.items()})["loss"]
+        prepared = module.prepare({name: value.to(device) for name, value in batch.items()})
+        loss = module.losses(prepared)["loss"]
     loss.backward()
     grads = [parameter.grad.flatten() for parameter in module.model.parameters() if parameter.grad is not None]
     return {"loss": float(loss.detach()), "gradient": torch.cat(grads).cpu()}

@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pytorch_lightning import Callback
+from torch.utils.data import default_collate
 
 from mme.config import Params
 from mme.data.labelled.clips import mirrored_labels
@@ -17,8 +19,10 @@ from mme.manifest import Manifest
 from mme.models.checkpoints import save_weights
 from mme.models.classifier import MotionClassifier
 from mme.motion.store import TrackStore
+from mme.targets.base import OBJECTIVES
+from mme.targets.drawing import PREDICTED_COLOUR, TRUE_COLOUR
 from mme.training.finetune import FinetuneModule, load_encoder, run_finetuning
-from mme.training.pretrain import PretrainModule, run_pretraining, target_statistics
+from mme.training.pretrain import PretrainModule, pretrain_dataset, run_pretraining, target_statistics
 from mme.viz.predictions import draw_predictions
 from tests.small_data import make_small_data, small_params, split_options
 from tests.training.noise import Stop
@@ -30,7 +34,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
 
 def dataset(manifest: Manifest, params: Params, split: str = "pretrain") -> PretrainDataset:
-    return PretrainDataset(params, manifest, TrackStore(manifest.folder / "trajectories"), [split])
+    return pretrain_dataset(params, manifest, TrackStore(manifest.folder / "trajectories"), [split])
 
 
 def train_pretrain(
@@ -109,12 +113,13 @@ def test_losses_are_measured_in_units_of_the_targets_variance(data: Manifest) ->
     params = small_params()
     training = dataset(data, params)
     module = PretrainModule(params, target_statistics(training), 1)
-    samples = [training[0, i] for i in range(len(training))]
-    position = torch.cat([module.standardise("position", s["position"])[s["valid"]] for s in samples])
-    shape = torch.cat([module.standardise("shape", s["shape"])[s["valid"]] for s in samples])
+    batch = module.prepare(default_collate([training[0, i] for i in range(len(training))]))
+    position, hog = (batch[name][batch[f"{name}_valid"]] for name in ("position", "hog"))
     assert position.square().mean() == pytest.approx(1, abs=1e-4)
-    assert shape.square().mean() == pytest.approx(1, abs=1e-4)
-    assert shape.mean(dim=(0, 1)).abs().max() < 1e-4
+    assert hog.square().mean() == pytest.approx(1, abs=1e-4)
+    assert hog.mean(dim=(0, 1)).abs().max() < 1e-4
+    restored = module.unstandardise("hog", hog)
+    torch.testing.assert_close(restored.mean(dim=(0, 1)), module.statistics()["hog"][0], atol=1e-5, rtol=0)
 
 
 def test_a_video_without_trajectories_is_an_error_that_names_it(data: Manifest) -> None:
@@ -153,11 +158,18 @@ def test_the_classifier_starts_from_the_pretrained_encoder(data: Manifest, tmp_p
         load_encoder(tmp_path / "model.safetensors", MotionClassifier(other.model, other.clip, 4))
 
 
-def test_predictions_are_pictured_where_there_are_positions(data: Manifest, tmp_path: Path) -> None:
-    params = small_params()
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_predictions_are_drawn_beside_their_targets(objective: str, data: Manifest) -> None:
+    params = small_params(pretrain={"objective": objective})
     training = dataset(data, params)
-    figure = draw_predictions(PretrainModule(params, target_statistics(training), 1), training, 4)
-    assert figure is not None
-    assert sum(len(axis.collections) for axis in figure.axes) == 8  # true and predicted lines of four clips
-    pixel = small_params(pretrain={"objective": "pixel"})
-    assert draw_predictions(PretrainModule(pixel, {}, 1), dataset(data, pixel), 4) is None
+    module = PretrainModule(params, target_statistics(training), 1)
+    for parameter in module.model.heads.parameters():
+        torch.nn.init.normal_(parameter, std=1.0)  # predictions that are seen
+    picture = draw_predictions(module, training, 4)
+    assert picture.shape[1] >= 2 * 256
+    plain = draw_predictions(PretrainModule(params, target_statistics(training), 1), training, 4)
+    assert (picture != plain).any()
+    if objective != "pixel":
+        panels = picture[40:].astype(int)  # below the key to the colours
+        for colour in (TRUE_COLOUR, PREDICTED_COLOUR):
+            assert (np.abs(panels - colour).max(axis=-1) < 80).sum() > 20

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from mme.commands.app import app
 from mme.config import Params
 from mme.models.checkpoints import save_weights
-from mme.models.masked_motion import MotionModel
+from mme.models.masked_motion import MaskedMotionModel
 from mme.system.files import write_json
 from mme.video.codec import read_frames, write_video
 from mme.video.metadata import read_metadata
@@ -41,9 +41,9 @@ def inspection(video: Path) -> Inspection:
 
 def save_pretrained(folder: Path, params: Params) -> Path:
     folder.mkdir()
-    save_weights(folder / "model.safetensors", MotionModel(params.model, params.clip, params.pretrain))
+    save_weights(folder / "model.safetensors", MaskedMotionModel(params.model, params.clip, params.pretrain))
     sections = params.model_dump(mode="json", include={"clip", "model", "pretrain"})
-    write_json(folder / "config.json", {**sections, "position_deviation": 0.5})
+    write_json(folder / "config.json", {**sections, "statistics": {"position": [[0.0, 0.0], 0.5]}})
     return folder
 
 

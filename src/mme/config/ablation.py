@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
 from mme.config.base import Positive, PositiveFloat, Section
 
-AblationObjective = Literal["scratch", "pixel", "hog", "trajectory", "mme"]
+AblationObjective = Annotated[str, Field(min_length=1)]
+"""An objective of pretraining, or ``scratch`` for none."""
 
 
 QUICK_PART = 3

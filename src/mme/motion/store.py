@@ -203,6 +203,11 @@ class TrackStore:
         """Return the number of start frames of a video, one less than its frames."""
         return self._entry(video_id)["num_starts"]
 
+    def grid(self, video_id: str) -> tuple[int, int]:
+        """Rows and columns of a video's grid of tracks."""
+        entry = self._entry(video_id)
+        return entry["height"] // entry["cell"], entry["width"] // entry["cell"]
+
     def read(self, video_id: str, starts: Sequence[int], length: int) -> TrackSlice:
         """Read the tracks of ``length`` steps from the frames ``starts``, and nothing else of the shard.
 

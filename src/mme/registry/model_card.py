@@ -17,13 +17,6 @@ from mme.system.markdown import markdown_table
 
 _SYNTHETIC = "motion-primitives"
 
-OBJECTIVES = {
-    "mme": "masked motion encoding: displacements of tracked points and the histograms of gradients along their way",
-    "trajectory": "masked prediction of the displacements of tracked points",
-    "hog": "masked prediction of histograms of oriented gradients",
-    "pixel": "masked prediction of normalised pixels",
-}
-
 _CARD = Template("""\
 ---
 $header---
@@ -172,7 +165,7 @@ def _training(params: Params) -> str:
     if finetune.init == "scratch":
         return f"{labelled}, without pretraining"
     return (
-        f"pretrained for {pretrain.epochs} epochs without labels ({OBJECTIVES[pretrain.objective]};"
+        f"pretrained for {pretrain.epochs} epochs without labels (masked prediction, objective `{pretrain.objective}`;"
         f" {pretrain.mask_ratio:.0%} of the tokens masked), then {labelled}"
     )
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from mme.config import load_params
 from mme.config.paths import PRETRAINED_FOLDER, REPORTS_FOLDER, TRACKS_FOLDER
-from mme.data.masked.clips import PretrainDataset
 from mme.models.checkpoints import save_weights
 from mme.motion.store import TrackStore
 from mme.stages.workspace import load_manifest, resumable_stage, work_folder, write_training_report
 from mme.system.errors import one_line_errors
-from mme.system.files import write_json
+from mme.system.files import atomic_path, write_json
 from mme.training.loop.trainer import is_main_process
-from mme.training.pretrain import held_out_dataset, run_pretraining
-from mme.viz.plots import save_figure
+from mme.training.pretrain import held_out_dataset, pretrain_dataset, run_pretraining
+from mme.viz.drawing import encode_png
 from mme.viz.predictions import draw_predictions
 
 SECTIONS = ("seed", "clip", "model", "pretrain")
@@ -33,18 +32,18 @@ def main() -> None:
         module, curves = run_pretraining(params, manifest, tracks, work, run.log_metrics)
         PRETRAINED_FOLDER.mkdir(parents=True, exist_ok=True)
         save_weights(PRETRAINED_FOLDER / "model.safetensors", module.model)
-        deviation = getattr(module, "position_deviation", None)  # what a prediction of 1 stands for
-        facts = {"position_deviation": None if deviation is None else float(deviation)}
-        write_json(
-            PRETRAINED_FOLDER / "config.json", {**sections, **facts, "data_digest": manifest.digest, "run_id": run.id}
-        )
+        # Mean and deviation of each target: the units of the predictions.
+        statistics = {
+            name: [mean.tolist(), float(deviation)] for name, (mean, deviation) in module.statistics().items()
+        }
+        facts = {"statistics": statistics, "data_digest": manifest.digest, "run_id": run.id}
+        write_json(PRETRAINED_FOLDER / "config.json", {**sections, **facts})
         write_training_report("pretrain", work, curves.rows[-1])
         pictured = held_out_dataset(params, manifest, tracks)
         if pictured is None:
-            pictured = PretrainDataset(params, manifest, tracks, params.pretrain.splits)
-        figure = draw_predictions(module, pictured, NUM_PICTURED)
-        if figure is not None:
-            save_figure(figure, REPORTS_FOLDER / "pretrain/predictions.png")
+            pictured = pretrain_dataset(params, manifest, tracks, params.pretrain.splits)
+        with atomic_path(REPORTS_FOLDER / "pretrain/predictions.png") as temporary:
+            temporary.write_bytes(encode_png(draw_predictions(module, pictured, NUM_PICTURED)))
 
 
 if __name__ == "__main__":

@@ -1,44 +1,82 @@
-"""Crops of the source frame, and the stored tracks at the cells of a clip's tokens.
+"""Hidden tokens of a batch, and the stored tracks at their cells.
 
-Everything here works on the tokens of many clips at once: a clip of 64 px has so few that calls, and not numbers, would
-take the time. Conventions of coordinates: see `mme.motion.tracking`.
+Coordinates: pixel centres are at integers ``(x, y)``; see `mme.motion.tracking`. B clips, M hidden tokens per clip,
+C = 4 cells per token, L steps per track. Everything is batched and runs on the device of its input.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from jaxtyping import Bool, Float, Float32, Float64, Int64, UInt8
+from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from mme.config import CELLS_PER_PATCH_SIDE, ClipParams, ModelParams, PretrainParams
-from mme.motion.camera import camera_shift
 from mme.motion.tracking import TrackSlice
 from mme.video.crop import Crop
+
+CELLS_PER_TOKEN = CELLS_PER_PATCH_SIDE**2
+
+NODE_TOLERANCE = 1e-6
+"""Grid spacings within which a cell's centre lies on a stored node."""
+
+
+class MaskedBatch(TypedDict):
+    """A batch of masked clips as loader processes read it; nothing in it is computed from pixels or tracks.
+
+    Attributes:
+        clip: RGB frames that the model sees.
+        hidden: mask of the tokens in (time, y, x) order, ``True`` = hidden, the same number M in each row.
+        luma: brightness of the dense frames `TargetSpec.hog_frames`, if a target reads them.
+        displacements: stored tracks ``p_{t+1} - p_t`` from each tubelet's first frame, source pixels; K tubelets, and
+            grids of R x Q nodes, padded to the largest of the data set.
+        num_valid: leading valid steps of each track.
+        homographies: camera motion of each step; absent where it was not estimated.
+        grid: rows and columns of nodes that the video has.
+        node_px: spacing of the nodes, source pixels.
+        crop: left, top, width and height of the clip in the source frame, pixel edges.
+        flip: clips that are mirrored.
+    """
+
+    clip: UInt8[Tensor, "B T H W 3"]
+    hidden: Bool[Tensor, "B N"]
+    luma: NotRequired[UInt8[Tensor, "B F H W"]]
+    displacements: NotRequired[Float32[Tensor, "B K R Q L 2"]]
+    num_valid: NotRequired[UInt8[Tensor, "B K R Q"]]
+    homographies: NotRequired[Float32[Tensor, "B K L 3 3"]]
+    grid: NotRequired[Int64[Tensor, "B 2"]]
+    node_px: NotRequired[Int64[Tensor, " B"]]
+    crop: NotRequired[Float64[Tensor, "B 4"]]
+    flip: NotRequired[Bool[Tensor, " B"]]
 
 
 @dataclass(frozen=True)
 class TargetSpec:
-    """What a clip's target looks like.
+    """Geometry of a clip's tokens, and the parameters of the targets.
 
     Attributes:
-        height, width: of the clip's frames, pixels.
+        height, width: frame size of a clip, pixels.
         patch_size: side of a token, clip pixels; a cell is half of it.
+        tubelet_frames: frames of a token that the model sees.
         num_tubelets: tubelets in a clip.
         tubelet_stride: raw frames from the start of a tubelet to the start of the next.
-        length: L, steps of a trajectory.
-        position_norm, patch_std_floor_px: see `mme.targets.assemble.normalise_positions`.
-        hog_steps: HOG at ``all`` steps of the trajectory or at the ``first`` only.
+        length: L, steps of a track.
+        position_norm, patch_std_floor_px: see `mme.targets.position.Position`.
+        hog_steps: HOG at ``all`` steps of the track or at the ``first`` only.
         hog_window_px: side of the HOG window, clip pixels.
-        hog_norm_floor: see `mme.targets.hog.normalise`.
+        hog_norm_floor: see `mme.targets.hog.l2_normalise`.
     """
 
     height: int
     width: int
     patch_size: int
+    tubelet_frames: int
     num_tubelets: int
     tubelet_stride: int
     length: int
@@ -50,11 +88,12 @@ class TargetSpec:
 
     @classmethod
     def from_params(cls, clip: ClipParams, model: ModelParams, pretrain: PretrainParams) -> TargetSpec:
-        """The target that ``params.yaml`` describes."""
+        """Take geometry and parameters from ``params.yaml``."""
         return cls(
             height=clip.size,
             width=clip.size,
             patch_size=model.patch_size,
+            tubelet_frames=model.tubelet_frames,
             num_tubelets=clip.num_frames // model.tubelet_frames,
             tubelet_stride=model.tubelet_frames * clip.stride_frames,
             length=pretrain.length,
@@ -71,157 +110,222 @@ class TargetSpec:
         return self.patch_size // CELLS_PER_PATCH_SIDE
 
     @property
-    def num_hog_frames(self) -> int:
-        """Raw frames of the clip that its target is made from, counted from the clip's first."""
-        last_start = (self.num_tubelets - 1) * self.tubelet_stride
-        return last_start + (self.length if self.hog_steps == "all" else 1)
+    def grid(self) -> tuple[int, int, int]:
+        """Tokens of a clip in (time, height, width)."""
+        return self.num_tubelets, self.height // self.patch_size, self.width // self.patch_size
+
+    @property
+    def num_hog_steps(self) -> int:
+        """Steps of a track at which HOG is taken."""
+        return self.length if self.hog_steps == "all" else 1
+
+    @property
+    def hog_frames(self) -> list[int]:
+        """Raw frames, counted from the clip's first, that HOG is taken from; ascending, each once."""
+        return sorted({start + step for start in self.starts(0) for step in range(self.num_hog_steps)})
 
     def starts(self, clip_start: int) -> list[int]:
-        """Raw frames at which the trajectories of a clip start."""
+        """Raw frames at which the tracks of a clip start."""
         return [clip_start + tubelet * self.tubelet_stride for tubelet in range(self.num_tubelets)]
 
 
 class TokenTracks(NamedTuple):
-    """Tracks of the C = 4 cells of N tokens, in the pixels of their clips.
+    """Tracks of the cells of hidden tokens, in the pixels of their clips.
 
     Attributes:
-        clip, tubelet: int64 ``[N]``, where the token is from.
-        path: float32 ``[N, C, L + 1, 2]``, raw positions.
-        residual: float32 ``[N, C, L, 2]``, displacements without the camera's motion.
-        valid: bool ``[N, C]``, whether every step is valid and within the clip's frame.
+        tubelet: tubelet of each token.
+        path: raw positions ``p_t .. p_{t+L}``.
+        displacements: ``p_{t+1} - p_t`` without the camera's motion.
+        valid: cells whose track is valid at every step and stays in the clip's frame.
     """
 
-    clip: NDArray[np.int64]
-    tubelet: NDArray[np.int64]
-    path: NDArray[np.float32]
-    residual: NDArray[np.float32]
-    valid: NDArray[np.bool_]
+    tubelet: Int64[Tensor, "B M"]
+    path: Float32[Tensor, "B M C L1 2"]
+    displacements: Float32[Tensor, "B M C L 2"]
+    valid: Bool[Tensor, "B M C"]
 
 
-def token_tracks(
-    tracks: Sequence[TrackSlice], crops: Sequence[Crop], tokens: Sequence[NDArray[np.int64]], spec: TargetSpec
-) -> TokenTracks:
-    """Tracks of the chosen ``tokens`` of clips, one of each sequence a clip."""
-    cells = token_cells(spec)
-    parts = [
-        _cells(stored, crop, spec, cells[:, chosen]) for stored, crop, chosen in zip(tracks, crops, tokens, strict=True)
-    ]
-    starts, displacements, num_valid = (np.concatenate(part) for part in zip(*parts, strict=True))
-    clip = np.repeat(np.arange(len(tokens)), [len(chosen) for chosen in tokens])
-    tubelet = np.concatenate([cells[0, chosen, 0] for chosen in tokens])
-    path = np.empty((*num_valid.shape, spec.length + 1, 2), dtype=np.float32)
-    path[..., 0, :] = starts
-    path[..., 1:, :] = displacements
-    np.cumsum(path, axis=2, out=path)
-    homographies = np.stack([part.homographies[:, : spec.length] for part in tracks])  # (B, T, L, 3, 3)
-    if (homographies != np.eye(3, dtype=np.float32)).any():
-        residual = displacements - camera_shift(homographies[clip, tubelet][:, None], path[..., :-1, :])
-    else:
-        residual = displacements
-    inside = _to_clip(path, residual, crops, clip, spec)
-    return TokenTracks(clip, tubelet, path, residual, (num_valid >= spec.length) & inside)
+class HiddenTokens:
+    """Inputs of a target: the tracks, dense frames and pixels of the hidden tokens of a batch.
+
+    Args:
+        batch: as the loader read it, on the device of the model.
+        spec: geometry of the tokens.
+        patchify: gives the normalised pixels of all tokens, ``[B, N, P]``; called only if a target reads them.
+    """
+
+    def __init__(
+        self, batch: MaskedBatch, spec: TargetSpec, patchify: Callable[[], Float[Tensor, "B N P"]] | None = None
+    ) -> None:
+        self.batch = batch
+        self.spec = spec
+        self._patchify = patchify
+
+    @functools.cached_property
+    def tracks(self) -> TokenTracks:
+        """Tracks of the tokens' cells."""
+        return token_tracks(self.batch, self.spec)
+
+    @property
+    def luma(self) -> UInt8[Tensor, "B F H W"]:
+        """Brightness of the frames `TargetSpec.hog_frames`."""
+        return self.batch["luma"]
+
+    @property
+    def tubelets(self) -> Float[Tensor, "B M P"]:
+        """Normalised pixels of the tokens, in (channel, frame, y, x) order."""
+        assert self._patchify is not None
+        tubelets = self._patchify()
+        return tubelets[self.batch["hidden"]].view(len(tubelets), -1, tubelets.shape[-1])
 
 
-def _to_clip(
-    path: NDArray[np.float32],
-    residual: NDArray[np.float32],
-    crops: Sequence[Crop],
-    clip: NDArray[np.int64],
-    spec: TargetSpec,
-) -> NDArray[np.bool_]:
-    """Turn source pixels into clip pixels, in place; returns which cells ``[N, C]`` stay in the clip's frame."""
-    size = np.array([spec.width, spec.height], dtype=np.float32)
-    scale = np.array([(spec.width / crop.width, spec.height / crop.height) for crop in crops], dtype=np.float32)
-    origin = np.array([(crop.left - 0.5, crop.top - 0.5) for crop in crops], dtype=np.float32)
-    scale, origin = scale[clip][:, None, None], origin[clip][:, None, None]
-    path -= origin
-    path *= scale
-    path -= np.float32(0.5)
-    residual *= scale
-    flipped = np.array([crop.flip for crop in crops])[clip]
-    path[flipped, ..., 0] = spec.width - 1 - path[flipped, ..., 0]
-    residual[flipped, ..., 0] *= -1
-    return np.asarray(((path >= -0.5) & (path <= size - 0.5)).all(axis=(2, 3)))
+def stored_tracks(tracks: TrackSlice, crop: Crop, grid: tuple[int, int], camera: bool) -> dict[str, Tensor]:
+    """Fields of `MaskedBatch` that hold the tracks of one clip, without the batch axis.
+
+    Args:
+        tracks: from the first frame of each tubelet.
+        crop: part of the source frame that the clip shows.
+        grid: rows and columns to pad to, so that the tracks of differently large videos make up a batch.
+        camera: add the camera's motion.
+    """
+    num_tubelets, rows, columns, length, _ = tracks.displacements.shape
+    displacements = np.zeros((num_tubelets, *grid, length, 2), dtype=np.float32)
+    displacements[:, :rows, :columns] = tracks.displacements
+    num_valid = np.zeros((num_tubelets, *grid), dtype=np.uint8)
+    num_valid[:, :rows, :columns] = tracks.num_valid
+    fields = {
+        "displacements": torch.from_numpy(displacements),
+        "num_valid": torch.from_numpy(num_valid),
+        "grid": torch.tensor([rows, columns]),
+        "node_px": torch.tensor(tracks.cell),
+        "crop": torch.tensor([crop.left, crop.top, crop.width, crop.height], dtype=torch.float64),
+        "flip": torch.tensor(crop.flip),
+    }
+    if camera:
+        fields["homographies"] = torch.from_numpy(tracks.homographies)
+    return fields
+
+
+def token_tracks(batch: MaskedBatch, spec: TargetSpec) -> TokenTracks:
+    """Interpolate the stored tracks at the cells of the hidden tokens, and bring them into the clip's frame.
+
+    A track is the bilinear mean of the four stored ones around the cell's centre (extrapolated linearly beyond the
+    outermost nodes), and has as many valid steps as the worst of them.
+    """
+    hidden, stored = batch["hidden"], batch["displacements"]
+    if stored.shape[1] != spec.num_tubelets:
+        raise ValueError(f"{stored.shape[1]} start frames for {spec.num_tubelets} tubelets")
+    if stored.shape[4] < spec.length:
+        raise ValueError(f"tracks of {stored.shape[4]} steps are shorter than length {spec.length}")
+    stored = stored[..., : spec.length, :]
+    left, top, crop_width, crop_height = batch["crop"].unbind(dim=1)  # (B) each
+    rows, columns = batch["grid"].unbind(dim=1)
+    num_clips, num_tubelets, num_rows, num_columns, length, _ = stored.shape
+    tokens = hidden.nonzero()[:, 1].view(num_clips, -1)  # (B, M)
+    tubelet, y, x = _cells(spec, hidden.device)[:, tokens]  # (B, M, C) each
+
+    # Centres of the clip's rows and columns of cells in the source frame, and the nodes on either side of each.
+    nodes_x = _nodes(spec.width, spec.cell, left, crop_width, batch["flip"], batch["node_px"], columns)
+    nodes_y = _nodes(spec.height, spec.cell, top, crop_height, None, batch["node_px"], rows)
+    start_x, left_node, right_node, weight_x = (line.gather(1, x.flatten(1)).view(x.shape) for line in nodes_x)
+    start_y, upper_node, lower_node, weight_y = (line.gather(1, y.flatten(1)).view(y.shape) for line in nodes_y)
+
+    # The four nodes of each cell as places in the flattened grids, and their bilinear weights.
+    clip = torch.arange(num_clips, device=hidden.device)[:, None, None]
+    plane = (clip * num_tubelets + tubelet) * num_rows
+    upper, lower = (plane + upper_node) * num_columns, (plane + lower_node) * num_columns
+    place = torch.stack([upper + left_node, upper + right_node, lower + left_node, lower + right_node], dim=-1)
+    rest_x, rest_y = 1 - weight_x, 1 - weight_y
+    weight = torch.stack([rest_y * rest_x, rest_y * weight_x, weight_y * rest_x, weight_y * weight_x], dim=-1)
+
+    # A weighted sum of table rows: the displacements (B, M, C, L, 2).
+    flat = embedding_bag(
+        place.view(-1, 4), stored.reshape(-1, length * 2), per_sample_weights=weight.view(-1, 4).float(), mode="sum"
+    )
+    displacements = flat.view(*place.shape[:3], length, 2)
+    num_valid = batch["num_valid"].flatten()[place].amin(dim=-1)  # (B, M, C)
+
+    # Positions are sums of displacements; the camera's motion is taken off at these positions.
+    starts = torch.stack([start_x, start_y], dim=-1).float()  # (B, M, C, 2)
+    path = torch.cat([starts[:, :, :, None], displacements], dim=3).cumsum(dim=3)  # (B, M, C, L + 1, 2)
+    if "homographies" in batch:
+        steps = batch["homographies"][clip[:, :, 0], tubelet[:, :, 0], :length]  # (B, M, L, 3, 3)
+        displacements = displacements - camera_shift_of(steps[:, :, None], path[..., :-1, :])
+
+    # Source pixels to clip pixels: shift, scale, mirror.
+    size = torch.tensor([spec.width, spec.height], device=hidden.device, dtype=torch.float32)
+    scale = (size / torch.stack([crop_width, crop_height], dim=-1)).float().view(-1, 1, 1, 1, 2)
+    origin = torch.stack([left - 0.5, top - 0.5], dim=-1).float().view(-1, 1, 1, 1, 2)
+    mirrored = batch["flip"].float()
+    sign = torch.stack([1 - 2 * mirrored, torch.ones_like(mirrored)], dim=-1).view(-1, 1, 1, 1, 2)
+    far_edge = torch.stack([mirrored * (spec.width - 1), torch.zeros_like(mirrored)], dim=-1).view(-1, 1, 1, 1, 2)
+    path = ((path - origin) * scale - 0.5) * sign + far_edge
+    displacements = displacements * (scale * sign)
+
+    inside = ((path >= -0.5) & (path <= size - 0.5)).flatten(3).all(dim=-1)  # (B, M, C)
+    return TokenTracks(tubelet[:, :, 0], path, displacements, (num_valid >= spec.length) & inside)
+
+
+def camera_shift_of(homography: Float[Tensor, "*#S 3 3"], points: Float[Tensor, "*#S 2"]) -> Float[Tensor, "*S 2"]:
+    """Shift of static points by the camera, ``H(p) - p``: `mme.motion.camera.camera_shift` for tensors."""
+    x, y = points.unbind(dim=-1)
+    h = homography
+    perspective = h[..., 2, 0] * x + h[..., 2, 1] * y + (h[..., 2, 2] - 1)  # depth - 1
+    shift_x = (h[..., 0, 0] - 1 - perspective) * x + h[..., 0, 1] * y + h[..., 0, 2]
+    shift_y = h[..., 1, 0] * x + (h[..., 1, 1] - 1 - perspective) * y + h[..., 1, 2]
+    return torch.stack([shift_x, shift_y], dim=-1) / (perspective + 1)[..., None]
 
 
 @functools.lru_cache(maxsize=8)
-def token_cells(spec: TargetSpec) -> NDArray[np.int64]:
-    """Tubelet, row and column ``[3, N, C]`` of the cells of all tokens, which are in (tubelet, y, x) order."""
+def _cells(spec: TargetSpec, device: torch.device) -> Int64[Tensor, "3 N C"]:
+    """Tubelet, row and column of the cells of all tokens; tokens in (tubelet, y, x) order, cells in (y, x) order."""
     side = CELLS_PER_PATCH_SIDE
-    rows, columns = spec.height // spec.patch_size, spec.width // spec.patch_size
-    places = np.indices((spec.num_tubelets, rows, columns, side, side)).reshape(5, -1, side * side)
-    cells = np.stack([places[0], places[1] * side + places[3], places[2] * side + places[4]])
-    cells.flags.writeable = False
-    return cells
+    axes = [torch.arange(size) for size in (*spec.grid, side, side)]
+    tubelet, row, column, cell_y, cell_x = torch.meshgrid(*axes, indexing="ij")
+    cells = torch.stack([tubelet, row * side + cell_y, column * side + cell_x])
+    return cells.reshape(3, -1, side * side).to(device)
+
+
+def cell_positions(spec: TargetSpec) -> Float[Tensor, "N C 2"]:
+    """Centres ``(x, y)`` of the cells of all tokens, clip pixels."""
+    _, y, x = _cells(spec, torch.device("cpu"))
+    return (torch.stack([x, y], dim=-1) + 0.5) * spec.cell - 0.5
 
 
 class _Nodes(NamedTuple):
-    """Stored grid lines on either side of each of the clip's, and the weight of the second."""
+    """Source coordinate of each line of cells, the stored lines on either side, and the weight of the second."""
 
-    low: NDArray[np.int64]
-    high: NDArray[np.int64]
-    weight: NDArray[np.float32]
+    centre: Float64[Tensor, "B n"]
+    low: Int64[Tensor, "B n"]
+    high: Int64[Tensor, "B n"]
+    weight: Float64[Tensor, "B n"]
 
 
-def _cells(
-    tracks: TrackSlice, crop: Crop, spec: TargetSpec, cells: NDArray[np.int64]
-) -> tuple[NDArray[np.floating], NDArray[np.float32], NDArray[np.uint8]]:
-    """Source positions ``[M, C, 2]``, displacements ``[M, C, L, 2]`` and valid steps ``[M, C]`` of cells of one clip.
+def _nodes(
+    size: int,
+    cell: int,
+    begin: Float64[Tensor, " B"],
+    extent: Float64[Tensor, " B"],
+    flip: Bool[Tensor, " B"] | None,
+    node_px: Int64[Tensor, " B"],
+    num_nodes: Int64[Tensor, " B"],
+) -> _Nodes:
+    """Map the lines of cells along one axis of the clip (``size`` pixels) to the stored grid.
 
-    Stored tracks are interpolated bilinearly, linearly beyond the outermost nodes. A point has as many valid steps as
-    the worst of the nodes that it is interpolated from.
+    A centre that lies on a node has it on both sides, so that no other node can make it invalid.
     """
-    grid_size = tracks.num_valid.shape[1:]
-    centres_x, centres_y, columns, rows = _geometry(crop, spec, tracks.cell, grid_size)
-    tubelet, y, x = cells
-    steps = tracks.displacements.reshape(-1, *tracks.displacements.shape[3:])  # (T h w, L, 2)
-    counts = tracks.num_valid.reshape(-1)
-    top, bottom = ((tubelet * grid_size[0] + line[y]) * grid_size[1] for line in (rows.low, rows.high))
+    distance = (torch.arange(size // cell, device=begin.device, dtype=torch.float64) + 0.5) * cell  # from the edge
+    distance = distance.expand(len(begin), -1)  # (B, n)
+    if flip is not None:
+        distance = torch.where(flip[:, None], size - distance, distance)
+    centre = begin[:, None] - 0.5 + distance * (extent / size)[:, None]
 
-    def at(column: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        values, valid = steps.take(top + column, axis=0)[..., : spec.length, :], counts.take(top + column)
-        if not rows.weight.any():  # all zero if the clip's rows are stored ones
-            return values, valid
-        below = steps.take(bottom + column, axis=0)[..., : spec.length, :]
-        return _blend(values, below, rows.weight[y]), np.minimum(valid, counts.take(bottom + column))
-
-    values, valid = at(columns.low[x])
-    if columns.weight.any():
-        right, right_valid = at(columns.high[x])
-        values, valid = _blend(values, right, columns.weight[x]), np.minimum(valid, right_valid)
-    return np.stack([centres_x[x], centres_y[y]], axis=-1), values, valid
-
-
-def _blend(low: NDArray[np.float32], high: NDArray[np.float32], weight: NDArray[np.float32]) -> NDArray[np.float32]:
-    """``low + (high - low) * weight``, in place."""
-    high -= low
-    high *= weight[..., None, None]
-    low += high
-    return low
-
-
-@functools.lru_cache(maxsize=64)
-def _geometry(
-    crop: Crop, spec: TargetSpec, cell: int, grid_size: tuple[int, ...]
-) -> tuple[NDArray[np.floating], NDArray[np.floating], _Nodes, _Nodes]:
-    """Source x of each column and y of each row of cell centres, in the clip's (mirrored) order, and their nodes."""
-    x = (np.arange(spec.width // spec.cell) + 0.5) * spec.cell  # distance from the clip's left edge
-    y = (np.arange(spec.height // spec.cell) + 0.5) * spec.cell
-    if crop.flip:
-        x = spec.width - x
-    source_x = crop.left - 0.5 + x * (crop.width / spec.width)
-    source_y = crop.top - 0.5 + y * (crop.height / spec.height)
-    rows, columns = grid_size
-    return source_x, source_y, _nodes(source_x, cell, columns), _nodes(source_y, cell, rows)
-
-
-def _nodes(centres: NDArray[np.floating], cell: int, num_nodes: int) -> _Nodes:
-    """Twice the same node where a centre is on one, so that no neighbour can make it invalid."""
-    place = (centres + 0.5) / cell - 0.5
-    nearest = np.clip(np.rint(place), 0, num_nodes - 1)
-    low = np.clip(np.floor(place), 0, max(num_nodes - 2, 0))
-    on_node = (np.abs(place - nearest) < 1e-6) | (num_nodes == 1)
-    low = np.where(on_node, nearest, low)
-    high = np.where(on_node, low, low + 1)
-    weight = np.where(on_node, 0.0, place - low)
-    return _Nodes(low.astype(np.int64), high.astype(np.int64), weight.astype(np.float32))
+    last = (num_nodes[:, None] - 1).double()
+    place = (centre + 0.5) / node_px[:, None] - 0.5  # in node spacings from the first node
+    nearest = place.round().clamp(min=0).minimum(last)
+    on_node = ((place - nearest).abs() < NODE_TOLERANCE) | (last == 0)
+    below = place.floor().clamp(min=0).minimum((last - 1).clamp(min=0))
+    low = torch.where(on_node, nearest, below)
+    high = torch.where(on_node, nearest, below + 1)
+    weight = torch.where(on_node, 0.0, place - low)
+    return _Nodes(centre, low.long(), high.long(), weight)

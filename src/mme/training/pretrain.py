@@ -4,55 +4,68 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
-from jaxtyping import Float
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
 from mme.config import Params
-from mme.data.masked.clips import PretrainDataset
+from mme.data.masked.clips import PretrainDataset, TrackedVideos
 from mme.manifest import Manifest
-from mme.models.encoder import gather_tokens, model_input
-from mme.models.losses import masked_mse
-from mme.models.masked_motion import MotionModel
+from mme.models.encoder import model_input
+from mme.models.masked_motion import MaskedMotionModel
 from mme.motion.store import TrackStore
+from mme.targets.base import compute_targets, objective_targets
+from mme.targets.grid import HiddenTokens, MaskedBatch
 from mme.training.loop.callbacks import Curves, LogMetrics, Throughput
 from mme.training.loop.loaders import training_loader, validation_loader
 from mme.training.loop.module import Batch, TrainingModule
 from mme.training.loop.trainer import build_trainer, fit, rank_of
 
 NUM_STATISTICS_SAMPLES = 256
+"""Clips that means and deviations of targets are measured on: at the default size about 40,000 points, of which the
+deviation is known to a percent even with the heavy tail of motion; it only scales the loss."""
+
+_STATISTICS_BATCH = 32
+
+Statistics = dict[str, tuple[Tensor, Tensor]]
+"""Mean, per component, and deviation, one number, of each target that is not standardised by itself."""
 
 
-def target_statistics(dataset: PretrainDataset) -> dict[str, tuple[Tensor, Tensor]]:
+def target_statistics(dataset: PretrainDataset) -> Statistics:
     """Mean and deviation of each target over valid hidden points of the first samples of epoch 0.
 
-    Losses are measured in units of the target's variance: 1 is what a constant guess reaches, and position and shape
-    weigh alike. The mean of positions is taken as zero (motion has no preferred direction); shapes have a mean for each
-    orientation bin; each target has one deviation.
+    Losses are measured in units of the target's variance: 1 is what a constant guess reaches, so that targets of
+    different units can be added; see `mme.targets.base.Target.centre`.
+
+    Raises:
+        ValueError: no point is valid, or all values are equal.
     """
     count = min(NUM_STATISTICS_SAMPLES, len(dataset))
-    samples = [dataset[0, index] for index in range(count)]
-    statistics: dict[str, tuple[Tensor, Tensor]] = {}
-    for name in ("position", "shape"):
-        if name not in samples[0]:
-            continue
-        values = torch.cat([sample[name][sample["valid"]].flatten(0, -2) for sample in samples])  # (points, 2 or 9)
+    targets = [target for target in objective_targets(dataset.pretrain.objective) if target.centre is not None]
+    if not targets:
+        return {}
+    collected: dict[str, list[Tensor]] = {target.name: [] for target in targets}
+    for begin in range(0, count, _STATISTICS_BATCH):
+        batch = default_collate([dataset[0, index] for index in range(begin, min(begin + _STATISTICS_BATCH, count))])
+        tokens = HiddenTokens(batch, dataset.spec)
+        for name, (values, valid) in compute_targets(targets, tokens).items():
+            collected[name].append(values[valid].flatten(0, -2))  # (points, components)
+
+    statistics: Statistics = {}
+    for target in targets:
+        name = target.name
+        values = torch.cat(collected[name])
         if not len(values):
             raise ValueError(f"no valid points in the {name} targets of {count} clips: nothing to learn from")
-        mean = values.mean(dim=0) if name == "shape" else torch.zeros(values.shape[-1])
+        mean = values.mean(dim=0) if target.centre == "mean" else torch.zeros(values.shape[-1])
         deviation = (values - mean).square().mean().sqrt()
         if deviation == 0:
             raise ValueError(f"the {name} targets of {count} clips are all equal: nothing to learn from")
         statistics[name] = (mean, deviation)
     return statistics
-
-
-def pixel_targets(tubelets: Float[Tensor, "B M P"]) -> Float[Tensor, "B M P"]:
-    """Normalised pixels (He et al. 2022): each tubelet less its mean, over its deviation."""
-    mean = tubelets.mean(dim=-1, keepdim=True)
-    return (tubelets - mean) / (tubelets.var(dim=-1, keepdim=True) + 1e-6).sqrt()
 
 
 class PretrainModule(TrainingModule):
@@ -64,64 +77,92 @@ class PretrainModule(TrainingModule):
         steps_per_epoch: optimiser steps, for the schedule.
     """
 
-    model: MotionModel
+    model: MaskedMotionModel
 
-    def __init__(self, params: Params, statistics: dict[str, tuple[Tensor, Tensor]], steps_per_epoch: int) -> None:
-        model = MotionModel(params.model, params.clip, params.pretrain)
+    def __init__(self, params: Params, statistics: Statistics, steps_per_epoch: int) -> None:
+        model = MaskedMotionModel(params.model, params.clip, params.pretrain)
         super().__init__(params.pretrain, params.runtime, model, steps_per_epoch, params.seed)
         self.params = params
+        self.standardised = list(statistics)
         for name, (mean, deviation) in statistics.items():
             self.register_buffer(f"{name}_mean", mean)
             self.register_buffer(f"{name}_deviation", deviation)
-        self.weights = {
-            "position": params.pretrain.weights.get("position", 1.0),
-            "shape": params.pretrain.weights.get("hog", 1.0),
-            "pixel": params.pretrain.weights.get("pixel", 1.0),
-        }
 
-    def standardise(self, name: str, target: Tensor) -> Tensor:
-        """A target in the units of the loss."""
-        standard: Tensor = (target - getattr(self, f"{name}_mean")) / getattr(self, f"{name}_deviation")
-        return standard
+    def statistics(self) -> Statistics:
+        """Mean and deviation of each target that has them."""
+        return {name: (getattr(self, f"{name}_mean"), getattr(self, f"{name}_deviation")) for name in self.standardised}
+
+    @torch.no_grad()
+    def prepare(self, batch: Batch) -> Batch:
+        """Normalise the pixels and compute the standardised targets of a batch.
+
+        Args:
+            batch: fields of `mme.targets.grid.MaskedBatch`.
+
+        Returns:
+            ``clip`` (normalised pixels), ``hidden``, and for each target ``NAME`` and ``NAME_valid``.
+        """
+        with torch.autocast(self.device.type, enabled=False):  # targets keep their precision whatever the model has
+            pixels = model_input(batch["clip"], self.params.clip)
+            tokens = HiddenTokens(
+                cast(MaskedBatch, batch), self.model.spec, lambda: self.model.encoder.patchify(pixels)
+            )
+            prepared = {"clip": pixels, "hidden": batch["hidden"]}
+            for name, (values, valid) in compute_targets(self.model.targets, tokens).items():
+                prepared[name] = values
+                if name in self.standardised:
+                    prepared[name] = (values - getattr(self, f"{name}_mean")) / getattr(self, f"{name}_deviation")
+                prepared[f"{name}_valid"] = valid
+        return prepared
+
+    def unstandardise(self, name: str, values: Tensor) -> Tensor:
+        """Values of a target in its own units, from those of the loss."""
+        if name not in self.standardised:
+            return values
+        restored: Tensor = values * getattr(self, f"{name}_deviation") + getattr(self, f"{name}_mean")
+        return restored
 
     def num_points(self, part: Batch) -> Tensor:
-        """Valid cells of hidden tokens; for pixels, hidden tokens."""
-        return (part["valid"] if "valid" in part else part["hidden"]).sum()
+        """Count the valid points; the targets of an objective share theirs."""
+        return part[f"{self.model.targets[0].name}_valid"].sum()
 
     def losses(self, part: Batch) -> dict[str, Tensor]:
-        """Loss of each target and their weighted sum ``loss``, of the model that is trained."""
+        """Losses of the model that is trained."""
         return self._losses(self.model, part)
 
-    def _losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        clip, hidden = model_input(batch["clip"], self.params.clip), batch["hidden"]
-        predictions = model(clip, hidden)
-        losses = {}
-        for name, predicted in predictions.items():
-            if name == "pixel":
-                target = pixel_targets(gather_tokens(self.model.encoder.patchify(clip), hidden))
-                valid = torch.ones(target.shape[:2], dtype=torch.bool, device=target.device)
-            else:
-                target, valid = self.standardise(name, batch[name]), batch["valid"]
-            losses[f"{name}_loss"] = masked_mse(predicted.float(), target, valid)
-        total = torch.stack([self.weights[name] * losses[f"{name}_loss"] for name in predictions]).sum()
-        return {"loss": total, **losses}
+    def _losses(self, model: nn.Module, part: Batch) -> dict[str, Tensor]:
+        predictions = model(part["clip"], part["hidden"])
+        targets = {name: (part[name], part[f"{name}_valid"]) for name in predictions}
+        return self.model.forward_loss(predictions, targets)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Losses on held-out clips; batches weigh their points, so that it does not matter how the clips are cut."""
-        self.record("val", self._losses(self.eval_model, batch), max(1, int(self.num_points(batch))))
+        prepared = self.prepare(batch)
+        self.record("val", self._losses(self.eval_model, prepared), max(1, int(self.num_points(prepared))))
 
     def record(self, split: str, losses: Mapping[str, Tensor], batch_size: int) -> None:
-        """Record the losses, and how much of the displacements' variance is explained."""
-        if "position_loss" in losses:
-            losses = {**losses, "position_explained": 1 - losses["position_loss"]}
-        super().record(split, losses, batch_size)
+        """Record the losses, and the explained share of the variance of each target that has one."""
+        explained = {f"{name}_explained": 1 - losses[f"{name}_loss"] for name in self.standardised}
+        super().record(split, {**losses, **explained}, batch_size)
+
+
+def pretrain_dataset(params: Params, manifest: Manifest, tracks: TrackStore, splits: Sequence[str]) -> PretrainDataset:
+    """Masked clips of some splits, as ``params`` say."""
+    return PretrainDataset(
+        TrackedVideos(manifest, tracks, splits, params.runtime.frame_cache_mb),
+        params.clip,
+        params.model,
+        params.pretrain,
+        mask_ratio=params.pretrain.mask_ratio,
+        seed=params.seed,
+    )
 
 
 def held_out_dataset(params: Params, manifest: Manifest, tracks: TrackStore) -> PretrainDataset | None:
     """Clips of the split ``val``; None where there are none, or no trajectories of them."""
     if not manifest.videos("val") or "val" not in params.trajectories.splits:
         return None
-    return PretrainDataset(params, manifest, tracks, ["val"])
+    return pretrain_dataset(params, manifest, tracks, ["val"])
 
 
 def run_pretraining(
@@ -148,7 +189,7 @@ def run_pretraining(
     pretrain, seed = params.pretrain, params.seed
     curves = Curves(work / "curves.csv", log_metrics)
     trainer = build_trainer(work, params.runtime, pretrain, [Throughput(log_metrics), curves, *callbacks])
-    training = PretrainDataset(params, manifest, tracks, pretrain.splits)
+    training = pretrain_dataset(params, manifest, tracks, pretrain.splits)
     held_out = held_out_dataset(params, manifest, tracks)
     batches = training_loader(training, pretrain, params.runtime, seed, rank_of(trainer))
     held_out_batches = None

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import cv2
 import numpy as np
@@ -18,17 +18,18 @@ from mme.config import ClipParams, ModelParams, Params, PretrainParams, frames_n
 from mme.data.masked.masking import draw_mask
 from mme.models.checkpoints import load_state
 from mme.models.encoder import model_input
-from mme.models.masked_motion import MotionModel
+from mme.models.masked_motion import MaskedMotionModel
 from mme.motion.tracking import Tracks, TrackSlice, extract_tracks
 from mme.system.files import read_json
-from mme.targets.assemble import assemble
-from mme.targets.grid import TargetSpec
+from mme.targets.base import compute_targets
+from mme.targets.grid import HiddenTokens, MaskedBatch, TargetSpec, stored_tracks
+from mme.targets.position import POSITION
 from mme.video.codec import iter_frames
 from mme.video.crop import Crop, apply_crop, resize
 from mme.video.metadata import read_metadata
 from mme.video.sampling import fitted_size
 from mme.viz.drawing import MARGIN_PX, TITLE_PX, Picture, blank_sheet, dimmed, draw_text, scale_to_height
-from mme.viz.glyphs import PREDICTED_COLOUR, TRUE_COLOUR, draw_hidden, draw_hog, draw_validity
+from mme.viz.glyphs import draw_hidden, draw_hog, draw_validity
 from mme.viz.tracks import STILL_PX, PreviewRow, contact_sheet, direction_colours, draw_crosses, draw_path, spaced_cells
 
 _HEIGHT_PX = 300
@@ -41,14 +42,14 @@ class Pretrained:
     Attributes:
         model: of the stage ``pretrain``, in evaluation mode.
         clip, model_params, pretrain: what it was trained with.
-        unit_px: clip pixels that a predicted displacement of 1 stands for; None if it predicts no positions.
+        deviation_px: clip pixels that a predicted displacement of 1 stands for; None if it predicts no positions.
     """
 
-    model: MotionModel
+    model: MaskedMotionModel
     clip: ClipParams
     model_params: ModelParams
     pretrain: PretrainParams
-    unit_px: float | None
+    deviation_px: float | None
 
     @classmethod
     def load(cls, folder: Path) -> Pretrained:
@@ -61,23 +62,22 @@ class Pretrained:
         config = read_json(path)
         try:
             clip, model = ClipParams(**config["clip"]), ModelParams(**config["model"])
-            pretrain, deviation = PretrainParams(**config["pretrain"]), config["position_deviation"]
+            pretrain, statistics = PretrainParams(**config["pretrain"]), config["statistics"]
         except (KeyError, TypeError, ValidationError) as error:
             raise ValueError(f"{path}: not of this version's stage pretrain: {error}") from error
-        network = MotionModel(model, clip, pretrain)
+        network = MaskedMotionModel(model, clip, pretrain)
         load_state(folder / "model.safetensors", network)
-        scale = 1.0 if pretrain.position_norm == "none" else pretrain.patch_std_floor_px
-        unit = None if deviation is None else float(deviation) * scale
-        return cls(network.eval(), clip, model, pretrain, unit)
+        deviation = float(statistics[POSITION.name][1]) if POSITION.name in statistics else None
+        return cls(network.eval(), clip, model, pretrain, deviation)
 
     @torch.inference_mode()
     def predict(self, clip: NDArray[np.uint8], hidden: NDArray[np.bool_]) -> NDArray[np.float32] | None:
         """Displacements ``[M, C, L, 2]`` of the hidden tokens in clip pixels; None if it predicts no positions."""
-        if self.unit_px is None:
+        if self.deviation_px is None:
             return None
         pixels = model_input(torch.from_numpy(clip)[None], self.clip)
-        predicted = self.model(pixels, torch.from_numpy(hidden)[None])["position"][0]
-        return np.asarray(predicted.numpy() * self.unit_px, dtype=np.float32)
+        predicted = self.model(pixels, torch.from_numpy(hidden)[None])[POSITION.name][0]
+        return np.asarray(predicted.numpy() * self.deviation_px, dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -146,12 +146,12 @@ def picture(inspection: Inspection, params: Params, start: int, pretrained: Pret
     frame, length = inspection.frames[start], pretrain.length
     row = PreviewRow(f"{inspection.name}   frame {start}", frame, inspection.tracks.select([start], length))
     tracked = contact_sheet([row], _HEIGHT_PX)
-    tubelets = _hidden_tubelets(inspection, start, spec, (clip, model, pretrain), pretrained)
+    tubelets = _hidden_tubelets(inspection, start, spec, clip, pretrain, pretrained)
     stars = draw_hog(
         frame, max(4, round(spec.hog_window_px * min(frame.shape[:2]) / clip.size)), spec.hog_norm_floor, _HEIGHT_PX
     )
     validity = draw_validity(frame, row.tracks.num_valid[0] / length, row.tracks.cell, _HEIGHT_PX)
-    predicted = ", pink what is predicted" if pretrained and pretrained.unit_px is not None else ""
+    predicted = ", pink what is predicted" if pretrained and pretrained.deviation_px is not None else ""
     sheets = [
         tracked,
         _row([(inspection.facts(start, length), validity), ("HOG: edges", stars)], tracked.shape[1]),
@@ -164,34 +164,35 @@ def _hidden_tubelets(
     inspection: Inspection,
     start: int,
     spec: TargetSpec,
-    sections: tuple[ClipParams, ModelParams, PretrainParams],
+    clip: ClipParams,
+    pretrain: PretrainParams,
     pretrained: Pretrained | None,
 ) -> list[Picture]:
     """A picture of each tubelet of the centre crop from ``start`` on."""
-    clip, model, pretrain = sections
     height, width = inspection.frames.shape[1:3]
     side = min(height, width)
     crop = Crop((height - side) // 2, (width - side) // 2, side, side, False)
     view = apply_crop(inspection.frames[start : start + clip.span_frames], crop, clip.size)
-    grid = (spec.num_tubelets, clip.size // model.patch_size, clip.size // model.patch_size)
     kind: Literal["tube", "random"] = "tube" if pretrain.mask != "random" else "random"
-    hidden = draw_mask(np.random.default_rng(0), grid, pretrain.mask_ratio, kind)
-    target = assemble(inspection.tracks.select(spec.starts(start), spec.length), crop, None, spec, hidden)
-    unit = 1.0 if spec.position_norm == "none" else spec.patch_std_floor_px
-    invalid = ~target.valid[..., None, None]
-    shown = [(np.where(invalid, np.nan, target.position * unit), TRUE_COLOUR)]
+    hidden = draw_mask(np.random.default_rng(0), spec.grid, pretrain.mask_ratio, kind)
+    tracks = inspection.tracks.select(spec.starts(start), spec.length)
+    _, *grid = tracks.num_valid.shape
+    batch = stored_tracks(tracks, crop, (grid[0], grid[1]), camera=True) | {"hidden": torch.from_numpy(hidden)}
+    tokens = HiddenTokens(cast(MaskedBatch, {name: value[None] for name, value in batch.items()}), spec)
+    true, valid = (part[0].numpy() for part in compute_targets([POSITION], tokens)[POSITION.name])
+    predicted = None
     if pretrained is not None:
         predicted = pretrained.predict(np.ascontiguousarray(view[:: clip.stride_frames]), hidden)
-        if predicted is not None:
-            shown.append((np.where(invalid, np.nan, predicted), PREDICTED_COLOUR))
     per_tubelet = len(hidden) // spec.num_tubelets
     size = max(clip.size, (2 * 360) // min(spec.num_tubelets, 4))
     tubelets = []
     for number in range(min(spec.num_tubelets, 4)):
         mask = hidden[number * per_tubelet : (number + 1) * per_tubelet]
         before = int(hidden[: number * per_tubelet].sum())
-        paths = [(values[before : before + int(mask.sum())], colour) for values, colour in shown]
-        tubelets.append(draw_hidden(view[number * spec.tubelet_stride], mask, paths, spec, size))
+        part = slice(before, before + int(mask.sum()))
+        values = (true[part], None if predicted is None else predicted[part])
+        frame = view[number * spec.tubelet_stride]
+        tubelets.append(draw_hidden(frame, mask, POSITION, values, valid[part], spec, size))
     return tubelets
 
 

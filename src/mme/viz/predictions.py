@@ -1,82 +1,71 @@
-"""What a pretrained model believes of motion it does not see."""
+"""Picture of targets and predictions of hidden tokens."""
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from numpy.typing import NDArray
+from jaxtyping import Bool
+from torch import Tensor
 from torch.utils.data import default_collate
 
-from mme.config import CELLS_PER_PATCH_SIDE
 from mme.data.masked.clips import PretrainDataset
-from mme.models.encoder import model_input
+from mme.targets.drawing import PREDICTED_COLOUR, TRUE_COLOUR
+from mme.targets.grid import CELLS_PER_TOKEN
 from mme.training.pretrain import PretrainModule
+from mme.viz.drawing import MARGIN_PX, Picture, blank_sheet, draw_text
+from mme.viz.glyphs import draw_hidden
 
-HIDDEN_BRIGHTNESS = 0.35
-TRUE_COLOUR, PREDICTED_COLOUR = "#3ddc84", "#ff5fa2"
+_PANEL_PX = 256
+_TITLE_PX = 34
 
 
 @torch.inference_mode()
-def draw_predictions(module: PretrainModule, dataset: PretrainDataset, count: int) -> Figure | None:
-    """True and predicted trajectories of hidden tokens on the clip's first tubelet, one panel a clip.
+def draw_predictions(module: PretrainModule, dataset: PretrainDataset, count: int) -> Picture:
+    """Draw what the hidden tokens of each clip's first tubelet should and do predict, one panel per clip.
 
-    Trajectories start at the cells' centres and are drawn in clip pixels (camera motion removed), except under
-    ``patch_std``, whose units a patch cannot undo; hidden patches are darkened. None where the objective has no
-    positions.
+    The objective's first target is drawn, in its own units. Hidden tokens are darkened.
     """
-    if "position" not in module.model.target_shapes:
-        return None
     module.eval()
-    spread = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int)
-    batch = default_collate([dataset[0, int(index)] for index in spread])
-    batch = {name: value.to(module.device) for name, value in batch.items()}
-    predicted = module.model(model_input(batch["clip"], module.params.clip), batch["hidden"])["position"].float()
-    unit = 1.0 if module.params.pretrain.position_norm == "none" else module.params.pretrain.patch_std_floor_px
-    predicted = predicted * module.position_deviation * unit
-    figure = Figure(figsize=(1.6 * len(spread) + 1, 6.4), layout="constrained")
-    axes = figure.subplots(2, (len(spread) + 1) // 2, squeeze=False)
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for row, axis in zip(range(len(spread)), axes.flat, strict=False):
-        arrays = [value[row].cpu().numpy() for value in (batch["hidden"], batch["position"] * unit, predicted)]
-        _draw_clip(axis, batch["clip"][row, 0].cpu().numpy(), module, arrays, batch["valid"][row].cpu().numpy())
-    handles = [Line2D([], [], color=colour, lw=2) for colour in (TRUE_COLOUR, PREDICTED_COLOUR)]
-    figure.legend(handles, ["true", "predicted"], loc="outside lower center", ncols=2, frameon=False)
-    figure.suptitle(f"Motion of hidden patches over {module.params.pretrain.length} frames, held-out clips")
-    return figure
+    chosen = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int)
+    batch = default_collate([dataset[0, int(index)] for index in chosen])
+    prepared = module.prepare({name: value.to(module.device) for name, value in batch.items()})
+    target = module.model.targets[0]
+    predicted = module.model(prepared["clip"], prepared["hidden"])[target.name].float()
+    values = [
+        module.unstandardise(target.name, standard).cpu().numpy() for standard in (prepared[target.name], predicted)
+    ]
+    valid = cells_of(prepared[f"{target.name}_valid"]).cpu().numpy()  # (B, M, C)
+
+    spec = dataset.spec
+    per_tubelet = batch["hidden"].shape[1] // spec.num_tubelets
+    panels = []
+    for row, (clip, hidden) in enumerate(zip(batch["clip"].numpy(), batch["hidden"].numpy(), strict=True)):
+        first = hidden[:per_tubelet]  # tokens of the first tubelet
+        number = int(first.sum())
+        shown = (values[0][row, :number], values[1][row, :number])
+        panels.append(draw_hidden(clip[0], first, target, shown, valid[row, :number], spec, _PANEL_PX))
+    return _sheet(panels, f"{target.label} of hidden patches:")
 
 
-def _draw_clip(
-    axis: Axes,
-    frame: NDArray[np.uint8],
-    module: PretrainModule,
-    arrays: list[NDArray[np.float32]],
-    valid: NDArray[np.bool_],
-) -> None:
-    hidden, true, predicted = arrays
-    _, rows, columns = module.model.encoder.grid
-    patch = module.model.encoder.patch_size
-    first = hidden[: rows * columns].astype(bool)  # tokens of the first tubelet
-    shade = np.where(first.reshape(rows, columns).repeat(patch, 0).repeat(patch, 1), HIDDEN_BRIGHTNESS, 1.0)
-    axis.imshow((frame * shade[..., None]).astype(np.uint8))
-    starts = _cell_centres(rows, columns, patch)[first]  # (m, C, 2)
-    for steps, colour in ((true, TRUE_COLOUR), (predicted, PREDICTED_COLOUR)):
-        moved = starts[:, :, None] + np.cumsum(steps[: len(starts)], axis=2)
-        paths = np.concatenate([starts[:, :, None], moved], axis=2)[valid[: len(starts)]]  # (lines, L + 1, 2)
-        axis.add_collection(LineCollection(list(paths), colors=colour, linewidths=1.3))
-    axis.set_xlim(-0.5, frame.shape[1] - 0.5)
-    axis.set_ylim(frame.shape[0] - 0.5, -0.5)
+def cells_of(valid: Bool[Tensor, "B M *V"]) -> Bool[Tensor, "B M C"]:
+    """Validity of each cell, of targets that have one per cell or one per token."""
+    return valid if valid.ndim > 2 else valid[:, :, None].expand(-1, -1, CELLS_PER_TOKEN)
 
 
-def _cell_centres(rows: int, columns: int, patch: int) -> NDArray[np.float64]:
-    """Centres (x, y) of the cells of one tubelet's tokens, [rows * columns, C, 2]."""
-    side = CELLS_PER_PATCH_SIDE
-    offsets = (np.arange(side) + 0.5) * patch / side - 0.5
-    y, x, cell_y, cell_x = np.meshgrid(
-        np.arange(rows) * patch, np.arange(columns) * patch, offsets, offsets, indexing="ij"
-    )
-    return np.stack([x + cell_x, y + cell_y], axis=-1).reshape(rows * columns, side * side, 2)
+def _sheet(panels: list[Picture], title: str) -> Picture:
+    """Two rows of panels under a title with the key to the colours."""
+    columns = (len(panels) + 1) // 2
+    pitch = _PANEL_PX + MARGIN_PX
+    rows = 1 if len(panels) == 1 else 2
+    sheet = blank_sheet(_TITLE_PX + rows * pitch, max(columns * pitch + MARGIN_PX, 2 * pitch))
+    draw_text(sheet, title, (MARGIN_PX, 22))
+    place = MARGIN_PX + 9 * len(title)
+    for name, colour in (("true", TRUE_COLOUR), ("predicted", PREDICTED_COLOUR)):
+        cv2.putText(sheet, name, (place, 22), cv2.FONT_HERSHEY_SIMPLEX, 0.45, colour, 1, cv2.LINE_AA)
+        place += 60
+    for number, panel in enumerate(panels):
+        row, column = divmod(number, columns)
+        top, left = _TITLE_PX + row * pitch, MARGIN_PX + column * pitch
+        sheet[top : top + panel.shape[0], left : left + panel.shape[1]] = panel
+    return sheet

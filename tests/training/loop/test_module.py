@@ -58,7 +58,7 @@ def test_compiled_blocks_give_the_same_losses_under_the_same_names() -> None:
     torch.manual_seed(0)
     module = PretrainModule(params, STATISTICS, 1)
     names = list(module.state_dict())
-    batch = torch.utils.data.default_collate(Noise(params).samples)
+    batch = module.prepare(torch.utils.data.default_collate(Noise(params).samples))
     plain = module.losses(batch)["loss"]
     compile_blocks(module.model, backend="aot_eager")
     compiled = module.losses(batch)["loss"]

@@ -1,30 +1,34 @@
-"""Where a clip moves, for masks that hide motion."""
+"""Motion of each position of a clip, for masks that hide motion."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import cast
+
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from jaxtyping import Float32
+from torch import Tensor
 
-from mme.motion.tracking import TrackSlice
-from mme.targets.grid import TargetSpec, token_cells, token_tracks
-from mme.video.crop import Crop
+from mme.targets.grid import MaskedBatch, TargetSpec, token_tracks
 
 
-def motion_map(tracks: TrackSlice, crop: Crop, spec: TargetSpec) -> NDArray[np.float32]:
-    """How much each spatial position of a clip moves.
+def motion_map(tracks: Mapping[str, Tensor], spec: TargetSpec) -> Float32[np.ndarray, "H W"]:
+    """Mean speed of each spatial position of a clip.
 
     Args:
-        tracks: from the start frames of the clip's tubelets.
-        crop: what part of the source frame the clip shows.
-        spec: the clip's tokens, and the steps of a trajectory.
+        tracks: fields of `mme.targets.grid.stored_tracks`.
+        spec: geometry of the clip's tokens.
 
     Returns:
-        float32 ``[rows, columns]``, one entry a token of a tubelet: mean length of the camera-compensated displacements
-        of its valid points over all tubelets, clip pixels a frame; 0 where no point is valid.
+        One entry per token of a tubelet: mean length of the camera-compensated displacements of its valid points over
+        all tubelets, clip pixels per frame; 0 where no point is valid.
     """
-    tokens = np.arange(token_cells(spec).shape[1])
-    found = token_tracks([tracks], [crop], [tokens], spec)
-    speed = np.hypot(found.residual[..., 0], found.residual[..., 1]).mean(axis=-1) * found.valid  # (N, C)
-    grid = (spec.num_tubelets, spec.height // spec.patch_size, spec.width // spec.patch_size, -1)
-    total, count = speed.reshape(grid).sum(axis=(0, 3)), found.valid.reshape(grid).sum(axis=(0, 3))
-    return np.asarray(total / np.maximum(count, 1), dtype=np.float32)
+    batch = {name: value[None] for name, value in tracks.items()}
+    batch["hidden"] = torch.ones((1, int(np.prod(spec.grid))), dtype=torch.bool)
+    found = token_tracks(cast(MaskedBatch, batch), spec)
+
+    speed = found.displacements.norm(dim=-1).mean(dim=-1) * found.valid  # (1, N, C)
+    total = speed.view(*spec.grid, -1).sum(dim=(0, 3))  # (H, W)
+    count = found.valid.view(*spec.grid, -1).sum(dim=(0, 3))
+    return np.asarray((total / count.clamp(min=1)).numpy(), dtype=np.float32)

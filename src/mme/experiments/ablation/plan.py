@@ -13,6 +13,7 @@ from mme.config import Params
 from mme.config.ablation import AblationObjective, Budget
 from mme.config.edit import with_values
 from mme.manifest import Manifest
+from mme.targets.base import objective_targets
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ def search_runs(budget: Budget) -> list[AblationRun]:
     """Return the grid of each objective with the first seed; an objective with a single point needs no search."""
     runs = []
     for objective in budget.objectives:
+        if objective != "scratch":
+            objective_targets(objective)  # an unknown one ends the ablation before it begins
         ratios: Sequence[float | None] = [None] if objective == "scratch" else budget.mask_ratios
         points = list(product(budget.lrs, ratios))
         if len(points) > 1:

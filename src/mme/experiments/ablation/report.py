@@ -15,17 +15,12 @@ from mme.experiments.ablation.plan import RunResult, of_objective, search_score
 from mme.manifest import SPLITS, Manifest
 from mme.system.files import write_json, write_text
 from mme.system.markdown import markdown_table
+from mme.targets.base import OBJECTIVES
 from mme.tracking import git_commit
 from mme.viz.plots import save_figure
 
 MEASURES = {"probe_top1": "frozen probe", "knn_top1": "k-NN", "top1": "finetuned"}
-COLOURS = {
-    "scratch": "#7f7f7f",
-    "pixel": "#1f77b4",
-    "hog": "#2ca02c",
-    "trajectory": "#ff7f0e",
-    "mme": "#d62728",
-}
+COLOURS = {"scratch": "tab:gray"} | {objective: f"C{place}" for place, objective in enumerate(OBJECTIVES)}
 
 Summary = Mapping[str, Mapping[str, Mapping[str, float]]]
 """Mean, deviation, lowest and highest value by objective and measure."""

@@ -1,23 +1,31 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mme.motion.tracking import TrackSlice, extract_tracks
-from mme.targets.assemble import MotionTarget, assemble, assemble_batch
-from mme.targets.grid import TargetSpec, token_tracks
+from mme.targets.grid import MaskedBatch, TargetSpec, stored_tracks, token_tracks
 from mme.targets.hog import NUM_BINS
 from mme.video.crop import Crop
 from tests.reference.moving_scene import MovingScene, Similarity
 from tests.reference.targets import target_of, to_source
-from tests.targets.cases import DEFAULTS, exact_tracks, target_spec, trajectories_params
+from tests.targets.cases import (
+    DEFAULTS,
+    Computed,
+    compute,
+    compute_batch,
+    exact_tracks,
+    target_spec,
+    trajectories_params,
+)
 
 WHOLE = Crop(0, 0, 48, 64, False)
 
@@ -38,7 +46,7 @@ def random_tracks(rng: np.random.Generator, spec: TargetSpec, height: int, width
 
 
 def random_frames(rng: np.random.Generator, spec: TargetSpec) -> NDArray[np.uint8]:
-    coarse = rng.integers(0, 256, (spec.num_hog_frames, spec.height // 4, spec.width // 4, 3), dtype=np.uint8)
+    coarse = rng.integers(0, 256, (spec.hog_frames[-1] + 1, spec.height // 4, spec.width // 4, 3), dtype=np.uint8)
     return np.stack([cv2.resize(frame, (spec.width, spec.height)) for frame in coarse])
 
 
@@ -95,18 +103,18 @@ def test_agrees_with_cell_by_cell(
     tracks, frames = random_tracks(rng, spec, 40, 72, cell), random_frames(rng, spec)
     height, width = edges[2] * 40, edges[3] * 72
     crop = Crop(edges[0] * (40 - height), edges[1] * (72 - width), height, width, flip)
-    target = assemble(tracks, crop, frames, spec)
+    target = compute(tracks, crop, frames, spec)
     num_tokens = num_tubelets * (48 // patch_size) * (64 // patch_size)
-    num_shapes = length if hog_steps == "all" else 1
+    num_steps = length if hog_steps == "all" else 1
     assert target.position.shape == (num_tokens, 4, length, 2)
-    assert target.shape.shape == (num_tokens, 4, num_shapes, NUM_BINS)
-    assert [str(part.dtype) for part in (target.position, target.shape, target.valid)] == ["float32", "float32", "bool"]
+    assert target.hog.shape == (num_tokens, 4, num_steps, NUM_BINS)
+    assert [str(part.dtype) for part in (target.position, target.hog, target.valid)] == ["float32", "float32", "bool"]
     for token in rng.integers(0, num_tokens, 4):
         for number in range(4):
             position, hog, valid = target_of(tracks, crop, frames, spec, int(token), number)
             assert target.valid[token, number] == valid
             np.testing.assert_allclose(target.position[token, number], position * valid, atol=2e-4)
-            np.testing.assert_allclose(target.shape[token, number], hog * valid, atol=1e-4)
+            np.testing.assert_allclose(target.hog[token, number], hog * valid, atol=1e-4)
 
 
 def test_stored_cells_are_taken_as_they_are() -> None:
@@ -114,7 +122,7 @@ def test_stored_cells_are_taken_as_they_are() -> None:
     spec = target_spec()
     tracks = random_tracks(np.random.default_rng(0), spec, 48, 64, 8)
     tracks = dataclasses.replace(tracks, displacements=tracks.displacements * np.float32(0.1))
-    target = assemble(tracks, WHOLE, None, spec)
+    target = compute(tracks, WHOLE, None, spec)
     inside = cell_grid(target.valid, spec)[:, 1:-1, 1:-1]
     np.testing.assert_array_equal(inside, (tracks.num_valid >= spec.length)[:, 1:-1, 1:-1])
     expected = np.where(cell_grid(target.valid, spec)[..., None, None], tracks.residuals(), 0)
@@ -129,14 +137,14 @@ def test_a_flip_mirrors_everything() -> None:
     rng = np.random.default_rng(1)
     tracks, frames = random_tracks(rng, spec, 48, 64, 8), random_frames(rng, spec)
     crop = Crop(3.5, 8.25, 40, 50, False)
-    plain = assemble(tracks, crop, frames, spec)
-    flipped = assemble(tracks, dataclasses.replace(crop, flip=True), frames[:, :, ::-1], spec)
+    plain = compute(tracks, crop, frames, spec)
+    flipped = compute(tracks, dataclasses.replace(crop, flip=True), frames[:, :, ::-1], spec)
     np.testing.assert_array_equal(cell_grid(flipped.valid, spec)[:, :, ::-1], cell_grid(plain.valid, spec))
     mirrored = cell_grid(flipped.position, spec)[:, :, ::-1] * np.array([-1, 1])
     np.testing.assert_allclose(mirrored, cell_grid(plain.position, spec), atol=1e-5)
     bins = (-np.arange(NUM_BINS)) % NUM_BINS  # 20 k degrees becomes 180 - 20 k
-    mirrored = cell_grid(flipped.shape, spec)[:, :, ::-1][..., bins]
-    np.testing.assert_allclose(mirrored, cell_grid(plain.shape, spec), atol=1e-5)
+    mirrored = cell_grid(flipped.hog, spec)[:, :, ::-1][..., bins]
+    np.testing.assert_allclose(mirrored, cell_grid(plain.hog, spec), atol=1e-5)
 
 
 def test_flipping_the_video_is_flipping_its_tracks() -> None:
@@ -145,7 +153,7 @@ def test_flipping_the_video_is_flipping_its_tracks() -> None:
     there = exact_tracks(MovingScene(48, 64, Similarity((1.5, -0.5), 2.0, 1.01)), [0, 3], 4, 8)
     back = exact_tracks(MovingScene(48, 64, Similarity((-1.5, -0.5), -2.0, 1.01)), [0, 3], 4, 8)
     flipped, mirrored = (
-        assemble(tracks, dataclasses.replace(WHOLE, flip=flip), None, spec)
+        compute(tracks, dataclasses.replace(WHOLE, flip=flip), None, spec)
         for tracks, flip in ((there, True), (back, False))
     )
     np.testing.assert_array_equal(flipped.valid, mirrored.valid)
@@ -175,7 +183,7 @@ def true_motion(scene: MovingScene, crop: Crop, spec: TargetSpec) -> NDArray[np.
 @pytest.mark.parametrize("motion", MOTIONS)
 def test_a_crop_and_resize_of_exact_tracks_is_exact(crop: Crop, motion: Similarity) -> None:
     scene, spec = MovingScene(96, 160, motion), target_spec()
-    target = assemble(exact_tracks(scene, spec.starts(0), spec.length, 8), crop, None, spec)
+    target = compute(exact_tracks(scene, spec.starts(0), spec.length, 8), crop, None, spec)
     assert target.valid.mean() > 0.5
     error = (cell_grid(target.position, spec) - true_motion(scene, crop, spec))[cell_grid(target.valid, spec)]
     assert np.abs(error).max() < 1e-3
@@ -189,7 +197,7 @@ def test_a_crop_and_resize_of_extracted_tracks_is_close(crop: Crop, motion: Simi
     tracks = extract_tracks(scene.frames(spec.starts(0)[-1] + spec.length + 1), params).select(
         spec.starts(0), spec.length
     )
-    target = assemble(tracks, crop, None, spec)
+    target = compute(tracks, crop, None, spec)
     error = (cell_grid(target.position, spec) - true_motion(scene, crop, spec))[cell_grid(target.valid, spec)]
     in_video = error * [crop.width / spec.width, crop.height / spec.height]
     assert np.median(np.linalg.norm(in_video, axis=-1)) <= 0.05
@@ -199,11 +207,11 @@ def test_aspect_scales_x_and_y_apart() -> None:
     """Motion in x alone, in a crop that is made wider and flatter, is larger motion in x alone."""
     spec = target_spec()
     tracks = exact_tracks(MovingScene(96, 160, Similarity((1.0, 0.0))), spec.starts(0), 4, 8)
-    target = assemble(tracks, Crop(0, 0, 96, 32, False), None, spec)
+    target = compute(tracks, Crop(0, 0, 96, 32, False), None, spec)
     assert np.abs(target.position[target.valid] - [2.0, 0.0]).max() < 1e-5
 
 
-def test_shape_follows_the_moving_patch() -> None:
+def test_hog_follows_the_moving_patch() -> None:
     motion = Similarity((3.3, 1.2))
     scene, spec = (
         MovingScene(80, 128, Similarity(), (16, 12, 48, 48), motion),
@@ -212,7 +220,7 @@ def test_shape_follows_the_moving_patch() -> None:
     frames = scene.frames(9)
     tracks = extract_tracks(frames, trajectories_params(cell=8, max_length=8)).select([0], 8)
     crop = Crop(0, 0, 80, 128, False)
-    along = cell_grid(assemble(tracks, crop, frames, spec).shape, spec)[0]
+    along = cell_grid(compute(tracks, crop, frames, spec).hog, spec)[0]
     centres = np.stack(np.meshgrid(8 * np.arange(16) + 3.5, 8 * np.arange(10) + 3.5), axis=-1)
     inside = scene.in_box(centres, 10)
     unit = along[inside] / np.linalg.norm(along[inside], axis=-1, keepdims=True)
@@ -228,7 +236,7 @@ def test_a_point_needs_all_its_nodes_and_stays_in_the_clip() -> None:
     tracks = exact_tracks(MovingScene(96, 128), [0], 4, 8)
     tracks.num_valid[0, 5, 6] = 3
     crop = Crop(4, 4, 72, 96, False)
-    valid = cell_grid(assemble(tracks, crop, None, spec).valid, spec)[0]
+    valid = cell_grid(compute(tracks, crop, None, spec).valid, spec)[0]
     # 12 source pixels a cell: columns at 9.5, 21.5, ..., nodes at 3.5, 11.5, ...; node (5, 6) is at (51.5, 43.5).
     expected = np.ones((6, 8), dtype=bool)
     expected[3, 3:4] = False  # (45.5, 45.5), between nodes 5 and 6 in x, 5 and 6 in y
@@ -240,7 +248,7 @@ def test_a_point_needs_all_its_nodes_and_stays_in_the_clip() -> None:
 def test_a_point_that_leaves_the_clip_is_invalid_though_it_stays_in_the_video() -> None:
     spec = target_spec(num_tubelets=1)
     tracks = exact_tracks(MovingScene(96, 160, Similarity((2.5, 0.0))), [0], 4, 8)
-    valid = cell_grid(assemble(tracks, Crop(16, 16, 48, 64, False), None, spec).valid, spec)[0]
+    valid = cell_grid(compute(tracks, Crop(16, 16, 48, 64, False), None, spec).valid, spec)[0]
     assert valid[:, :7].all()  # the last cell's centre is at 59.5 of 64, and goes 10 px
     assert not valid[:, 7].any()
 
@@ -249,10 +257,10 @@ def test_invalid_points_are_zero_in_both_targets() -> None:
     spec = target_spec(position_norm="patch_std")
     rng = np.random.default_rng(0)
     tracks, frames = random_tracks(rng, spec, 48, 64, 8), random_frames(rng, spec)
-    target = assemble(tracks, WHOLE, frames, spec)
+    target = compute(tracks, WHOLE, frames, spec)
     assert 0.2 < target.valid.mean() < 0.95
     assert not target.position[~target.valid].any()
-    assert not target.shape[~target.valid].any()
+    assert not target.hog[~target.valid].any()
 
 
 def test_invalid_points_do_not_reach_their_patch() -> None:
@@ -262,15 +270,15 @@ def test_invalid_points_do_not_reach_their_patch() -> None:
     tracks.num_valid[:, 2, 2] = 0
     wild = dataclasses.replace(tracks, displacements=tracks.displacements.copy())
     wild.displacements[:, 2, 2] = 40
-    first, second = (assemble(choice, WHOLE, None, spec) for choice in (tracks, wild))
+    first, second = (compute(choice, WHOLE, None, spec) for choice in (tracks, wild))
     np.testing.assert_array_equal(first.position, second.position)
 
 
 # Normalisation.
 
 
-def normalised(tracks: TrackSlice, **changes: Any) -> MotionTarget:
-    return assemble(tracks, WHOLE, None, target_spec(**changes))
+def normalised(tracks: TrackSlice, **changes: Any) -> Computed:
+    return compute(tracks, WHOLE, None, target_spec(**changes))
 
 
 def test_patch_std_leaves_the_deviation_from_the_patch_mean() -> None:
@@ -312,8 +320,8 @@ def test_the_spec_of_params_yaml() -> None:
 
 
 def test_frames_that_are_needed() -> None:
-    assert target_spec(num_tubelets=3, tubelet_stride=4, length=6).num_hog_frames == 14
-    assert target_spec(num_tubelets=3, tubelet_stride=4, length=6, hog_steps="first").num_hog_frames == 9
+    assert target_spec(num_tubelets=3, tubelet_stride=4, length=6).hog_frames[-1] == 13
+    assert target_spec(num_tubelets=3, tubelet_stride=4, length=6, hog_steps="first").hog_frames == [0, 4, 8]
 
 
 def test_more_frames_than_needed_change_nothing() -> None:
@@ -321,9 +329,7 @@ def test_more_frames_than_needed_change_nothing() -> None:
     rng = np.random.default_rng(0)
     tracks, frames = random_tracks(rng, spec, 48, 64, 8), random_frames(rng, spec)
     more = np.concatenate([frames, frames])
-    np.testing.assert_array_equal(
-        assemble(tracks, WHOLE, more, spec).shape, assemble(tracks, WHOLE, frames, spec).shape
-    )
+    np.testing.assert_array_equal(compute(tracks, WHOLE, more, spec).hog, compute(tracks, WHOLE, frames, spec).hog)
 
 
 @pytest.mark.parametrize("norm", ["none", "patch_std"])
@@ -333,16 +339,16 @@ def test_hidden_tokens_alone_are_the_same_as_among_all(norm: Any, hog_steps: Any
     rng = np.random.default_rng(0)
     tracks, frames = random_tracks(rng, spec, 48, 64, 8), random_frames(rng, spec)
     hidden = rng.uniform(size=24) < 0.6
-    whole, part = (assemble(tracks, WHOLE, frames, spec, choice) for choice in (None, hidden))
+    whole, part = (compute(tracks, WHOLE, frames, spec, choice) for choice in (None, hidden))
     np.testing.assert_array_equal(part.position, whole.position[hidden])
-    np.testing.assert_allclose(part.shape, whole.shape[hidden], atol=1e-6)
+    np.testing.assert_allclose(part.hog, whole.hog[hidden], atol=1e-6)
     np.testing.assert_array_equal(part.valid, whole.valid[hidden])
 
 
 @pytest.mark.parametrize("norm", ["none", "patch_std"])
 @pytest.mark.parametrize("hog_steps", ["all", "first"])
 def test_a_batch_is_its_clips_one_by_one_to_the_bit(norm: Any, hog_steps: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clips of videos of different sizes, crops and numbers of hidden tokens."""
+    """Clips of videos of different sizes and crops, with different masks."""
     spec = target_spec(position_norm=norm, hog_steps=hog_steps)
     rng = np.random.default_rng(0)
     sizes = [(48, 64), (56, 80), (48, 64), (96, 48), (64, 64)]
@@ -353,31 +359,31 @@ def test_a_batch_is_its_clips_one_by_one_to_the_bit(norm: Any, hog_steps: Any, m
     crops = [Crop(0, 0, *size, bool(number % 2)) for number, size in enumerate(sizes)]
     crops[2] = Crop(3, 5, 40, 50, True)
     frames = [random_frames(rng, spec) for _ in sizes]
-    hidden = [rng.uniform(size=24) < 0.3 + 0.1 * number for number in range(len(sizes))]
-    monkeypatch.setattr("mme.targets.assemble._PIXELS_AT_ONCE", 48 * 64 * 15)  # HOG in groups of several clips
-    batch = assemble_batch(tracks, crops, frames, spec, hidden)
+    hidden = [rng.permutation(24) < 14 for _ in sizes]
+    monkeypatch.setattr("mme.targets.hog.LOOKUPS_PER_CALL", 81 * 100)  # HOG in several calls
+    batch = compute_batch(tracks, crops, frames, spec, hidden)
     for number, target in enumerate(batch):
-        alone = assemble(tracks[number], crops[number], frames[number], spec, hidden[number])
+        alone = compute(tracks[number], crops[number], frames[number], spec, hidden[number])
         np.testing.assert_array_equal(target.position, alone.position)
-        np.testing.assert_array_equal(target.shape, alone.shape)
+        np.testing.assert_array_equal(target.hog, alone.hog)
         np.testing.assert_array_equal(target.valid, alone.valid)
 
 
-def test_assembly_leaves_its_input_alone() -> None:
+def test_computation_does_not_change_its_input() -> None:
     spec = target_spec()
     rng = np.random.default_rng(0)
     tracks, frames = random_tracks(rng, spec, 48, 64, 8), random_frames(rng, spec)
     before = dataclasses.replace(tracks, displacements=tracks.displacements.copy(), num_valid=tracks.num_valid.copy())
-    first, second = (assemble(tracks, WHOLE, frames, spec) for _ in range(2))
+    first, second = (compute(tracks, WHOLE, frames, spec) for _ in range(2))
     np.testing.assert_array_equal(first.position, second.position)
     np.testing.assert_array_equal(tracks.displacements, before.displacements)
     np.testing.assert_array_equal(tracks.num_valid, before.num_valid)
 
 
-def test_without_frames_there_is_no_shape() -> None:
+def test_without_frames_there_is_no_hog() -> None:
     spec = target_spec()
-    target = assemble(random_tracks(np.random.default_rng(0), spec, 48, 64, 8), WHOLE, None, spec)
-    assert target.shape.shape == (24, 4, 0, NUM_BINS)
+    target = compute(random_tracks(np.random.default_rng(0), spec, 48, 64, 8), WHOLE, None, spec)
+    assert target.hog.shape == (24, 4, 0, NUM_BINS)
 
 
 def test_what_does_not_fit_is_refused() -> None:
@@ -385,21 +391,26 @@ def test_what_does_not_fit_is_refused() -> None:
     rng = np.random.default_rng(0)
     tracks, frames = random_tracks(rng, spec, 48, 64, 8), random_frames(rng, spec)
     with pytest.raises(ValueError, match="2 start frames for 3 tubelets"):
-        assemble(tracks, WHOLE, frames, target_spec(num_tubelets=3))
+        compute(tracks, WHOLE, None, target_spec(num_tubelets=3))
     with pytest.raises(ValueError, match="tracks of 4 steps are shorter than length 5"):
-        assemble(tracks, WHOLE, frames, target_spec(length=5))
-    with pytest.raises(ValueError, match="6 frames are too few, hog_steps 'all' needs 7"):
-        assemble(tracks, WHOLE, frames[:6], spec)
-    with pytest.raises(ValueError, match=r"\[7, 64, 48, 3\]"):
-        assemble(tracks, WHOLE, frames.swapaxes(1, 2), spec)
+        compute(tracks, WHOLE, None, target_spec(length=5))
+    with pytest.raises(ValueError, match=r"frames of \[7, 64, 48\], expected \[7, 48, 64\]"):
+        compute(tracks, WHOLE, frames.swapaxes(1, 2), spec)
 
 
 def test_video_of_another_aspect_than_the_clip() -> None:
     """A tall video in a wide clip: rows stay rows."""
     spec = target_spec()
     scene = MovingScene(128, 64, Similarity((0.0, 2.0)))
-    found = token_tracks([exact_tracks(scene, [0, 3], 4, 8)], [Crop(0, 0, 128, 64, False)], [np.arange(24)], spec)
-    assert np.abs(found.residual[found.valid] - [0.0, 0.75]).max() < 1e-5
-    path = cell_grid(found.path, spec)
+    batch = {
+        name: value[None]
+        for name, value in stored_tracks(
+            exact_tracks(scene, [0, 3], 4, 8), Crop(0, 0, 128, 64, False), (16, 8), camera=True
+        ).items()
+    }
+    batch["hidden"] = torch.ones((1, 24), dtype=torch.bool)
+    found = token_tracks(cast(MaskedBatch, batch), spec)
+    assert np.abs(found.displacements[found.valid].numpy() - [0.0, 0.75]).max() < 1e-5
+    path = cell_grid(found.path[0].numpy(), spec)
     np.testing.assert_allclose(path[0, 0, :, 0, 0], 8 * np.arange(8) + 3.5, atol=1e-4)
     np.testing.assert_allclose(path[0, :, 0, 0, 1], 8 * np.arange(6) + 3.5, atol=1e-4)

@@ -1,0 +1,110 @@
+"""Protocol of a prediction target, and the table of objectives.
+
+A target is one thing in one place: the shape of what a hidden token predicts, how it is computed, what is centred
+before the loss, how much it weighs and how it is drawn. Heads, data set, statistics, losses, reports and pictures ask
+the table below. A new target is one file and two lines here: its import and its objective.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from mme.targets.drawing import TokenCanvas
+from mme.targets.grid import HiddenTokens, TargetSpec
+from mme.targets.hog import HOG
+from mme.targets.pixel import PIXEL
+from mme.targets.position import POSITION
+
+Input = Literal["tracks", "luma"]
+"""What a loader has to read for a target besides the clip: stored tracks, brightness of the dense frames."""
+
+
+@runtime_checkable
+class Target(Protocol):
+    """What a hidden token predicts.
+
+    Attributes:
+        name: key of its head, its metrics and its weight.
+        label: plural noun for model cards and reports.
+        default_weight: factor of its loss where ``pretrain.weights`` does not name it.
+        inputs: what a loader has to read for it.
+        centre: mean that is taken off before the loss: zero, or that of each component (last axis) over the valid
+            points; the rest is divided by one deviation. None where each token is standardised by itself.
+    """
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+
+    @property
+    def label(self) -> str: ...  # noqa: D102
+
+    @property
+    def default_weight(self) -> float: ...  # noqa: D102
+
+    @property
+    def inputs(self) -> tuple[str, ...]: ...  # noqa: D102
+
+    @property
+    def centre(self) -> Literal["zero", "mean"] | None: ...  # noqa: D102
+
+    def shape(self, spec: TargetSpec) -> tuple[int, ...]:
+        """Shape of one token's target: the head's and the data's."""
+
+    def compute(self, tokens: HiddenTokens) -> tuple[Float[Tensor, "B M *S"], Bool[Tensor, "B M *V"]]:
+        """Targets of the hidden tokens on their device, and which of them are valid; V are the first axes of S."""
+
+    def draw(
+        self, canvas: TokenCanvas, true: Float[np.ndarray, "*S"], predicted: Float[np.ndarray, "*S"] | None
+    ) -> None:
+        """Draw the targets of a tubelet's hidden tokens, and the predictions beside them if there are any."""
+
+
+OBJECTIVES: dict[str, tuple[Target, ...]] = {
+    "pixel": (PIXEL,),
+    "trajectory": (POSITION,),
+    "hog": (HOG,),
+    "mme": (POSITION, HOG),
+}
+"""Targets of each objective; the order is that of the colours in reports."""
+
+TARGETS: dict[str, Target] = {target.name: target for targets in OBJECTIVES.values() for target in targets}
+
+
+def objective_targets(objective: str) -> tuple[Target, ...]:
+    """Targets of ``pretrain.objective``.
+
+    Raises:
+        ValueError: there is no such objective.
+    """
+    if objective not in OBJECTIVES:
+        raise ValueError(f"pretrain.objective: {objective!r} is none of {', '.join(OBJECTIVES)}")
+    return OBJECTIVES[objective]
+
+
+def target_weights(targets: Sequence[Target], weights: Mapping[str, float]) -> dict[str, float]:
+    """Factor of each target's loss, from ``pretrain.weights`` or its default.
+
+    Raises:
+        ValueError: a weight is of no target.
+    """
+    unknown = sorted(weights.keys() - TARGETS.keys())
+    if unknown:
+        raise ValueError(f"pretrain.weights: {', '.join(unknown)} is none of {', '.join(TARGETS)}")
+    return {target.name: weights.get(target.name, target.default_weight) for target in targets}
+
+
+@torch.no_grad()
+def compute_targets(targets: Sequence[Target], tokens: HiddenTokens) -> dict[str, tuple[Tensor, Tensor]]:
+    """Values ``[B, M, *shape]`` and validity of each target by name; zero where not valid."""
+    computed = {}
+    for target in targets:
+        values, valid = target.compute(tokens)
+        expanded = valid.reshape(valid.shape + (1,) * (values.ndim - valid.ndim))
+        computed[target.name] = values.masked_fill(~expanded, 0.0), valid
+    return computed

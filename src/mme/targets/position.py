@@ -1,0 +1,68 @@
+"""Target ``position``: displacements of tracked points (Sun et al. 2023, section 3.3, position changes)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from mme.targets.drawing import PREDICTED_COLOUR, TRUE_COLOUR, TokenCanvas
+from mme.targets.grid import CELLS_PER_TOKEN, HiddenTokens, TargetSpec
+
+
+class Position:
+    """Displacements ``(x, y)`` of a token's cells at each of L steps, clip pixels per frame, camera motion removed.
+
+    With ``position_norm: patch_std`` they are in units of the token: see `patch_standardise`.
+    """
+
+    name = "position"
+    label = "displacements of tracked points"
+    default_weight = 1.0
+    inputs = ("tracks",)
+    centre: Literal["zero"] = "zero"  # motion has no preferred direction
+
+    def shape(self, spec: TargetSpec) -> tuple[int, ...]:
+        """Shape ``[C, L, 2]`` of one token's target."""
+        return CELLS_PER_TOKEN, spec.length, 2
+
+    def compute(self, tokens: HiddenTokens) -> tuple[Float[Tensor, "B M C L 2"], Bool[Tensor, "B M C"]]:
+        """Displacements of the hidden tokens, and the cells where they are valid."""
+        tracks, spec = tokens.tracks, tokens.spec
+        if spec.position_norm == "none":
+            return tracks.displacements, tracks.valid
+        return patch_standardise(tracks.displacements, tracks.valid, spec.patch_std_floor_px), tracks.valid
+
+    def draw(
+        self, canvas: TokenCanvas, true: Float[np.ndarray, "M C L 2"], predicted: Float[np.ndarray, "M C L 2"] | None
+    ) -> None:
+        """Draw the tracks from the cells' centres; under ``patch_std``, whose units cannot be undone, as they are."""
+        for values, colour in ((true, TRUE_COLOUR), (predicted, PREDICTED_COLOUR)):
+            if values is None:
+                continue
+            for start, steps in zip(canvas.cells[canvas.valid], values[canvas.valid], strict=True):
+                path = np.vstack([start, start + steps.cumsum(axis=0)])  # (L + 1, 2)
+                canvas.line(path, colour)
+                canvas.dot(path[-1], colour)
+
+
+def patch_standardise(
+    displacements: Float[Tensor, "B M C L 2"], valid: Bool[Tensor, "B M C"], floor_px: float
+) -> Float[Tensor, "B M C L 2"]:
+    """Take a token's mean motion off and divide by its deviation (the published recipe).
+
+    Mean and deviation are over the token's valid cells and all steps; the mean is one of x and one of y. The deviation
+    is at least ``floor_px``, so that a token where nothing moves gives zeros and not noise of unit size.
+    """
+    weight = valid[..., None, None].float()  # (B, M, C, 1, 1)
+    count = (weight.sum(dim=(2, 3), keepdim=True) * displacements.shape[3]).clamp(min=1)  # (B, M, 1, 1, 1)
+    mean = (displacements * weight).sum(dim=(2, 3), keepdim=True) / count  # (B, M, 1, 1, 2)
+
+    centred = displacements - mean
+    variance = (centred.square() * weight).sum(dim=(2, 3, 4), keepdim=True) / (2 * count)
+    return centred / variance.sqrt().clamp(min=floor_px)
+
+
+POSITION = Position()
