@@ -243,7 +243,7 @@ def token_tracks(batch: MaskedBatch, spec: TargetSpec) -> TokenTracks:
         place.view(-1, 4), stored.reshape(-1, length * 2), per_sample_weights=weight.view(-1, 4).float(), mode="sum"
     )
     displacements = flat.view(*place.shape[:3], length, 2)
-    num_valid = batch["num_valid"].flatten()[place].amin(dim=-1)  # (B, M, C)
+    num_valid = batch["num_valid"].flatten().index_select(0, place.flatten()).view_as(place).amin(dim=-1)  # (B, M, C)
 
     # Positions are sums of displacements; the camera's motion is taken off at these positions.
     starts = torch.stack([start_x, start_y], dim=-1).float()  # (B, M, C, 2)

@@ -128,7 +128,8 @@ def hog_at(
     parts = []
     for begin in range(0, len(first), per_call):
         part = slice(begin, begin + per_call)
-        chosen = codes.flatten()[first[part, None] + within]  # (p, side^2)
+        place = first[part, None] + within  # (p, side^2)
+        chosen = codes.flatten().index_select(0, place.flatten()).view_as(place)  # much faster than codes[place]
         weights = None if side == window else _edge_weights(right[part], down[part], side)
         parts.append(embedding_bag(chosen, table, per_sample_weights=weights, mode="sum"))  # (p, 9)
     histograms = torch.cat(parts) if parts else table.new_zeros((0, NUM_BINS))
