@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 
 import cv2
@@ -17,8 +18,8 @@ from mme.system.workers import WorkerFailure
 from mme.video.codec import VideoWriter, iter_frames
 from mme.video.containers import Reason, VideoError
 from mme.video.crop import resize
-from mme.video.metadata import ContainerMetadata, read_container_metadata
-from mme.video.trim import TimeSpan, TrimMetadata, iter_trimmed_frames, read_trim_metadata
+from mme.video.metadata import ContainerMetadata, VideoInfo, read_container_metadata
+from mme.video.trim import TimeSpan, iter_trimmed_frames, read_trim_metadata
 
 # A file is truncated if it lacks more frames than declared by one of these shares and by this number: edit lists hide
 # frames, headers round, and some muxers count an empty last packet.
@@ -72,6 +73,77 @@ class Outcome:
     detail: str = ""
 
 
+class SourceVideo:
+    """A file, or the clip of it between two seconds, before and while its frames are read."""
+
+    def __init__(self, path: Path, span_s: TimeSpan | None = None) -> None:
+        """Hash the bytes: those of the file, or of the coded pictures of the clip.
+
+        Raises:
+            VideoError: the clip has no frame or cannot be read.
+            OSError: the file cannot be read.
+        """
+        self._path = path
+        self._span_s = span_s
+        self._trim = None if span_s is None else read_trim_metadata(path, span_s)
+        self.sha256 = sha256_file(path) if self._trim is None else self._trim.sha256
+
+    @cached_property
+    def _container(self) -> ContainerMetadata:
+        return read_container_metadata(self._path)
+
+    @property
+    def info(self) -> VideoInfo:
+        """Size, rate and number of frames."""
+        return self._container.info if self._trim is None else self._trim.info
+
+    def frames(self) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+        """Decode the upright RGB frames one by one."""
+        return iter_frames(self._path) if self._span_s is None else iter_trimmed_frames(self._path, self._span_s)
+
+    def check(self, num_frames: int, min_frames: int) -> None:
+        """Compare the number of frames decoded with header or duration, and with the minimum.
+
+        Raises:
+            VideoError: ``truncated`` or ``too-short``.
+        """
+        if self._span_s is not None:
+            coded = self.info.num_frames
+            self._check_complete(coded, (self._span_s[1] - self._span_s[0]) * self.info.fps, _DURATION_TOLERANCE)
+            self._check_complete(num_frames, coded, _FRAMES_TOLERANCE)
+        elif self._container.declared_frames:
+            self._check_complete(num_frames, self._container.declared_frames, _FRAMES_TOLERANCE)
+        else:
+            rate = self.info.fps if num_frames > 1 else 0.0  # one frame has no rate
+            self._check_complete(num_frames, self._container.declared_s * rate, _DURATION_TOLERANCE)
+        if num_frames < min_frames:
+            raise VideoError("too-short", self._path, f"{num_frames} frames, fewer than {min_frames}")
+
+    def _check_complete(self, num_frames: int, expected: float, tolerance: float) -> None:
+        if num_frames + max(_NUM_FRAMES_TOLERANCE, tolerance * expected) < expected:
+            span = "" if self._span_s is None else f" between {self._span_s[0]:g} and {self._span_s[1]:g} s"
+            raise VideoError("truncated", self._path, f"{num_frames} frames{span}, {expected:.0f} expected")
+
+    def is_normal(self, form: NormalForm) -> bool:
+        """Return whether a whole file is in the normal form already, at any quality."""
+        if self._span_s is not None:
+            return False
+        metadata = self._container
+        size = (metadata.info.width, metadata.info.height)
+        return (
+            "mp4" in metadata.formats
+            and metadata.num_streams == 1
+            and metadata.info.codec == "h264"
+            and metadata.pixel_format == "yuv420p"
+            and metadata.rotation_degrees == 0
+            and metadata.info.pixel_aspect == 1
+            and metadata.is_constant_rate
+            and not metadata.has_b_frames
+            and metadata.keyframe_interval <= form.gop_frames
+            and size == normal_size(*size, 1.0, form.short_side)
+        )
+
+
 def transcode(job: TranscodeJob) -> Outcome:
     """Decode a file in full and write it in the normal form.
 
@@ -84,13 +156,32 @@ def transcode(job: TranscodeJob) -> Outcome:
     sha256 = ""
     try:
         try:
-            trim = None if job.span_s is None else read_trim_metadata(job.source, job.span_s)
-            sha256 = sha256_file(job.source) if trim is None else trim.sha256
+            video = SourceVideo(job.source, job.span_s)
         except OSError as error:
             return rejected(error)
-        return _transcode_file(job, sha256) if trim is None else _transcode_clip(job, trim)
+        sha256 = video.sha256
+        return _write_normal(video, job)
     except (VideoError, MemoryError) as error:
         return rejected(error, sha256)
+
+
+def _write_normal(video: SourceVideo, job: TranscodeJob) -> Outcome:
+    info, form = video.info, job.form
+    width, height = normal_size(info.width, info.height, info.pixel_aspect, form.short_side)
+    rate = Fraction(info.fps).limit_denominator(65535)
+    copied = video.is_normal(form)
+    num_frames = 0
+    with atomic_path(job.target) as temporary:
+        if copied:
+            num_frames = sum(1 for _ in video.frames())  # decoded all the same: damage may be anywhere
+            shutil.copyfile(job.source, temporary)
+        else:
+            with VideoWriter(temporary, (width, height), rate, form.crf, form.gop_frames) as writer:
+                for frame in video.frames():
+                    writer.write(resize(frame[None], height, width)[0])
+                    num_frames += 1
+        video.check(num_frames, form.min_frames)
+    return Outcome(video.sha256, num_frames, float(rate), width, height, copied)
 
 
 def rejected(error: VideoError | OSError | MemoryError, sha256: str = "") -> Outcome:
@@ -119,103 +210,3 @@ def normal_size(width: int, height: int, pixel_aspect: float, short_side: int) -
 
 def _even(value: float, minimum: int) -> int:
     return max(2 * round(value / 2), minimum)
-
-
-def _transcode_file(job: TranscodeJob, sha256: str) -> Outcome:
-    metadata = read_container_metadata(job.source)
-    info = metadata.info
-    width, height = normal_size(info.width, info.height, info.pixel_aspect, job.form.short_side)
-    rate = Fraction(info.fps).limit_denominator(65535)
-    copied = _is_normal(metadata, job.form)
-    with atomic_path(job.target) as temporary:
-        frames = (resize(frame[None], height, width)[0] for frame in iter_frames(job.source))
-        if copied:
-            num_frames = sum(1 for _ in frames)  # decoded all the same: damage may be anywhere
-            shutil.copyfile(job.source, temporary)
-        else:
-            num_frames = _write_frames(temporary, frames, (width, height), rate, job.form)
-        check_complete(job.source, metadata, num_frames, job.form.min_frames)
-    return Outcome(sha256, num_frames, float(rate), width, height, copied)
-
-
-def _transcode_clip(job: TranscodeJob, trim: TrimMetadata) -> Outcome:
-    assert job.span_s is not None
-    info, span_s = trim.info, job.span_s
-    check_clip(job.source, trim, span_s, job.form.min_frames)
-    width, height = normal_size(info.width, info.height, info.pixel_aspect, job.form.short_side)
-    rate = Fraction(info.fps).limit_denominator(65535)
-    with atomic_path(job.target) as temporary:
-        frames = (resize(frame[None], height, width)[0] for frame in iter_trimmed_frames(job.source, span_s))
-        num_frames = _write_frames(temporary, frames, (width, height), rate, job.form)
-        if _is_truncated(num_frames, info.num_frames, _FRAMES_TOLERANCE):
-            raise VideoError("truncated", job.source, f"{num_frames} frames decode of {info.num_frames}")
-    return Outcome(trim.sha256, num_frames, float(rate), width, height)
-
-
-def _write_frames(
-    path: Path, frames: Iterator[UInt8[np.ndarray, "H W 3"]], size: tuple[int, int], rate: Fraction, form: NormalForm
-) -> int:
-    num_frames = 0
-    with VideoWriter(path, size, rate, form.crf, form.gop_frames) as writer:
-        for frame in frames:
-            writer.write(frame)
-            num_frames += 1
-    return num_frames
-
-
-def check_clip(source: Path, trim: TrimMetadata, span_s: TimeSpan, min_frames: int) -> None:
-    """Compare the number of frames of a clip with its duration and with the minimum.
-
-    Raises:
-        VideoError: ``truncated`` or ``too-short``.
-    """
-    num_frames = trim.info.num_frames
-    expected = (span_s[1] - span_s[0]) * trim.info.fps
-    if _is_truncated(num_frames, expected, _DURATION_TOLERANCE):
-        found = f"{num_frames} frames between {span_s[0]:g} and {span_s[1]:g} s"
-        raise VideoError("truncated", source, f"{found}, {expected:.0f} expected")
-    _check_length(source, num_frames, min_frames)
-
-
-def check_complete(source: Path, metadata: ContainerMetadata, num_frames: int, min_frames: int) -> None:
-    """Compare the number of frames decoded with the header and with the minimum.
-
-    Raises:
-        VideoError: ``truncated`` or ``too-short``.
-    """
-    if metadata.declared_frames:
-        expected = float(metadata.declared_frames)
-        tolerance = _FRAMES_TOLERANCE
-    else:
-        rate = metadata.info.fps if num_frames > 1 else 0.0  # one frame has no rate
-        expected = metadata.declared_s * rate
-        tolerance = _DURATION_TOLERANCE
-    if _is_truncated(num_frames, expected, tolerance):
-        raise VideoError("truncated", source, f"{num_frames} frames, its header announces {expected:.0f}")
-    _check_length(source, num_frames, min_frames)
-
-
-def _is_truncated(num_frames: int, expected: float, tolerance: float) -> bool:
-    return num_frames + max(_NUM_FRAMES_TOLERANCE, tolerance * expected) < expected
-
-
-def _check_length(source: Path, num_frames: int, min_frames: int) -> None:
-    if num_frames < min_frames:
-        raise VideoError("too-short", source, f"{num_frames} frames, fewer than {min_frames}")
-
-
-def _is_normal(metadata: ContainerMetadata, form: NormalForm) -> bool:
-    """Return whether a file is in the normal form already, at any quality."""
-    size = (metadata.info.width, metadata.info.height)
-    return (
-        "mp4" in metadata.formats
-        and metadata.num_streams == 1
-        and metadata.info.codec == "h264"
-        and metadata.pixel_format == "yuv420p"
-        and metadata.rotation_degrees == 0
-        and metadata.info.pixel_aspect == 1
-        and metadata.is_constant_rate
-        and not metadata.has_b_frames
-        and metadata.keyframe_interval <= form.gop_frames
-        and size == normal_size(*size, 1.0, form.short_side)
-    )

@@ -10,13 +10,10 @@ from mme.config import IngestParams, RuntimeParams
 from mme.ingest.listing import Listing
 from mme.ingest.report import IngestResult
 from mme.ingest.run import collect_result, draw_splits
-from mme.ingest.transcode import Outcome, check_clip, check_complete, outcome_of, rejected
-from mme.system.files import sha256_file
+from mme.ingest.transcode import Outcome, SourceVideo, outcome_of, rejected
 from mme.system.workers import run_with_deadline
-from mme.video.codec import iter_frames
 from mme.video.containers import VideoError
-from mme.video.metadata import read_container_metadata
-from mme.video.trim import TimeSpan, iter_trimmed_frames, read_trim_metadata
+from mme.video.trim import TimeSpan
 
 
 @dataclass(frozen=True)
@@ -57,20 +54,13 @@ def validate_source(
 
 def validate_file(job: ValidationJob) -> Outcome:
     """Read headers, count pictures, decode the first one or all, and hash the bytes that were read."""
-    source, span_s = job.source, job.span_s
     sha256 = ""
     try:
-        if span_s is None:
-            sha256 = sha256_file(source)
-            metadata = read_container_metadata(source)
-            info = metadata.info
-            num_frames = sum(1 for _ in iter_frames(source)) if job.decode else info.num_frames
-            check_complete(source, metadata, num_frames, job.min_frames)
-        else:
-            trim = read_trim_metadata(source, span_s)
-            sha256, info = trim.sha256, trim.info
-            check_clip(source, trim, span_s, job.min_frames)
-            num_frames = sum(1 for _ in iter_trimmed_frames(source, span_s)) if job.decode else info.num_frames
+        video = SourceVideo(job.source, job.span_s)
+        sha256 = video.sha256
+        info = video.info
+        num_frames = sum(1 for _ in video.frames()) if job.decode else info.num_frames
+        video.check(num_frames, job.min_frames)
     except (VideoError, OSError, MemoryError) as error:
         return rejected(error, sha256)
     return Outcome(sha256, num_frames, info.fps, info.width, info.height)

@@ -10,25 +10,35 @@ All are the same network as `VideoEncoder` with ``positions: flat``. What differ
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from mme.models.checkpoints import State, check_keys
 
-_KINDS = ("weight", "bias")
+KINDS = ("weight", "bias")
 
-_HF_LAYER = {  # ours -> Hugging Face's
+# Layers of a block by their names here; in `.pth` files they have the same names.
+_HF_LAYERS = {
     "norm1": "layernorm_before",
     "attn.proj": "attention.output.dense",
     "norm2": "layernorm_after",
     "mlp.fc1": "intermediate.dense",
     "mlp.fc2": "output.dense",
 }
-_PTH_LAYER = tuple(_HF_LAYER)  # the same names as ours
-_HF_QKV = ("query", "key", "value")
+_PTH_LAYERS = {name: name for name in _HF_LAYERS}
 _PTH_DECODER = ("encoder_to_decoder", "mask_token", "decoder")
+
+
+@dataclass(frozen=True)
+class _Attention:
+    """Keys of a block's queries, keys and values in another framework; its biases may be absent."""
+
+    weights: Sequence[str]
+    query_bias: str
+    value_bias: str
 
 
 def encoder_from_hf(state: Mapping[str, Tensor], depth: int, source: str) -> State:
@@ -42,23 +52,11 @@ def encoder_from_hf(state: Mapping[str, Tensor], depth: int, source: str) -> Sta
     Raises:
         StateError: keys are missing or unexpected. Biases of queries and values may be absent (``qv_bias: false``).
     """
-    rest = dict(state)
-    missing: list[str] = []
-    encoder = _embedding(_take(rest, "embeddings.patch_embeddings.projection", missing))
-    for i in range(depth):
-        layer = f"encoder.layer.{i}"
-        names = [f"{layer}.attention.attention.{name}" for name in _HF_QKV]
-        weights = [rest.pop(f"{name}.weight", None) for name in names]  # 3 of [D, D]
-        missing += [f"{name}.weight" for name, weight in zip(names, weights, strict=True) if weight is None]
-        found = [weight for weight in weights if weight is not None]
-        query_bias = rest.pop(f"{names[0]}.bias", None)  # [D]
-        value_bias = rest.pop(f"{names[2]}.bias", None)  # [D]
-        if len(found) == len(_HF_QKV):
-            encoder |= _joined_qkv(f"blocks.{i}", torch.cat(found), query_bias, value_bias)
-        for ours, theirs in _HF_LAYER.items():
-            encoder |= _renamed(_take(rest, f"{layer}.{theirs}", missing), f"blocks.{i}.{ours}")
-    check_keys(source, missing, rest)
-    return encoder
+    attentions = []
+    for query, key, value in map(_hf_qkv, range(depth)):
+        weights = [f"{name}.weight" for name in (query, key, value)]
+        attentions.append(_Attention(weights, f"{query}.bias", f"{value}.bias"))
+    return _converted(state, _hf_keys(depth), attentions, source)
 
 
 def encoder_to_hf(state: Mapping[str, Tensor], depth: int, conv_shape: tuple[int, int, int, int, int]) -> State:
@@ -69,21 +67,14 @@ def encoder_to_hf(state: Mapping[str, Tensor], depth: int, conv_shape: tuple[int
         depth: number of blocks.
         conv_shape: ``[D, 3, tubelet_frames, patch_size, patch_size]``.
     """
-    converted = {
-        "embeddings.patch_embeddings.projection.weight": state["embed.weight"].reshape(conv_shape),
-        "embeddings.patch_embeddings.projection.bias": state["embed.bias"],
-    }
+    keys = _hf_keys(depth)
+    converted = {theirs: state[ours] for ours, theirs in keys.items()}
+    converted[keys["embed.weight"]] = state["embed.weight"].reshape(conv_shape)
     for i in range(depth):
-        block = f"blocks.{i}"
-        layer = f"encoder.layer.{i}"
-        weights = state[f"{block}.attn.qkv.weight"].chunk(3)  # 3 of [D, D]
-        biases = state[f"{block}.attn.qkv.bias"].chunk(3)  # 3 of [D]
-        for name, weight, bias in zip(_HF_QKV, weights, biases, strict=True):
-            converted[f"{layer}.attention.attention.{name}.weight"] = weight
-            if name != "key":
-                converted[f"{layer}.attention.attention.{name}.bias"] = bias
-        for ours, theirs in _HF_LAYER.items():
-            converted |= {f"{layer}.{theirs}.{kind}": state[f"{block}.{ours}.{kind}"] for kind in _KINDS}
+        for kind in KINDS:
+            parts = state[f"blocks.{i}.attn.qkv.{kind}"].chunk(3)  # 3 of [D, D], or of [D]
+            converted |= {f"{name}.{kind}": part for name, part in zip(_hf_qkv(i), parts, strict=True)}
+        del converted[f"{_hf_qkv(i)[1]}.bias"]
     return {name: value.clone() for name, value in converted.items()}
 
 
@@ -94,62 +85,72 @@ def model_from_pth(state: Mapping[str, Tensor], source: str) -> tuple[State, boo
     prefix, and ``fc_norm`` and ``head``.
 
     Returns:
-        Weights ``encoder.*`` and ``norm.*``, of a finetuned state also ``head.*``; and whether it is finetuned.
+        Weights ``encoder.*`` and ``norm.*``, of a finetuned state also ``head.*``; and True if it is finetuned.
 
     Raises:
         StateError: keys are missing or unexpected.
     """
     finetuned = "patch_embed.proj.weight" in state
-    prefix = "" if finetuned else "encoder."
-    rest = {key: value for key, value in state.items() if finetuned or key.split(".")[0] not in _PTH_DECODER}
-    missing: list[str] = []
-    encoder = _embedding(_take(rest, f"{prefix}patch_embed.proj", missing))
-    for i in range(_depth(state, prefix)):
-        block = f"{prefix}blocks.{i}"
-        weight = rest.pop(f"{block}.attn.qkv.weight", None)  # [3*D, D]
-        query_bias = rest.pop(f"{block}.attn.q_bias", None)  # [D]
-        value_bias = rest.pop(f"{block}.attn.v_bias", None)  # [D]
-        if weight is None:
-            missing.append(f"{block}.attn.qkv.weight")
-        else:
-            encoder |= _joined_qkv(f"blocks.{i}", weight, query_bias, value_bias)
-        for name in _PTH_LAYER:
-            encoder |= _renamed(_take(rest, f"{block}.{name}", missing), f"blocks.{i}.{name}")
-
-    model = {f"encoder.{name}": value for name, value in encoder.items()}
-    model |= _renamed(_take(rest, "fc_norm" if finetuned else "encoder.norm", missing), "norm")
     if finetuned:
-        model |= _renamed(_take(rest, "head", missing), "head")
-    check_keys(source, missing, rest)
-    return model, finetuned
+        heads = {"norm": "fc_norm", "head": "head"}
+        blocks = _block_names(state, "blocks.")
+        embedding = "patch_embed.proj"
+    else:
+        state = {key: value for key, value in state.items() if key.split(".")[0] not in _PTH_DECODER}
+        heads = {"norm": "encoder.norm"}
+        blocks = _block_names(state, "encoder.blocks.")
+        embedding = "encoder.patch_embed.proj"
+
+    keys = _keys(embedding, blocks, _PTH_LAYERS, "encoder.")
+    keys |= {f"{ours}.{kind}": f"{theirs}.{kind}" for ours, theirs in heads.items() for kind in KINDS}
+    attentions = [
+        _Attention([f"{block}.attn.qkv.weight"], f"{block}.attn.q_bias", f"{block}.attn.v_bias") for block in blocks
+    ]
+    return _converted(state, keys, attentions, source, "encoder."), finetuned
 
 
-def _depth(state: Mapping[str, Tensor], prefix: str) -> int:
-    """Blocks up to the highest number, at least one, so that a gap is listed as missing."""
-    start = f"{prefix}blocks."
+def _converted(
+    state: Mapping[str, Tensor],
+    keys: Mapping[str, str],
+    attentions: Sequence[_Attention],
+    source: str,
+    prefix: str = "",
+) -> State:
+    """Rename the ``keys`` (ours: theirs), flatten the embedding, and join queries, keys and values of each block."""
+    required = {*keys.values(), *(name for attention in attentions for name in attention.weights)}
+    optional = {name for attention in attentions for name in (attention.query_bias, attention.value_bias)}
+    check_keys(source, required - state.keys(), state.keys() - required - optional)
+
+    converted = {ours: state[theirs] for ours, theirs in keys.items()}
+    converted[f"{prefix}embed.weight"] = converted[f"{prefix}embed.weight"].flatten(1)  # over (channel, frame, y, x)
+    for i, attention in enumerate(attentions):
+        weight = torch.cat([state[name] for name in attention.weights])  # [3*D, D]
+        zero = torch.zeros(len(weight) // 3, dtype=weight.dtype)  # [D]
+        biases = [state.get(attention.query_bias, zero), zero, state.get(attention.value_bias, zero)]
+        converted[f"{prefix}blocks.{i}.attn.qkv.weight"] = weight
+        converted[f"{prefix}blocks.{i}.attn.qkv.bias"] = torch.cat(biases)
+    return converted
+
+
+def _keys(embedding: str, blocks: Sequence[str], layers: Mapping[str, str], prefix: str = "") -> dict[str, str]:
+    """Return the keys of another framework by those of `VideoEncoder`, without queries, keys and values."""
+    modules = {"embed": embedding}
+    for i, block in enumerate(blocks):
+        modules |= {f"blocks.{i}.{ours}": f"{block}.{theirs}" for ours, theirs in layers.items()}
+    return {f"{prefix}{ours}.{kind}": f"{theirs}.{kind}" for ours, theirs in modules.items() for kind in KINDS}
+
+
+def _hf_keys(depth: int) -> dict[str, str]:
+    layers = [f"encoder.layer.{i}" for i in range(depth)]
+    return _keys("embeddings.patch_embeddings.projection", layers, _HF_LAYERS)
+
+
+def _hf_qkv(i: int) -> list[str]:
+    return [f"encoder.layer.{i}.attention.attention.{name}" for name in ("query", "key", "value")]
+
+
+def _block_names(state: Mapping[str, Tensor], start: str) -> list[str]:
+    """Name the blocks up to the highest number, at least one, so that a gap is listed as missing."""
     numbers = {key.removeprefix(start).split(".")[0] for key in state if key.startswith(start)}
-    return 1 + max((int(number) for number in numbers if number.isdecimal()), default=0)
-
-
-def _take(state: State, name: str, missing: list[str]) -> State:
-    """Remove weight and bias of ``name`` from a state; add their keys to ``missing`` if they are not there."""
-    found = {kind: state.pop(f"{name}.{kind}", None) for kind in _KINDS}
-    missing += [f"{name}.{kind}" for kind, value in found.items() if value is None]
-    return {kind: value for kind, value in found.items() if value is not None}
-
-
-def _renamed(values: State, name: str) -> State:
-    return {f"{name}.{kind}": value for kind, value in values.items()}
-
-
-def _embedding(values: State) -> State:
-    """Turn a convolution's weight ``[D, 3, t, p, p]`` into the matrix ``[D, 3*t*p*p]`` over (channel, frame, y, x)."""
-    return {f"embed.{kind}": value.flatten(1) if kind == "weight" else value for kind, value in values.items()}
-
-
-def _joined_qkv(block: str, weight: Tensor, query_bias: Tensor | None, value_bias: Tensor | None) -> State:
-    """Join queries, keys and values, weight ``[3*D, D]``, to one layer; absent biases are zero."""
-    zero = torch.zeros(len(weight) // 3, dtype=weight.dtype)  # [D]
-    query = zero if query_bias is None else query_bias
-    value = zero if value_bias is None else value_bias
-    return {f"{block}.attn.qkv.weight": weight, f"{block}.attn.qkv.bias": torch.cat([query, zero, value])}
+    last = max((int(number) for number in numbers if number.isdecimal()), default=0)
+    return [f"{start}{i}" for i in range(last + 1)]
