@@ -61,22 +61,11 @@ class Video:
     source_path: str
 
 
+# One column per field; those of `X | None` may be null. Annotations are strings, and literals are stored as strings.
+_TYPES = {"int": pa.int32(), "float": pa.float64()}
 _SCHEMA = pa.schema(
-    [
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("path", pa.string(), nullable=False),
-        pa.field("sha256", pa.string(), nullable=False),
-        pa.field("label", pa.string()),
-        pa.field("split", pa.string(), nullable=False),
-        pa.field("group", pa.string()),
-        pa.field("num_frames", pa.int32(), nullable=False),
-        pa.field("fps", pa.float64(), nullable=False),
-        pa.field("width", pa.int32(), nullable=False),
-        pa.field("height", pa.int32(), nullable=False),
-        pa.field("status", pa.string(), nullable=False),
-        pa.field("reason", pa.string()),
-        pa.field("source_path", pa.string(), nullable=False),
-    ]
+    pa.field(field.name, _TYPES.get(str(field.type), pa.string()), nullable="None" in str(field.type))
+    for field in fields(Video)
 )
 
 
@@ -165,11 +154,10 @@ class Manifest:
             table = pq.read_table(path)
         except (OSError, pa.ArrowException) as error:
             raise ValueError(f"{path}: cannot be read as a manifest: {error}") from error
-        missing = {field.name for field in fields(Video)} - set(table.column_names)
+        missing = set(_SCHEMA.names) - set(table.column_names)
         if missing:
             raise ValueError(f"{path}: not a manifest, it lacks the columns {sorted(missing)}")
-        names = [field.name for field in fields(Video)]
-        return cls((Video(**row) for row in table.select(names).to_pylist()), path.parent)
+        return cls((Video(**row) for row in table.select(_SCHEMA.names).to_pylist()), path.parent)
 
 
 def write_quarantine(path: Path | str, rows: Iterable[tuple[str, str, str]]) -> None:

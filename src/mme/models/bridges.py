@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mme.models.checkpoints import State, check_keys
 
-KINDS = ("weight", "bias")
+_KINDS = ("weight", "bias")
 
 # Layers of a block by their names here; in `.pth` files they have the same names.
 _HF_LAYERS = {
@@ -71,7 +71,7 @@ def encoder_to_hf(state: Mapping[str, Tensor], depth: int, conv_shape: tuple[int
     converted = {theirs: state[ours] for ours, theirs in keys.items()}
     converted[keys["embed.weight"]] = state["embed.weight"].reshape(conv_shape)
     for i in range(depth):
-        for kind in KINDS:
+        for kind in _KINDS:
             parts = state[f"blocks.{i}.attn.qkv.{kind}"].chunk(3)  # 3 of [D, D], or of [D]
             converted |= {f"{name}.{kind}": part for name, part in zip(_hf_qkv(i), parts, strict=True)}
         del converted[f"{_hf_qkv(i)[1]}.bias"]
@@ -102,11 +102,16 @@ def model_from_pth(state: Mapping[str, Tensor], source: str) -> tuple[State, boo
         embedding = "encoder.patch_embed.proj"
 
     keys = _keys(embedding, blocks, _PTH_LAYERS, "encoder.")
-    keys |= {f"{ours}.{kind}": f"{theirs}.{kind}" for ours, theirs in heads.items() for kind in KINDS}
+    keys |= {f"{ours}.{kind}": f"{theirs}.{kind}" for ours, theirs in heads.items() for kind in _KINDS}
     attentions = [
         _Attention([f"{block}.attn.qkv.weight"], f"{block}.attn.q_bias", f"{block}.attn.v_bias") for block in blocks
     ]
     return _converted(state, keys, attentions, source, "encoder."), finetuned
+
+
+def renamed(state: Mapping[str, Tensor], modules: Mapping[str, str]) -> State:
+    """Return weight and bias of some modules under other names (old: new)."""
+    return {f"{new}.{kind}": state[f"{old}.{kind}"] for old, new in modules.items() for kind in _KINDS}
 
 
 def _converted(
@@ -137,7 +142,7 @@ def _keys(embedding: str, blocks: Sequence[str], layers: Mapping[str, str], pref
     modules = {"embed": embedding}
     for i, block in enumerate(blocks):
         modules |= {f"blocks.{i}.{ours}": f"{block}.{theirs}" for ours, theirs in layers.items()}
-    return {f"{prefix}{ours}.{kind}": f"{theirs}.{kind}" for ours, theirs in modules.items() for kind in KINDS}
+    return {f"{prefix}{ours}.{kind}": f"{theirs}.{kind}" for ours, theirs in modules.items() for kind in _KINDS}
 
 
 def _hf_keys(depth: int) -> dict[str, str]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mme.config import ClipParams, ModelParams
 from mme.config.model import IMAGENET_MEAN, IMAGENET_STD
-from mme.models.bridges import encoder_from_hf, encoder_to_hf, model_from_pth
+from mme.models.bridges import encoder_from_hf, encoder_to_hf, model_from_pth, renamed
 from mme.models.checkpoints import (
     CONFIG_FILE,
     FOLDER_FORMAT,
@@ -42,6 +42,15 @@ HEAD_DIM = 64
 """Channels of an attention head in every published ViT of VideoMAE and MME."""
 
 HF_TYPE = "videomae"
+_HF_SIZES = {
+    "patch_size": "patch_size",
+    "tubelet_frames": "tubelet_size",
+    "dim": "hidden_size",
+    "depth": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+}
+"""Parameters of the section ``model`` and their names in transformers' configuration."""
+
 _BACKBONE = "videomae."
 _PRETRAINING_ONLY = ("encoder_to_decoder", "mask_token", "decoder")
 
@@ -177,8 +186,7 @@ def from_hf(folder: Path, options: ConversionOptions) -> Checkpoint:
     if "classifier.weight" in foreign:
         if "fc_norm.weight" not in foreign:
             raise ValueError(f"{folder}: use_mean_pooling is false; mme pools all tokens")
-        state |= {f"norm.{kind}": foreign[f"fc_norm.{kind}"] for kind in ("weight", "bias")}
-        state |= {f"head.{kind}": foreign[f"classifier.{kind}"] for kind in ("weight", "bias")}
+        state |= renamed(foreign, {"fc_norm": "norm", "classifier": "head"})
         return Checkpoint(state, model, clip, tuple(str(config.id2label[i]) for i in range(len(config.id2label))))
 
     # Without a final norm (use_mean_pooling) finetuning starts from a new one, as in transformers.
@@ -216,9 +224,10 @@ def params_of_hf(config: VideoMAEConfig, source: str) -> ModelParams:
     Raises:
         ValueError: it describes a network that `VideoEncoder` does not cover.
     """
+    needed = {"hidden_act": "gelu", "num_channels": 3}
     faults = [
         f"{name}: {getattr(config, name)!r}, must be {wanted!r}"
-        for name, wanted in (("hidden_act", "gelu"), ("num_channels", 3))
+        for name, wanted in needed.items()
         if getattr(config, name) != wanted
     ]
     faults += [
@@ -228,15 +237,8 @@ def params_of_hf(config: VideoMAEConfig, source: str) -> ModelParams:
     ]
     if faults:
         raise ValueError(f"{source}: " + "; ".join(faults))
-    return ModelParams(
-        patch_size=int(str(config.patch_size)),
-        tubelet_frames=config.tubelet_size,
-        dim=config.hidden_size,
-        depth=config.num_hidden_layers,
-        num_heads=config.num_attention_heads,
-        mlp_ratio=config.intermediate_size / config.hidden_size,
-        positions="flat",
-    )
+    sizes = {ours: getattr(config, theirs) for ours, theirs in _HF_SIZES.items()}
+    return ModelParams(**sizes, mlp_ratio=config.intermediate_size / config.hidden_size, positions="flat")
 
 
 def read_folder(folder: Path) -> Checkpoint:
@@ -266,13 +268,9 @@ def to_hf(folder: Path, target: Path) -> str:
     theirs = encoder_to_hf(encoder, model.depth, conv_shape)
 
     hf_config = transformers.VideoMAEConfig(
+        **{theirs: getattr(model, ours) for ours, theirs in _HF_SIZES.items()},
         image_size=ours.clip.size,
-        patch_size=model.patch_size,
         num_frames=ours.clip.num_frames,
-        tubelet_size=model.tubelet_frames,
-        hidden_size=model.dim,
-        num_hidden_layers=model.depth,
-        num_attention_heads=model.num_heads,
         intermediate_size=round(model.dim * model.mlp_ratio),
         layer_norm_eps=1e-5,
         use_mean_pooling=bool(labels),
@@ -281,11 +279,10 @@ def to_hf(folder: Path, target: Path) -> str:
         hf_config.id2label = dict(enumerate(labels))
         hf_config.label2id = {label: i for i, label in enumerate(labels)}
         theirs = {_BACKBONE + key: value for key, value in theirs.items()}
-        theirs |= {f"fc_norm.{kind}": state[f"norm.{kind}"] for kind in ("weight", "bias")}
-        theirs |= {f"classifier.{kind}": state[f"head.{kind}"] for kind in ("weight", "bias")}
+        theirs |= renamed(state, {"norm": "fc_norm", "head": "classifier"})
         network: Any = transformers.VideoMAEForVideoClassification(hf_config)
     else:
-        theirs |= {f"layernorm.{kind}": state[f"norm.{kind}"] for kind in ("weight", "bias")}
+        theirs |= renamed(state, {"norm": "layernorm"})
         network = transformers.VideoMAEModel(hf_config)
     network.load_state_dict(theirs)
     with atomic_path(target) as temporary:
