@@ -1,6 +1,8 @@
-"""Shared OpenCV helpers: text, sub-pixel lines and markers, dimmed frames, PNG files."""
+"""Shared OpenCV helpers: text, sub-pixel lines and markers, dimmed frames, titled panels, PNG files."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -66,3 +68,19 @@ def encode_png(picture: Picture) -> bytes:
     done, data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
     assert done
     return data.tobytes()
+
+
+def titled_row(panels: Sequence[tuple[str, Picture]], width: int) -> Picture:
+    """Draw titled pictures side by side, shrunk to the width if necessary."""
+    pictures = []
+    for title, full in panels:
+        shrink = min(1.0, (width / len(panels) - 2 * MARGIN_PX) / full.shape[1])
+        panel = cv2.resize(full, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA).astype(np.uint8)
+        sheet = blank_sheet(panel.shape[0] + TITLE_PX + MARGIN_PX, width // len(panels))
+        draw_text(sheet, title, (MARGIN_PX, 18))
+        sheet[TITLE_PX : TITLE_PX + panel.shape[0], MARGIN_PX : MARGIN_PX + panel.shape[1]] = panel
+        pictures.append(sheet)
+    height = max(sheet.shape[0] for sheet in pictures)
+    padded = [np.pad(sheet, ((0, height - sheet.shape[0]), (0, 0), (0, 0))) for sheet in pictures]
+    row = np.hstack(padded)
+    return np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)))

@@ -12,7 +12,7 @@ from mme.targets.base import Target
 from mme.targets.drawing import Canvas, TokenCanvas
 from mme.targets.grid import TargetSpec, cell_positions
 from mme.targets.hog import draw_star, hog_at, luma_of
-from mme.viz.drawing import Picture, dimmed
+from mme.viz.drawing import Picture, dimmed, scale_to_height
 
 _HIDDEN_BRIGHTNESS = 0.35
 _MIN_STAR_PX = 14
@@ -21,7 +21,7 @@ _STAR = (235, 235, 235)
 
 
 def draw_hog(frame: Picture, window: int, norm_floor: float, height_px: int) -> Picture:
-    """A star in each square of ``window`` pixels: a ray a bin, along the edges that it counts, as long as its share.
+    """Draw a star in each square of ``window`` pixels: one ray per bin, along its edges, as long as its share.
 
     Args:
         frame: RGB ``[H, W, 3]``.
@@ -30,7 +30,7 @@ def draw_hog(frame: Picture, window: int, norm_floor: float, height_px: int) -> 
         height_px: of the picture.
     """
     scale = height_px / frame.shape[0]
-    picture = dimmed(_enlarged(frame, scale))
+    picture = dimmed(scale_to_height(frame, height_px))
     spacing = window * max(1, int(np.ceil(_MIN_STAR_PX / (window * scale))))
     points = cell_centres(frame.shape[0], frame.shape[1], spacing).reshape(-1, 2)  # (P, 2)
     frames = torch.zeros(len(points), dtype=torch.int64)
@@ -41,7 +41,7 @@ def draw_hog(frame: Picture, window: int, norm_floor: float, height_px: int) -> 
 
 
 def draw_validity(frame: Picture, share_valid: NDArray[np.floating], cell: int, height_px: int) -> Picture:
-    """The frame, each cell the redder the sooner its track stops being valid.
+    """Draw the frame with red cells, the redder the earlier their tracks stop being valid.
 
     Args:
         frame: RGB ``[H, W, 3]``.
@@ -49,8 +49,7 @@ def draw_validity(frame: Picture, share_valid: NDArray[np.floating], cell: int, 
         cell: side of a cell, pixels of the frame.
         height_px: of the picture.
     """
-    scale = height_px / frame.shape[0]
-    canvas = _enlarged(frame, scale)
+    canvas = scale_to_height(frame, height_px)
     share = np.ones(frame.shape[:2])
     cells = share_valid.repeat(cell, 0).repeat(cell, 1)
     share[: cells.shape[0], : cells.shape[1]] = cells
@@ -82,13 +81,8 @@ def draw_hidden(
     scale = height_px / spec.height
     rows, columns, patch = spec.height // spec.patch_size, spec.width // spec.patch_size, spec.patch_size
     shade = np.where(hidden.reshape(rows, columns).repeat(patch, 0).repeat(patch, 1), _HIDDEN_BRIGHTNESS, 1.0)
-    picture = _enlarged((frame * shade[..., None]).astype(np.uint8), scale)
+    picture = scale_to_height((frame * shade[..., None]).astype(np.uint8), height_px)
     cells = cell_positions(spec)[: rows * columns].numpy()[hidden]  # (M, C, 2)
     true, predicted = values
     target.draw(TokenCanvas(picture, scale, cells, valid, spec), true, predicted)
     return picture
-
-
-def _enlarged(frame: Picture, scale: float) -> Picture:
-    size = (round(frame.shape[1] * scale), round(frame.shape[0] * scale))
-    return np.asarray(cv2.resize(frame, size, interpolation=cv2.INTER_CUBIC), dtype=np.uint8)

@@ -1,14 +1,12 @@
-"""What the targets make of one video, for the eye: tracks, camera, validity, HOG, mask, and what a model predicts."""
+"""Pictures of one video: tracks, camera motion, validity, HOG, mask, and the predictions of a model."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -28,7 +26,7 @@ from mme.video.codec import iter_frames
 from mme.video.crop import Crop, apply_crop, resize
 from mme.video.metadata import read_metadata
 from mme.video.sampling import fitted_size
-from mme.viz.drawing import MARGIN_PX, TITLE_PX, Picture, blank_sheet, dimmed, draw_text, scale_to_height
+from mme.viz.drawing import Picture, dimmed, scale_to_height, titled_row
 from mme.viz.glyphs import draw_hidden, draw_hog, draw_validity
 from mme.viz.tracks import STILL_PX, PreviewRow, contact_sheet, direction_colours, draw_crosses, draw_path, spaced_cells
 
@@ -37,23 +35,23 @@ _HEIGHT_PX = 300
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A pretrained model, and what its outputs are measured in.
+    """A pretrained model and the unit of its outputs.
 
     Attributes:
-        model: of the stage ``pretrain``, in evaluation mode.
-        clip, model_params, pretrain: what it was trained with.
+        network: of the stage ``pretrain``, in evaluation mode.
+        clip, model, pretrain: sections that it was trained with.
         deviation_px: clip pixels that a predicted displacement of 1 stands for; None if it predicts no positions.
     """
 
-    model: MaskedMotionModel
+    network: MaskedMotionModel
     clip: ClipParams
-    model_params: ModelParams
+    model: ModelParams
     pretrain: PretrainParams
     deviation_px: float | None
 
     @classmethod
     def load(cls, folder: Path) -> Pretrained:
-        """Load what the stage ``pretrain`` wrote.
+        """Load the result of the stage ``pretrain``.
 
         Raises:
             ValueError: a file is missing or damaged, or was written by another version; the message names it.
@@ -72,11 +70,11 @@ class Pretrained:
 
     @torch.inference_mode()
     def predict(self, clip: NDArray[np.uint8], hidden: NDArray[np.bool_]) -> NDArray[np.float32] | None:
-        """Displacements ``[M, C, L, 2]`` of the hidden tokens in clip pixels; None if it predicts no positions."""
+        """Return displacements ``[M, C, L, 2]`` of hidden tokens in clip pixels; None if it predicts no positions."""
         if self.deviation_px is None:
             return None
         pixels = model_input(torch.from_numpy(clip)[None], self.clip)
-        predicted = self.model(pixels, torch.from_numpy(hidden)[None])[POSITION.name][0]
+        predicted = self.network(pixels, torch.from_numpy(hidden)[None])[POSITION.name][0]
         return np.asarray(predicted.numpy() * self.deviation_px, dtype=np.float32)
 
 
@@ -87,9 +85,9 @@ class Inspection:
     Attributes:
         name: of the video.
         frames: RGB, uint8 ``[T, H, W, 3]``.
-        fps: frames a second.
+        fps: frames per second.
         tracks: from every frame but the last.
-        compensated: whether the camera's motion was looked for.
+        compensated: True if camera motion was estimated.
     """
 
     name: str
@@ -117,7 +115,7 @@ class Inspection:
         return cls(path.name, np.stack(frames), info.fps, tracks, params.trajectories.compensate_camera)
 
     def liveliest(self, needed: int) -> int:
-        """The start frame with the most motion of its own, of those that ``needed`` frames can start at.
+        """Return the frame with the most motion after compensation, of those that ``needed`` frames can start at.
 
         Raises:
             ValueError: the stretch is shorter than that.
@@ -130,7 +128,7 @@ class Inspection:
         return starts[int(own.argmax())]
 
     def facts(self, start: int, length: int) -> str:
-        """Validity and trust in words."""
+        """Describe the share of valid tracks and the frames whose camera motion is trusted."""
         chosen = self.tracks.select([start], length)
         valid = (chosen.num_valid == length).mean()
         trusted = self.tracks.trusted
@@ -139,23 +137,22 @@ class Inspection:
 
 
 def picture(inspection: Inspection, params: Params, start: int, pretrained: Pretrained | None) -> Picture:
-    """Tracks as filmed and without the camera's motion, HOG stars, and the mask with the motion that it hides."""
-    clip, model = (pretrained.clip, pretrained.model_params) if pretrained else (params.clip, params.model)
-    pretrain = pretrained.pretrain if pretrained else params.pretrain
-    spec = TargetSpec.from_params(clip, model, pretrain)
+    """Draw raw and compensated tracks, validity, HOG stars, and the mask with the motion of hidden tokens."""
+    sections = pretrained or params
+    clip, pretrain = sections.clip, sections.pretrain
+    spec = TargetSpec.from_params(clip, sections.model, pretrain)
     frame, length = inspection.frames[start], pretrain.length
     row = PreviewRow(f"{inspection.name}   frame {start}", frame, inspection.tracks.select([start], length))
     tracked = contact_sheet([row], _HEIGHT_PX)
     tubelets = _hidden_tubelets(inspection, start, spec, clip, pretrain, pretrained)
-    stars = draw_hog(
-        frame, max(4, round(spec.hog_window_px * min(frame.shape[:2]) / clip.size)), spec.hog_norm_floor, _HEIGHT_PX
-    )
+    window = max(4, round(spec.hog_window_px * min(frame.shape[:2]) / clip.size))
+    stars = draw_hog(frame, window, spec.hog_norm_floor, _HEIGHT_PX)
     validity = draw_validity(frame, row.tracks.num_valid[0] / length, row.tracks.cell, _HEIGHT_PX)
     predicted = ", pink what is predicted" if pretrained and pretrained.deviation_px is not None else ""
     sheets = [
         tracked,
-        _row([(inspection.facts(start, length), validity), ("HOG: edges", stars)], tracked.shape[1]),
-        _row([(f"hidden tokens, green their motion{predicted}", np.hstack(tubelets))], tracked.shape[1]),
+        titled_row([(inspection.facts(start, length), validity), ("HOG: edges", stars)], tracked.shape[1]),
+        titled_row([(f"hidden tokens, green their motion{predicted}", np.hstack(tubelets))], tracked.shape[1]),
     ]
     return np.vstack(sheets)
 
@@ -168,7 +165,7 @@ def _hidden_tubelets(
     pretrain: PretrainParams,
     pretrained: Pretrained | None,
 ) -> list[Picture]:
-    """A picture of each tubelet of the centre crop from ``start`` on."""
+    """Draw each tubelet of the centre crop from ``start`` on."""
     height, width = inspection.frames.shape[1:3]
     side = min(height, width)
     crop = Crop((height - side) // 2, (width - side) // 2, side, side, False)
@@ -196,27 +193,11 @@ def _hidden_tubelets(
     return tubelets
 
 
-def _row(panels: Sequence[tuple[str, Picture]], width: int) -> Picture:
-    """Titled pictures side by side, shrunk to the width if need be."""
-    pictures = []
-    for title, full in panels:
-        shrink = min(1.0, (width / len(panels) - 2 * MARGIN_PX) / full.shape[1])
-        panel = cv2.resize(full, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA).astype(np.uint8)
-        sheet = blank_sheet(panel.shape[0] + TITLE_PX + MARGIN_PX, width // len(panels))
-        draw_text(sheet, title, (MARGIN_PX, 18))
-        sheet[TITLE_PX : TITLE_PX + panel.shape[0], MARGIN_PX : MARGIN_PX + panel.shape[1]] = panel
-        pictures.append(sheet)
-    height = max(sheet.shape[0] for sheet in pictures)
-    padded = [np.pad(sheet, ((0, height - sheet.shape[0]), (0, 0), (0, 0))) for sheet in pictures]
-    row = np.hstack(padded)
-    return np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)))
-
-
 def animation(inspection: Inspection, length: int, height_px: int = 288) -> NDArray[np.uint8]:
-    """The video with the tracks of its points drawn as they go, uint8 ``[T, H, W, 3]`` of even size.
+    """Draw the video with moving tracks, uint8 ``[T, H, W, 3]`` of even size.
 
-    Left as filmed; right with tails of each point's own motion only, at the place where it is seen. New points start
-    every ``length`` frames.
+    Raw tracks are on the left; on the right, each point has a tail of compensated motion that ends at its position.
+    New points start every ``length`` frames.
     """
     pictures = []
     for start in range(0, len(inspection.frames) - 1, length):
@@ -230,7 +211,7 @@ def animation(inspection: Inspection, length: int, height_px: int = 288) -> NDAr
 
 
 def _tails(frame: Picture, tracks: TrackSlice, num_steps: int, own: bool, height_px: int) -> Picture:
-    """A frame with the last ``num_steps`` steps of every point that has been valid so far."""
+    """Draw a frame with the first ``num_steps`` steps of every point that is valid to the last of them."""
     scale = height_px / frame.shape[0]
     canvas = dimmed(scale_to_height(frame, height_px))
     chosen = (0, *spaced_cells(tracks.cell, scale))
@@ -251,7 +232,6 @@ def _tails(frame: Picture, tracks: TrackSlice, num_steps: int, own: bool, height
 
 
 def needed_frames(params: Params, pretrained: Pretrained | None) -> int:
-    """Frames that a clip and its tracks span."""
-    if pretrained is None:
-        return frames_needed(params.clip, params.model, params.pretrain.length)
-    return frames_needed(pretrained.clip, pretrained.model_params, pretrained.pretrain.length)
+    """Return the number of frames that a clip and its tracks span."""
+    sections = pretrained or params
+    return frames_needed(sections.clip, sections.model, sections.pretrain.length)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 import torch
 from jaxtyping import Bool
@@ -10,14 +9,12 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from mme.data.masked.clips import PretrainDataset
-from mme.targets.drawing import PREDICTED_COLOUR, TRUE_COLOUR
 from mme.targets.grid import CELLS_PER_TOKEN
 from mme.training.pretrain import PretrainModule
-from mme.viz.drawing import MARGIN_PX, Picture, blank_sheet, draw_text
+from mme.viz.drawing import BACKGROUND, MARGIN_PX, Picture, titled_row
 from mme.viz.glyphs import draw_hidden
 
 _PANEL_PX = 256
-_TITLE_PX = 34
 
 
 @torch.inference_mode()
@@ -45,27 +42,19 @@ def draw_predictions(module: PretrainModule, dataset: PretrainDataset, count: in
         number = int(first.sum())
         shown = (values[0][row, :number], values[1][row, :number])
         panels.append(draw_hidden(clip[0], first, target, shown, valid[row, :number], spec, _PANEL_PX))
-    return _sheet(panels, f"{target.label} of hidden patches:")
+
+    # Two rows of panels.
+    margins = ((0, MARGIN_PX), (0, MARGIN_PX), (0, 0))
+    padded = [np.pad(panel, margins, constant_values=BACKGROUND[0]) for panel in panels]
+    if len(padded) > 1 and len(padded) % 2:
+        padded.append(np.full_like(padded[0], BACKGROUND[0]))
+    rows = np.split(np.stack(padded), min(2, len(padded)))
+    sheet = np.vstack([np.hstack(list(row)) for row in rows])
+    title = f"{target.label} of hidden patches: green true, pink predicted"
+    width = max(sheet.shape[1], 2 * _PANEL_PX) + 2 * MARGIN_PX  # room for the title
+    return titled_row([(title, sheet)], width)
 
 
 def cells_of(valid: Bool[Tensor, "B M *V"]) -> Bool[Tensor, "B M C"]:
     """Validity of each cell, of targets that have one per cell or one per token."""
     return valid if valid.ndim > 2 else valid[:, :, None].expand(-1, -1, CELLS_PER_TOKEN)
-
-
-def _sheet(panels: list[Picture], title: str) -> Picture:
-    """Two rows of panels under a title with the key to the colours."""
-    columns = (len(panels) + 1) // 2
-    pitch = _PANEL_PX + MARGIN_PX
-    rows = 1 if len(panels) == 1 else 2
-    sheet = blank_sheet(_TITLE_PX + rows * pitch, max(columns * pitch + MARGIN_PX, 2 * pitch))
-    draw_text(sheet, title, (MARGIN_PX, 22))
-    place = MARGIN_PX + 9 * len(title)
-    for name, colour in (("true", TRUE_COLOUR), ("predicted", PREDICTED_COLOUR)):
-        cv2.putText(sheet, name, (place, 22), cv2.FONT_HERSHEY_SIMPLEX, 0.45, colour, 1, cv2.LINE_AA)
-        place += 60
-    for number, panel in enumerate(panels):
-        row, column = divmod(number, columns)
-        top, left = _TITLE_PX + row * pitch, MARGIN_PX + column * pitch
-        sheet[top : top + panel.shape[0], left : left + panel.shape[1]] = panel
-    return sheet
