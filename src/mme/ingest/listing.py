@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
@@ -81,6 +82,14 @@ class LineErrors:
     def add(self, path: Path, line: int, error: object) -> None:
         """Add an error in a line, counted from 1."""
         self._errors.append(f"{path}, line {line}: {error}")
+
+    @contextmanager
+    def at(self, path: Path, line: int) -> Iterator[None]:
+        """Add the ``ValueError`` that ends the block, if any, as an error in a line."""
+        try:
+            yield
+        except ValueError as error:
+            self.add(path, line, error)
 
     def check(self) -> None:
         """Raise if there is an error.

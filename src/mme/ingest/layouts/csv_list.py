@@ -41,15 +41,12 @@ def read_list(list_file: Path, root: Path) -> list[SourceFile]:
     errors = LineErrors()
     line_of: dict[str, int] = {}
     for line, row in rows:
-        try:
+        with errors.at(list_file, line):
             file = _parse_csv_row(named_fields(header, row), root)
             if file.name in line_of:
                 raise ValueError(f"{file.name!r} is already in line {line_of[file.name]}")
-        except ValueError as error:
-            errors.add(list_file, line, error)
-            continue
-        line_of[file.name] = line
-        files.append(file)
+            line_of[file.name] = line
+            files.append(file)
     errors.check()
     return files
 

@@ -51,7 +51,7 @@ def list_hmdb51(params: IngestParams) -> Listing:
         label = path.name.removesuffix(ending)
         lines = read_lines(path)
         for number, line in lines:
-            try:
+            with errors.at(path, number):
                 wanted, flag = _parse_flag(line)
                 key = class_and_stem(PurePath(label, wanted))
                 if key in listed:
@@ -61,13 +61,10 @@ def list_hmdb51(params: IngestParams) -> Listing:
                     unused += videos.get(key, [])
                     continue
                 video = single_match(videos.get(key, []), f"{label}/{wanted}", root)
-            except ValueError as error:
-                errors.add(path, number, error)
-                continue
-            split = _SPLIT_OF_FLAG[flag]
-            match = _CLIP_NAME.fullmatch(PurePath(wanted).stem)
-            group = match[1] if match and split is None else None
-            files.append(SourceFile(video, label, split, group))
+                split = _SPLIT_OF_FLAG[flag]
+                match = _CLIP_NAME.fullmatch(PurePath(wanted).stem)
+                group = match[1] if match and split is None else None
+                files.append(SourceFile(video, label, split, group))
 
         class_prefix = f"{label.casefold()}/"
         unlisted = [

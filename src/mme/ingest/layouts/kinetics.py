@@ -51,7 +51,7 @@ def list_kinetics(params: IngestParams) -> Listing:
             raise ValueError(f"{path}, line 1: columns {header} lack {', '.join(absent)}")
 
         for line, row in rows:
-            try:
+            with errors.at(path, line):
                 fields = named_fields(header, row)
                 if fields["youtube_id"] == _SPOILT_ID:
                     missing.append(f"{_SPOILT_ID} in line {line} of {path.name}")
@@ -61,15 +61,12 @@ def list_kinetics(params: IngestParams) -> Listing:
                     raise ValueError(f"{stem!r} is already in {listed[stem]}")
                 listed[stem] = f"{path.name}, line {line}"
                 video = _find_video(videos.get(stem, []), stem, label)
-            except ValueError as error:
-                errors.add(path, line, error)
-                continue
-            if video is None:
-                missing.append(stem)
-            elif label is None:
-                unused.append(video)
-            else:
-                files.append(SourceFile(video, label, split))
+                if video is None:
+                    missing.append(stem)
+                elif label is None:
+                    unused.append(video)
+                else:
+                    files.append(SourceFile(video, label, split))
     errors.check()
 
     unused += [name for stem, paths in videos.items() if stem not in listed for name in paths]

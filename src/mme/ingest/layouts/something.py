@@ -38,7 +38,7 @@ def list_something_v2(params: IngestParams) -> Listing:
     listed: dict[str, str] = {}
     files = []
     for split, path, line, entry in _read_entries(folder):
-        try:
+        with errors.at(path, line):
             video_id, template = _parse_entry(entry)
             label = template.replace("[", "").replace("]", "")
             if label not in classes:
@@ -47,10 +47,7 @@ def list_something_v2(params: IngestParams) -> Listing:
                 raise ValueError(f"id {video_id!r} is already in {listed[video_id]}")
             listed[video_id] = f"{path.name}, line {line}"
             video = single_match(videos.get(video_id, []), f"{video_id}.webm", root)
-        except ValueError as error:
-            errors.add(path, line, error)
-            continue
-        files.append(SourceFile(video, label, split))
+            files.append(SourceFile(video, label, split))
     errors.check()
 
     unused = [path for video_id, paths in videos.items() if video_id not in listed for path in paths]

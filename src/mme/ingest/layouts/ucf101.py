@@ -48,7 +48,7 @@ def list_ucf101(params: IngestParams) -> Listing:
     for side, path in lists.items():
         lines = read_lines(path)
         for number, line in lines:
-            try:
+            with errors.at(path, number):
                 wanted, label = _parse_ucf101_line(line, side, classes)
                 key = class_and_stem(PurePath(wanted))
                 if key in listed:
@@ -58,10 +58,7 @@ def list_ucf101(params: IngestParams) -> Listing:
                 if side_of_group.setdefault(group, side) != side:
                     raise ValueError(f"group {group!r} is in the train list too")
                 video = single_match(videos.get(key, []), wanted, root)
-            except ValueError as error:
-                errors.add(path, number, error)
-                continue
-            files.append(SourceFile(video, label, None if side == "train" else "test", group))
+                files.append(SourceFile(video, label, None if side == "train" else "test", group))
 
         absent = sorted(set(classes) - {line.partition("/")[0] for _, line in lines})
         if absent:
