@@ -23,10 +23,10 @@ TracebackOption = Annotated[
 
 
 class Commands(TyperGroup):
-    """The root of all commands: an expected error ends any of them with one line and status 1."""
+    """Root of all commands, which ends with one line and status 1 on an expected error."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command that was asked for."""
+        """Run the chosen command."""
         if ctx.params.get("traceback"):
             os.environ[TRACEBACK_VARIABLE] = "1"
         with one_line_errors():

@@ -20,8 +20,8 @@ Name = Annotated[str, typer.Argument(help="Name of a preset.")]
 
 @app.command("list")
 def list_presets() -> None:
-    """Name the presets there are."""
-    table = Table("preset", "what it is", box=None, pad_edge=False)
+    """List the presets."""
+    table = Table("preset", "description", box=None, pad_edge=False)
     for name in presets.names():
         table.add_row(Text(name), Text(presets.described(name)))
     Console().print(table)
@@ -29,7 +29,7 @@ def list_presets() -> None:
 
 @app.command()
 def show(name: Name) -> None:
-    """Show what a preset sets."""
+    """Show the values of a preset."""
     for key, value in presets.values(name).items():
         typer.echo(f"{key}: {value if isinstance(value, str) else json.dumps(value)}")
 
@@ -37,7 +37,7 @@ def show(name: Name) -> None:
 @app.command()
 def apply(
     name: Name,
-    file: Annotated[Path, typer.Option(help="The parameters.")] = Path("params.yaml"),
+    file: Annotated[Path, typer.Option(help="File of parameters.")] = Path("params.yaml"),
     dry_run: Annotated[bool, typer.Option(help="Show the difference, write nothing.")] = False,
 ) -> None:
     """Write a preset's values into params.yaml and show the difference; comments and other values stay."""

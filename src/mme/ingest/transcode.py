@@ -74,7 +74,7 @@ class Outcome:
 
 
 class SourceVideo:
-    """A file, or the clip of it between two seconds, before and while its frames are read."""
+    """A file, or a clip of it: hash, metadata, frames, and checks of their number."""
 
     def __init__(self, path: Path, span_s: TimeSpan | None = None) -> None:
         """Hash the bytes: those of the file, or of the coded pictures of the clip.

@@ -80,7 +80,7 @@ class Pretrained:
 
 @dataclass(frozen=True)
 class Inspection:
-    """A stretch of a video in the normal form, and its tracks.
+    """Consecutive frames of a video in the normal form, and their tracks.
 
     Attributes:
         name: of the video.
@@ -132,7 +132,7 @@ class Inspection:
         chosen = self.tracks.select([start], length)
         valid = (chosen.num_valid == length).mean()
         trusted = self.tracks.trusted
-        camera = f"trusted in {trusted.sum()} of {len(trusted)} frames" if self.compensated else "not looked for"
+        camera = f"trusted in {trusted.sum()} of {len(trusted)} frames" if self.compensated else "not estimated"
         return f"{valid:.0%} of the tracks valid; camera's motion {camera}"
 
 
