@@ -45,6 +45,7 @@ class Spec:
     bframes: int = 0
     audio: bool = False
     sound_s: float | None = None
+    title: str | None = None
     seed: int = 0
 
 
@@ -87,6 +88,8 @@ def write(path: Path, spec: Spec | None = None, **changes: Any) -> Path:
     turned = spec.rotation % 180 != 0
     upright = pictures(spec.num_frames, (height, width) if turned else (width, height), spec.seed)
     with av.open(str(path), "w", format=_FORMATS[path.suffix]) as container:
+        if spec.title is not None:
+            container.metadata["title"] = spec.title
         stream = container.add_stream(spec.codec, rate=spec.fps)
         assert isinstance(stream, VideoStream)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -41,3 +42,13 @@ def test_corrupted_file_is_read_or_raises_video_error(good: bytes, data: st.Data
     for read in (read_metadata, read_frames):
         with contextlib.suppress(VideoError):
             read(bytes(corrupted[:length]))
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi"])
+def test_a_tag_that_is_not_utf8_does_not_matter(tmp_path: Path, suffix: str) -> None:
+    path = media.write(tmp_path / f"video{suffix}", title="caf_ in Z_rich")
+    original = read_frames(path)
+    tagged = path.read_bytes().replace(b"caf_ in Z_rich", b"caf\xe9 in Z\xfcrich")
+    assert tagged != path.read_bytes()
+    assert read_metadata(tagged).num_frames == len(original)
+    np.testing.assert_array_equal(read_frames(tagged), original)

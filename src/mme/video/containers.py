@@ -96,7 +96,8 @@ def open_stream(source: VideoSource) -> Iterator[tuple[InputContainer, VideoStre
     """
     check_signature(source)
     try:
-        container = av.open(ffmpeg_input(source), "r")
+        # Old writers and phones leave tags that are not UTF-8; a tag says nothing of the pictures.
+        container = av.open(ffmpeg_input(source), "r", metadata_errors="replace")
     except av.error.FFmpegError as error:
         early = isinstance(error, av.error.EOFError) or _ends_early(source)
         raise VideoError(
