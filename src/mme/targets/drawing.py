@@ -35,10 +35,11 @@ class Canvas:
         """Draw a polyline through points in clip pixels."""
         cv2.polylines(self.picture, [self._fixed(points)], False, colour, 1, cv2.LINE_AA, _FRACTION_BITS)
 
-    def dot(self, point: Float[np.ndarray, " 2"], colour: Colour) -> None:
-        """Draw a dot of 1.5 pixels of the picture."""
+    def dot(self, point: Float[np.ndarray, " 2"], colour: Colour, radius_px: float = 1.5) -> None:
+        """Draw a disc whose radius is in pixels of the picture."""
         x, y = self._fixed(point).tolist()
-        cv2.circle(self.picture, (x, y), 24, colour, -1, cv2.LINE_AA, _FRACTION_BITS)
+        radius = round(radius_px * 2**_FRACTION_BITS)
+        cv2.circle(self.picture, (x, y), radius, colour, -1, cv2.LINE_AA, _FRACTION_BITS)
 
     def _fixed(self, points: Float[np.ndarray, "*S 2"]) -> Int32[np.ndarray, "*S 2"]:
         """Clip pixels in the fixed point of OpenCV on the picture."""

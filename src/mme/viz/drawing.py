@@ -1,4 +1,4 @@
-"""Shared OpenCV helpers: text, sub-pixel lines and markers, dimmed frames, titled panels, PNG files."""
+"""Shared OpenCV helpers: text, dimmed frames, titled panels, PNG files."""
 
 from __future__ import annotations
 
@@ -6,20 +6,15 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 
 Picture = UInt8[np.ndarray, "H W 3"]
 """RGB picture."""
-
-Colour = tuple[int, int, int]
 
 BACKGROUND = (24, 24, 28)
 MARGIN_PX = 10
 TITLE_PX = 26
 """Height of a line of text above a picture."""
-
-SUBPIXEL_BITS = 4
-"""Bits after the point in OpenCV's fixed-point coordinates."""
 
 _TEXT = (225, 225, 225)
 
@@ -44,23 +39,6 @@ def dimmed(picture: Picture) -> Picture:
 def draw_text(picture: Picture, text: str, position: tuple[int, int], size: float = 0.45) -> None:
     """Write text whose base line begins at ``position`` ``(x, y)``."""
     cv2.putText(picture, text, position, cv2.FONT_HERSHEY_SIMPLEX, size, _TEXT, 1, cv2.LINE_AA)
-
-
-def draw_polyline(picture: Picture, points: Float[np.ndarray, "L 2"], colour: Colour) -> None:
-    """Draw lines through points ``(x, y)`` with sub-pixel precision."""
-    corners = np.array([fixed_point(point) for point in points])
-    cv2.polylines(picture, [corners], False, colour, 1, cv2.LINE_AA, SUBPIXEL_BITS)
-
-
-def draw_dot(picture: Picture, point: Float[np.ndarray, " 2"], radius_px: float, colour: Colour) -> None:
-    """Draw a disc around a point ``(x, y)`` with sub-pixel precision."""
-    radius = round(radius_px * 2**SUBPIXEL_BITS)
-    cv2.circle(picture, fixed_point(point), radius, colour, -1, cv2.LINE_AA, SUBPIXEL_BITS)
-
-
-def fixed_point(point: Float[np.ndarray, " 2"]) -> tuple[int, int]:
-    """Convert a point ``(x, y)`` to OpenCV's fixed-point coordinates."""
-    return round(float(point[0]) * 2**SUBPIXEL_BITS), round(float(point[1]) * 2**SUBPIXEL_BITS)
 
 
 def encode_png(picture: Picture) -> bytes:

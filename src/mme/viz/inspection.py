@@ -20,6 +20,7 @@ from mme.models.masked_motion import MaskedMotionModel
 from mme.motion.tracking import Tracks, TrackSlice, extract_tracks
 from mme.system.files import read_json
 from mme.targets.base import compute_targets
+from mme.targets.drawing import Canvas
 from mme.targets.grid import HiddenTokens, MaskedBatch, TargetSpec, stored_tracks
 from mme.targets.position import POSITION
 from mme.video.codec import iter_frames
@@ -213,7 +214,7 @@ def animation(inspection: Inspection, length: int, height_px: int = 288) -> NDAr
 def _tails(frame: Picture, tracks: TrackSlice, num_steps: int, own: bool, height_px: int) -> Picture:
     """Draw a frame with the first ``num_steps`` steps of every point that is valid to the last of them."""
     scale = height_px / frame.shape[0]
-    canvas = dimmed(scale_to_height(frame, height_px))
+    picture = dimmed(scale_to_height(frame, height_px))
     chosen = (0, *spaced_cells(tracks.cell, scale))
     moved = tracks.positions()[chosen][:, :, : num_steps + 1].reshape(-1, num_steps + 1, 2)
     valid = (tracks.num_valid >= num_steps)[chosen].reshape(-1)
@@ -225,10 +226,10 @@ def _tails(frame: Picture, tracks: TrackSlice, num_steps: int, own: bool, height
     colours = direction_colours(total)
     moving = valid & (np.hypot(total[:, 0], total[:, 1]) >= STILL_PX)
     path = (moved + 0.5) * scale - 0.5
-    draw_crosses(canvas, path[~valid, -1])
+    draw_crosses(picture, path[~valid, -1])
     for number in np.flatnonzero(moving):
-        draw_path(canvas, path[number], colours[number])
-    return canvas
+        draw_path(Canvas(picture, scale=1.0), path[number], colours[number])
+    return picture
 
 
 def needed_frames(params: Params, pretrained: Pretrained | None) -> int:

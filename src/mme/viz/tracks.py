@@ -10,16 +10,14 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from mme.motion.tracking import TrackSlice, cell_centres
+from mme.targets.drawing import Canvas
 from mme.viz.drawing import (
     MARGIN_PX,
-    SUBPIXEL_BITS,
     TITLE_PX,
     Picture,
     blank_sheet,
     dimmed,
-    draw_dot,
     draw_text,
-    fixed_point,
     scale_to_height,
 )
 
@@ -64,7 +62,8 @@ def draw_tracks(frame: Picture, tracks: TrackSlice, compensated: bool, height_px
         height_px: height of the picture.
     """
     scale = height_px / frame.shape[0]
-    canvas = dimmed(scale_to_height(frame, height_px))
+    picture = dimmed(scale_to_height(frame, height_px))
+    canvas = Canvas(picture, scale=1.0)
 
     # A regular subset of the points.
     displacements = (tracks.residuals() if compensated else tracks.displacements)[0]  # (h, w, L, 2)
@@ -79,15 +78,15 @@ def draw_tracks(frame: Picture, tracks: TrackSlice, compensated: bool, height_px
     total = steps.sum(axis=1)  # (P, 2)
     moving = valid & (np.hypot(total[:, 0], total[:, 1]) >= STILL_PX)  # (P,)
 
-    draw_crosses(canvas, path[~valid, 0])
+    draw_crosses(picture, path[~valid, 0])
     for point in path[valid & ~moving, 0]:
-        draw_dot(canvas, point, 1.25, _STILL)
+        canvas.dot(point, _STILL, radius_px=1.25)
     # Longest last, so that the fastest points are on top.
     order = np.flatnonzero(moving)[np.argsort(np.square(total[moving]).sum(axis=-1), kind="stable")]
     colours = direction_colours(total)  # (P, 3)
     for number in order:
         draw_path(canvas, path[number], colours[number])
-    return canvas
+    return picture
 
 
 def spaced_cells(cell: int, scale: float) -> tuple[slice, slice]:
@@ -117,22 +116,22 @@ def contact_sheet(rows: Sequence[PreviewRow], height_px: int = 300) -> Picture:
     return sheet
 
 
-def draw_crosses(canvas: Picture, points: Float[np.ndarray, "P 2"]) -> None:
+def draw_crosses(picture: Picture, points: Float[np.ndarray, "P 2"]) -> None:
     """Mark points ``(x, y)`` whose tracks are not valid."""
     for x, y in points:
         centre = (round(float(x)), round(float(y)))
-        cv2.drawMarker(canvas, centre, _INVALID, cv2.MARKER_TILTED_CROSS, 5, 1, cv2.LINE_AA)
+        cv2.drawMarker(picture, centre, _INVALID, cv2.MARKER_TILTED_CROSS, 5, 1, cv2.LINE_AA)
 
 
-def draw_path(canvas: Picture, path: Float[np.ndarray, "L 2"], colour: UInt8[np.ndarray, " 3"]) -> None:
+def draw_path(canvas: Canvas, path: Float[np.ndarray, "L 2"], colour: UInt8[np.ndarray, " 3"]) -> None:
     """Draw a polyline that turns whiter from its start to its end, where it has a head."""
     num_steps = len(path) - 1
     for step in range(num_steps):
         white = 0.35 * (step + 1) / num_steps
-        shade = tuple(int(value) for value in colour * (1 - white) + 255 * white)
-        cv2.line(canvas, fixed_point(path[step]), fixed_point(path[step + 1]), shade, 1, cv2.LINE_AA, SUBPIXEL_BITS)
+        red, green, blue = (int(value) for value in colour * (1 - white) + 255 * white)
+        canvas.line(path[step : step + 2], (red, green, blue))
     red, green, blue = (int(value) for value in colour)
-    draw_dot(canvas, path[-1], 1.875, (red, green, blue))
+    canvas.dot(path[-1], (red, green, blue), radius_px=1.875)
 
 
 def _draw_legend(sheet: Picture, length: int, column: int) -> None:
