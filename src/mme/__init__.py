@@ -31,7 +31,7 @@ class _TorchvisionOperators(MetaPathFinder):
 
 
 def _needs_operators() -> bool:
-    """Whether torch is a CPU build (its version tells without importing it) and torchvision is not."""
+    """Return True if torch is a CPU build and torchvision is not; their versions show it without an import."""
     try:
         return version("torch").endswith("+cpu") and not version("torchvision").endswith("+cpu")
     except PackageNotFoundError:

@@ -22,18 +22,18 @@ from mme.targets.pixel import PIXEL
 from mme.targets.position import POSITION
 
 Input = Literal["tracks", "luma"]
-"""What a loader has to read for a target besides the clip: stored tracks, brightness of the dense frames."""
+"""Data that a loader reads for a target besides the clip: stored tracks, or luma of the dense frames."""
 
 
 @runtime_checkable
 class Target(Protocol):
-    """What a hidden token predicts.
+    """Quantity that the model predicts for a hidden token.
 
     Attributes:
         name: key of its head, its metrics and its weight.
         label: plural noun for model cards and reports.
         default_weight: factor of its loss where ``pretrain.weights`` does not name it.
-        inputs: what a loader has to read for it.
+        inputs: data that a loader reads for it.
         centre: mean that is taken off before the loss: zero, or that of each component (last axis) over the valid
             points; the rest is divided by one deviation. None where each token is standardised by itself.
     """

@@ -1,4 +1,4 @@
-"""What finetuning does to the look of a clip, the same in all of its frames, drawn from the sample's generator."""
+"""RandAugment and random erasing of finetuning: the same in all frames of a clip, drawn from the sample's generator."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which tokens the encoder must not see.
+"""Masks of tokens that are hidden from the encoder.
 
 Polarity, everywhere in this project: a mask is boolean and ``True`` means *hidden*.
 """
@@ -15,7 +15,7 @@ Bools = NDArray[np.bool_]
 
 
 def num_hidden(grid: tuple[int, int, int], ratio: float, kind: MaskKind) -> int:
-    """How many tokens of a clip a mask hides: the same number in every clip, so that batches stack.
+    """Return the number of tokens that a mask hides: the same in every clip, so that batches stack.
 
     At least one position (tube, motion) or token (random) stays visible and at least one is hidden.
     """
