@@ -111,7 +111,9 @@ def time_pretraining(params: Params, manifest: Manifest, tracks: TrackStore) -> 
 
 def time_finetuning(params: Params, manifest: Manifest) -> Iterator[Row]:
     """Measure a step of finetuning."""
-    dataset = LabelledDataset(params, manifest, "train", training=True)
+    dataset = LabelledDataset(
+        manifest, "train", params.clip, params.finetune, seed=params.seed, training=True, cache_mb=512
+    )
     batch = next(iter(training_loader(dataset, params.finetune, params.runtime, 0)))
     module = FinetuneModule(params, len(manifest.labels), 1)
 

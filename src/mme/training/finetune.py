@@ -142,8 +142,9 @@ def run_finetuning(
     finetune, seed = params.finetune, params.seed
     curves = Curves(work / "curves.csv", log_metrics)
     trainer = build_trainer(work, params.runtime, finetune, [Throughput(log_metrics), curves, *callbacks])
-    training = LabelledDataset(params, manifest, "train", training=True)
-    validation = LabelledDataset(params, manifest, "val", training=False)
+    cache_mb = params.runtime.frame_cache_mb
+    training = LabelledDataset(manifest, "train", params.clip, finetune, seed=seed, training=True, cache_mb=cache_mb)
+    validation = LabelledDataset(manifest, "val", params.clip, finetune, seed=seed, training=False)
     batches = training_loader(training, finetune, params.runtime, seed, rank_of(trainer), finetune.repeats)
     torch.manual_seed(seed)
     module = FinetuneModule(params, len(manifest.labels), len(batches))

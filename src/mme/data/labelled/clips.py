@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mme.config import FinetuneParams, Params
+from mme.config import ClipParams, FinetuneParams
 from mme.data.frames import SEED_FINETUNE, FrameCache, SampleKey, draw_crop, sample_rng, video_bytes
 from mme.data.labelled.augmentation import Augmentation
 from mme.manifest import Manifest
@@ -22,19 +22,45 @@ class LabelledDataset(Dataset[dict[str, Tensor]]):
     """Labelled clips: ``clip`` uint8 [T, S, S, 3] and ``label``, an index into ``labels``.
 
     In training a clip is drawn from anywhere in the video, cropped at random and, where ``horizontal_flip`` is on,
-    flipped half of the times; ``flip_pairs`` swaps the labels that a mirror image swaps; ``rand_augment`` and
+    flipped with probability 1/2; ``flip_pairs`` swaps the labels that a mirror image swaps; ``rand_augment`` and
     ``erasing`` follow. Otherwise it is the centre view that evaluation takes.
+
+    Args:
+        manifest: videos with their labels and splits.
+        split: videos to take; those without a label are left out.
+        clip: frames and size of a clip.
+        finetune: crops, flips and augmentation.
+        seed: seed of what is drawn.
+        training: draw clips at random.
+        cache_mb: memory for decoded videos, MiB.
+
+    Raises:
+        ValueError: the split has no labelled videos, or ``flip_pairs`` does not fit the labels.
     """
 
-    def __init__(self, params: Params, manifest: Manifest, split: str, training: bool) -> None:
-        self.params, self.manifest, self.training = params, manifest, training
+    def __init__(
+        self,
+        manifest: Manifest,
+        split: str,
+        clip: ClipParams,
+        finetune: FinetuneParams,
+        *,
+        seed: int,
+        training: bool,
+        cache_mb: float = 0,
+    ) -> None:
+        self.manifest = manifest
+        self.clip = clip
+        self.finetune = finetune
+        self.seed = seed
+        self.training = training
         self.labels = manifest.labels
         self.videos = [video for video in manifest.videos(split) if video.label is not None]
         if not self.videos:
             raise ValueError(f"{manifest.folder}: no labelled videos in split '{split}'")
-        self.cache = FrameCache(params.runtime.frame_cache_mb)
-        self.mirrored = mirrored_labels(self.labels, params.finetune)
-        self.augmentation = Augmentation(params.finetune, params.clip)
+        self.cache = FrameCache(cache_mb)
+        self.mirrored = mirrored_labels(self.labels, finetune)
+        self.augmentation = Augmentation(finetune, clip)
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -45,14 +71,16 @@ class LabelledDataset(Dataset[dict[str, Tensor]]):
         assert video.label is not None
         label = self.labels.index(video.label)
         if not self.training:
-            frames = sample_views(self.manifest.path_of(video), self.params.clip, segments=1, crops=1).frames[0]
+            frames = sample_views(self.manifest.path_of(video), self.clip, segments=1, crops=1).frames[0]
             return _labelled(frames, label)
-        finetune, clip = self.params.finetune, self.params.clip
-        rng = sample_rng(SEED_FINETUNE, self.params.seed, epoch, index)
-        indices = draw_indices(rng, video.num_frames, clip)
-        frames = self.cache.read(self.manifest.path_of(video), indices, video_bytes(video))
-        crop = draw_crop(rng, video.height, video.width, finetune.min_scale, finetune.horizontal_flip)
-        view = self.augmentation(apply_crop(frames, crop, clip.size), rng)
+
+        # The order of the draws is part of what a seed means.
+        rng = sample_rng(SEED_FINETUNE, self.seed, epoch, index)
+        indices = draw_indices(rng, video.num_frames, self.clip)
+        crop = draw_crop(rng, video.height, video.width, self.finetune.min_scale, self.finetune.horizontal_flip)
+
+        frames = self.cache.read(self.manifest.path_of(video), indices, video_bytes(video))  # (T, H, W, 3)
+        view = self.augmentation(apply_crop(frames, crop, self.clip.size), rng)  # (T, S, S, 3)
         return _labelled(view, self.mirrored[label] if crop.flip else label)
 
 
