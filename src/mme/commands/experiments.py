@@ -33,7 +33,7 @@ def ablate_command(
             raise typer.BadParameter(
                 f"{data_from / name} is missing; run `dvc repro trajectories`", param_hint="--data-from"
             )
-    from mme.experiments.ablation.run import run_ablation  # training libraries take seconds to import
+    from mme.experiments.ablation.ablate import run_ablation  # training libraries take seconds to import
 
     budget = params.ablation.quick(params.pretrain.lr, params.pretrain.mask_ratio) if quick else params.ablation
     target = report or Path("reports/ablation-quick" if quick else "reports/ablation")

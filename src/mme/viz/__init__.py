@@ -1,4 +1,4 @@
-"""Every picture of the project: tracks, HOG glyphs, predictions, curves, confusion and calibration.
+"""Pictures of data, tracks, targets, predictions and metrics; reports of experiments draw their own.
 
 Computes no metrics.
 """
