@@ -7,9 +7,9 @@ import pytest
 
 from mme.config.ablation import Budget
 from mme.experiments.ablation import runs
+from mme.experiments.ablation.ablate import code_digest
 from mme.experiments.ablation.plan import AblationRun
 from mme.experiments.ablation.report import write_ablation_report
-from mme.experiments.ablation.ablate import code_digest
 from mme.experiments.ablation.runs import AblationContext, execute_run
 from mme.ingest.motion_primitives import CLASSES, sample_scene
 from mme.manifest import Manifest
