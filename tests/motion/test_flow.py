@@ -36,7 +36,7 @@ def test_flow_of_reversed_frames_is_reversed() -> None:
 
 @pytest.mark.parametrize("preset", ["ultrafast", "fast", "medium"])
 def test_small_frames_use_a_finer_pyramid_level(preset: str) -> None:
-    """In 64 px, DIS at half resolution alone loses three pixels a frame."""
+    """In 64 px, DIS at half resolution alone loses three pixels per frame."""
     frames = MovingScene(64, 64, camera=Similarity((3.2, 0.0)), noise_std=2.0).frames(2)
     flow = flow_sequence(DenseFlow(preset, 3), frames)
     assert np.median(np.abs(flow[0, :, 8:-8] - [3.2, 0.0])) < 0.1

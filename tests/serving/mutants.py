@@ -121,8 +121,8 @@ def false_headers(folder: Path) -> Iterator[tuple[str, bytes]]:
     yield "concat list", b"ffconcat version 1.0\nfile /etc/passwd\n"
     yield "html", b"<!doctype html><title>clip.mp4</title>"
     yield "y4m of 100,000 x 100,000", b"YUV4MPEG2 W100000 H100000 F25:1 Ip A1:1 C420\nFRAME\n" + bytes(1000)
-    yield "y4m at 4e9 frames a second", b"YUV4MPEG2 W16 H16 F4294967295:1 C420\n" + (b"FRAME\n" + bytes(384)) * 20
-    yield "y4m at no frames a second", b"YUV4MPEG2 W16 H16 F0:0 C420\n" + (b"FRAME\n" + bytes(384)) * 20
+    yield "y4m at 4e9 frames per second", b"YUV4MPEG2 W16 H16 F4294967295:1 C420\n" + (b"FRAME\n" + bytes(384)) * 20
+    yield "y4m at no frames per second", b"YUV4MPEG2 W16 H16 F0:0 C420\n" + (b"FRAME\n" + bytes(384)) * 20
 
 
 def corpus(folder: Path, num_mutated: int, seed: int = 0) -> Iterator[tuple[str, bytes]]:

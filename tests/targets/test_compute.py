@@ -237,7 +237,7 @@ def test_a_point_needs_all_its_nodes_and_stays_in_the_clip() -> None:
     tracks.num_valid[0, 5, 6] = 3
     crop = Crop(4, 4, 72, 96, False)
     valid = cell_grid(compute(tracks, crop, None, spec).valid, spec)[0]
-    # 12 source pixels a cell: columns at 9.5, 21.5, ..., nodes at 3.5, 11.5, ...; node (5, 6) is at (51.5, 43.5).
+    # 12 source pixels per cell: columns at 9.5, 21.5, ..., nodes at 3.5, 11.5, ...; node (5, 6) is at (51.5, 43.5).
     expected = np.ones((6, 8), dtype=bool)
     expected[3, 3:4] = False  # (45.5, 45.5), between nodes 5 and 6 in x, 5 and 6 in y
     expected[3, 4] = True  # (57.5, 45.5), between nodes 6 and 7

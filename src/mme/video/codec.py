@@ -108,7 +108,7 @@ class VideoWriter:
             raise ValueError(f"{path}: {width} x {height} px: H.264 with yuv420p needs even sizes")
         rate = Fraction(fps).limit_denominator(65535)
         if rate <= 0:
-            raise ValueError(f"{path}: {fps} frames a second is not a frame rate")
+            raise ValueError(f"{path}: {fps} frames per second is not a frame rate")
         self._container = av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"})
         stream = self._container.add_stream("libx264", rate=rate)
         stream.width, stream.height = width, height
