@@ -52,6 +52,7 @@ def encoder_from_hf(state: Mapping[str, Tensor], depth: int, source: str) -> Sta
     Raises:
         StateError: keys are missing or unexpected. Biases of queries and values may be absent (``qv_bias: false``).
     """
+    # The key's bias is never read: it changes nothing (see above).
     attentions = []
     for query, key, value in map(_hf_qkv, range(depth)):
         weights = [f"{name}.weight" for name in (query, key, value)]
@@ -69,12 +70,15 @@ def encoder_to_hf(state: Mapping[str, Tensor], depth: int, conv_shape: tuple[int
     """
     keys = _hf_keys(depth)
     converted = {theirs: state[ours] for ours, theirs in keys.items()}
-    converted[keys["embed.weight"]] = state["embed.weight"].reshape(conv_shape)
+    converted[keys["embed.weight"]] = state["embed.weight"].reshape(conv_shape)  # [D, 3*t*p*p] -> [D, 3, t, p, p]
+
+    # Split queries, keys and values, and drop the bias of the keys.
     for i in range(depth):
         for kind in _KINDS:
             parts = state[f"blocks.{i}.attn.qkv.{kind}"].chunk(3)  # 3 of [D, D], or of [D]
             converted |= {f"{name}.{kind}": part for name, part in zip(_hf_qkv(i), parts, strict=True)}
         del converted[f"{_hf_qkv(i)[1]}.bias"]
+    # Clones: views of one matrix share memory, which safetensors refuses to save.
     return {name: value.clone() for name, value in converted.items()}
 
 
@@ -90,6 +94,7 @@ def model_from_pth(state: Mapping[str, Tensor], source: str) -> tuple[State, boo
     Raises:
         StateError: keys are missing or unexpected.
     """
+    # Only a finetuned state has the encoder at its top.
     finetuned = "patch_embed.proj.weight" in state
     if finetuned:
         heads = {"norm": "fc_norm", "head": "head"}
@@ -122,12 +127,15 @@ def _converted(
     prefix: str = "",
 ) -> State:
     """Rename the ``keys`` (ours: theirs), flatten the embedding, and join queries, keys and values of each block."""
+    # Report all keys at fault at once, before anything is converted.
     required = {*keys.values(), *(name for attention in attentions for name in attention.weights)}
     optional = {name for attention in attentions for name in (attention.query_bias, attention.value_bias)}
     check_keys(source, required - state.keys(), state.keys() - required - optional)
 
     converted = {ours: state[theirs] for ours, theirs in keys.items()}
     converted[f"{prefix}embed.weight"] = converted[f"{prefix}embed.weight"].flatten(1)  # over (channel, frame, y, x)
+
+    # One matrix of queries, keys and values; absent biases are zero.
     for i, attention in enumerate(attentions):
         weight = torch.cat([state[name] for name in attention.weights])  # [3*D, D]
         zero = torch.zeros(len(weight) // 3, dtype=weight.dtype)  # [D]

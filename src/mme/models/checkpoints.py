@@ -136,6 +136,7 @@ def content_digest(folder: Path | str) -> str:
 
 def save_weights(path: Path | str, module: nn.Module) -> None:
     """Write a module's state as safetensors, atomically and with equal bytes for equal values."""
+    # safetensors saves contiguous tensors only, in an order of its own: equal values give equal bytes.
     state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
     with atomic_path(path) as temporary:
         save_file(state, temporary)
@@ -168,6 +169,7 @@ def load_state(path: Path | str, module: nn.Module, prefix: str = "") -> None:
     found = {key: value for key, value in read_state(path).items() if key.startswith(prefix)}
     expected = {prefix + key: value for key, value in module.state_dict().items()}
 
+    # Collect every fault: a user who mixed up two models sees that at once.
     faults = []
     for key in sorted(expected.keys() & found.keys()):
         if found[key].shape != expected[key].shape:

@@ -136,20 +136,23 @@ def read_pth(path: Path) -> State:
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{path}: cannot be read as weights alone: {first}") from error
+    # Training scripts save the weights beside optimiser and epoch, under one of two names.
     for name in ("model", "module"):
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]
             break
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         raise ValueError(f"{path}: holds no state dict, neither itself nor under 'model' or 'module'")
-    return {str(key): value.float() for key, value in content.items()}
+    return {str(key): value.float() for key, value in content.items()}  # half-precision files too
 
 
 def from_pth(path: Path, options: ConversionOptions) -> Checkpoint:
     """Read a ``.pth`` file of VideoMAE or MME."""
     foreign = read_pth(path)
     state, finetuned = model_from_pth(foreign, str(path))
-    conv = next(value for key, value in foreign.items() if key.endswith("patch_embed.proj.weight"))
+
+    # The file has no configuration: sizes follow from the shapes of its weights.
+    conv = next(value for key, value in foreign.items() if key.endswith("patch_embed.proj.weight"))  # [D, 3, t, p, p]
     if conv.ndim != 5 or conv.shape[1] != 3 or conv.shape[3] != conv.shape[4]:
         raise ValueError(f"{path}: patch_embed.proj.weight has shape {list(conv.shape)}, not [D, 3, t, p, p]")
     dim, _, tubelet_frames, patch_size, _ = conv.shape
@@ -176,6 +179,8 @@ def from_pth(path: Path, options: ConversionOptions) -> Checkpoint:
 def from_hf(folder: Path, options: ConversionOptions) -> Checkpoint:
     """Read a folder saved by transformers: ``VideoMAEModel``, ``...ForPreTraining`` or ``...Classification``."""
     config, foreign = read_hf(folder)
+
+    # The final norm has other names with and without a classifier, so it is taken apart from the encoder.
     backbone = {key.removeprefix(_BACKBONE): value for key, value in foreign.items() if key.startswith(_BACKBONE)}
     norm = {kind: backbone.pop(f"layernorm.{kind}", None) for kind in ("weight", "bias")}
     encoder = encoder_from_hf(backbone, config.num_hidden_layers, str(folder))
@@ -213,6 +218,8 @@ def read_hf(folder: Path) -> tuple[VideoMAEConfig, State]:
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{folder}: cannot be loaded by transformers: {error}") from error
     check_keys(folder, info["missing_keys"], info["unexpected_keys"])
+
+    # VideoMAEModel is the backbone itself; the other two hold it under `videomae.`.
     prefix = _BACKBONE if name == "VideoMAEModel" else ""
     state = {prefix + key: value.detach() for key, value in model.state_dict().items()}
     return config, {key: value for key, value in state.items() if key.split(".")[0] not in _PRETRAINING_ONLY}
@@ -267,6 +274,7 @@ def to_hf(folder: Path, target: Path) -> str:
     encoder = {key.removeprefix("encoder."): value for key, value in state.items() if key.startswith("encoder.")}
     theirs = encoder_to_hf(encoder, model.depth, conv_shape)
 
+    # The norm before the head is `fc_norm` there if tokens are pooled, else `layernorm`.
     hf_config = transformers.VideoMAEConfig(
         **{theirs: getattr(model, ours) for ours, theirs in _HF_SIZES.items()},
         image_size=ours.clip.size,
@@ -284,6 +292,7 @@ def to_hf(folder: Path, target: Path) -> str:
     else:
         theirs |= renamed(state, {"norm": "layernorm"})
         network = transformers.VideoMAEModel(hf_config)
+    # Strict, so that a key that was forgotten is an error and not a random weight.
     network.load_state_dict(theirs)
     with atomic_path(target) as temporary:
         network.save_pretrained(temporary)

@@ -12,24 +12,26 @@ from mme.config import ClipParams, ModelParams
 
 
 def model_input(frames: UInt8[Tensor, "B T H W 3"], clip: ClipParams) -> Float[Tensor, "B 3 T H W"]:
-    """Normalise a batch of clips."""
+    """Normalise a batch of clips: less ``clip.mean``, over ``clip.std``, both of values from 0 to 1."""
     # Channels apart and in place: half the time of (frames.float() - mean) / std.
     pixels = frames.permute(0, 4, 1, 2, 3).to(torch.float32, memory_format=torch.contiguous_format)
+    # Mean and deviation on the scale of 8-bit levels, so that the pixels need no division by 255.
     mean, std = (
         255 * torch.tensor(values, device=frames.device)[:, None, None, None] for values in (clip.mean, clip.std)
-    )
-    return pixels.sub_(mean).div_(std)
+    )  # (3, 1, 1, 1) each
+    return pixels.sub_(mean).div_(std)  # (B, 3, T, H, W)
 
 
 def sinusoid(positions: Int[Tensor, " N"], dim: int) -> Float[Tensor, "N dim"]:
-    """Sine-cosine embedding of scalar positions (Vaswani et al. 2017): sines at even, cosines at odd channels."""
-    frequencies = 10000.0 ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
-    angles = positions.double()[:, None] * frequencies[None, :]
+    """Return the sine-cosine embedding of scalar positions (Vaswani et al. 2017): sines at even channels."""
+    # In double precision: the angles of long clips lose digits in single precision.
+    frequencies = 10000.0 ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)  # (dim / 2)
+    angles = positions.double()[:, None] * frequencies[None, :]  # (N, dim / 2)
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1).float()
 
 
 def position_table(grid: tuple[int, int, int], dim: int, kind: str) -> Float[Tensor, "N dim"]:
-    """Fixed positions of the tokens of ``grid`` = (time, height, width), in (time, y, x) order.
+    """Return fixed positions of the tokens of ``grid`` = (time, height, width), in (time, y, x) order.
 
     ``flat`` counts the tokens (one axis, as the published ViT-B models do); ``axes`` gives a share of the channels to
     each axis: half to y and x each less a quarter for time, so that neighbours in space are near in every row.
@@ -37,6 +39,8 @@ def position_table(grid: tuple[int, int, int], dim: int, kind: str) -> Float[Ten
     frames, height, width = grid
     if kind == "flat":
         return sinusoid(torch.arange(frames * height * width), dim)
+
+    # Channels per axis are even, because each frequency takes a sine and a cosine.
     time_dim = dim // 4 // 2 * 2
     x_dim = (dim - time_dim) // 2 // 2 * 2
     parts = [
@@ -47,11 +51,12 @@ def position_table(grid: tuple[int, int, int], dim: int, kind: str) -> Float[Ten
             strict=True,
         )
     ]
-    return torch.cat(parts, dim=1)
+    return torch.cat(parts, dim=1)  # (N, dim)
 
 
 def init_weights(module: nn.Module) -> None:
-    """Xavier-uniform linear layers: with PyTorch's default the small model never leaves its initial plateau."""
+    """Draw linear layers from Xavier's uniform distribution (Glorot & Bengio 2010), with zero biases."""
+    # With PyTorch's default the small model never leaves its initial plateau.
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
             nn.init.xavier_uniform_(layer.weight)
@@ -60,7 +65,8 @@ def init_weights(module: nn.Module) -> None:
 
 
 def build_blocks(depth: int, dim: int, num_heads: int, mlp_ratio: float = 4.0, drop_path: float = 0.0) -> nn.ModuleList:
-    """Timm's pre-norm transformer blocks; drop path rises linearly to ``drop_path`` at the last one."""
+    """Build timm's pre-norm transformer blocks; drop path rises linearly to ``drop_path`` at the last one."""
+    # On the CPU whatever the default device is: the rates are Python numbers.
     rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
     return nn.ModuleList(
         Block(dim, num_heads, mlp_ratio, qkv_bias=True, drop_path=rate, norm_layer=nn.LayerNorm) for rate in rates
@@ -68,8 +74,9 @@ def build_blocks(depth: int, dim: int, num_heads: int, mlp_ratio: float = 4.0, d
 
 
 def run_blocks(blocks: nn.ModuleList, tokens: Float[Tensor, "B N D"], recompute: bool) -> Float[Tensor, "B N D"]:
-    """Tokens through all blocks; ``recompute`` keeps only each block's input for the backward pass."""
+    """Run tokens through all blocks; ``recompute`` keeps only each block's input for the backward pass."""
     for block in blocks:
+        # Without gradients there is no backward pass to save memory for.
         if recompute and torch.is_grad_enabled():
             tokens = checkpoint(block, tokens, use_reentrant=False)
         else:
@@ -78,15 +85,16 @@ def run_blocks(blocks: nn.ModuleList, tokens: Float[Tensor, "B N D"], recompute:
 
 
 def gather_tokens(tokens: Float[Tensor, "B N D"], chosen: Bool[Tensor, "B N"]) -> Float[Tensor, "B M D"]:
-    """The chosen tokens of each clip, in order; every row of ``chosen`` holds the same number of true entries."""
+    """Return the chosen tokens of each clip, in order; every row of ``chosen`` has the same number of true entries."""
+    # A boolean index flattens the batch, so the equal number per row restores it.
     return tokens[chosen].view(tokens.shape[0], -1, tokens.shape[-1])
 
 
 class VideoEncoder(nn.Module):
     """Tubelet embedding, fixed positions, transformer blocks.
 
-    A token covers ``tubelet_frames x patch_size x patch_size``; tokens stand in (time, y, x) order. Only tokens that
-    are looked at are embedded, so that nothing hidden can leak and nothing hidden costs time.
+    A token covers ``tubelet_frames x patch_size x patch_size`` pixels; tokens are in (time, y, x) order. Only visible
+    tokens are embedded, so that hidden ones neither leak nor cost time.
 
     Attributes:
         gradient_checkpointing: compute the blocks' activations anew in the backward pass instead of keeping them.
@@ -100,19 +108,22 @@ class VideoEncoder(nn.Module):
         side = clip.size // model.patch_size
         self.grid = (clip.num_frames // model.tubelet_frames, side, side)
         self.gradient_checkpointing = False
+
+        # A linear layer over flat tubelets equals the usual strided convolution, and takes visible tubelets alone.
         self.embed = nn.Linear(3 * model.tubelet_frames * model.patch_size**2, model.dim)
+        # Not part of checkpoints: the table follows from the sizes.
         self.register_buffer("positions", position_table(self.grid, model.dim, model.positions), persistent=False)
         self.blocks = build_blocks(model.depth, model.dim, model.num_heads, model.mlp_ratio, drop_path)
         init_weights(self)
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of a whole clip."""
+        """Number of tokens of a whole clip."""
         frames, height, width = self.grid
         return frames * height * width
 
     def patchify(self, clip: Float[Tensor, "B 3 T H W"]) -> Float[Tensor, "B N P"]:
-        """Cut a clip into flat tubelets; a tubelet's values stand in (channel, frame, y, x) order."""
+        """Cut a clip into flat tubelets; the values of a tubelet are in (channel, frame, y, x) order."""
         batch, channels = clip.shape[:2]
         frames, height, width = self.grid
         p, s = self.tubelet_frames, self.patch_size
@@ -121,7 +132,8 @@ class VideoEncoder(nn.Module):
                 f"clip of {tuple(clip.shape[2:])} (frames, height, width); the model takes "
                 f"{(frames * p, height * s, width * s)}"
             )
-        cut = clip.reshape(batch, channels, frames, p, height, s, width, s)
+        # Split each axis into token and place within the token, then bring the token axes to the front.
+        cut = clip.reshape(batch, channels, frames, p, height, s, width, s)  # (B, 3, t, p, h, s, w, s)
         return cut.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)  # (B, N, 3*p*s*s)
 
     def forward(
@@ -131,13 +143,15 @@ class VideoEncoder(nn.Module):
 
         Args:
             clip: normalised pixels.
-            hidden: ``True`` = hidden, the same number in each row; ``None`` looks at every token.
+            hidden: ``True`` = hidden, the same number in each row; None = every token is visible.
 
         Returns:
             The last block's output for the visible tokens, in order, without a final norm.
         """
-        tubelets = self.patchify(clip)
-        positions = self.positions.expand(clip.shape[0], -1, -1)
+        tubelets = self.patchify(clip)  # (B, N, P)
+        positions = self.positions.expand(clip.shape[0], -1, -1)  # (B, N, D)
+
+        # Drop hidden tokens before the embedding: with 75 % hidden, attention costs a sixteenth.
         if hidden is not None:
             tubelets, positions = gather_tokens(tubelets, ~hidden), gather_tokens(positions, ~hidden)
         tokens: Tensor = self.embed(tubelets) + positions  # (B, V, D)
