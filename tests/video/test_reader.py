@@ -44,9 +44,9 @@ def openings(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     seen: list[object] = []
     opened = av.open
 
-    def spy(file: Any, *arguments: Any) -> object:
+    def spy(file: Any, *arguments: Any, **options: Any) -> object:
         seen.append(file)
-        return opened(file, *arguments)
+        return opened(file, *arguments, **options)
 
     monkeypatch.setattr(av, "open", spy)
     return seen
