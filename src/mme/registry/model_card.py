@@ -191,4 +191,7 @@ def _limits(content: CardContent) -> Iterable[str]:
 
 
 def _data_name(params: Params) -> str:
-    return _SYNTHETIC if params.ingest.source == _SYNTHETIC else params.ingest.root.name
+    """Name the data set that the model was finetuned and evaluated on."""
+    name = params.finetune.data.removeprefix("data").removeprefix("/")
+    ingest = params.datasets[name] if name else params.ingest
+    return _SYNTHETIC if ingest.source == _SYNTHETIC else ingest.root.name
