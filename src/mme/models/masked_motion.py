@@ -16,7 +16,7 @@ from mme.targets.grid import TargetSpec
 
 
 class MaskedMotionModel(nn.Module):
-    """An asymmetric masked autoencoder that predicts targets of motion instead of pixels.
+    """An asymmetric masked autoencoder that predicts the targets of an objective, motion in the first place.
 
     The encoder sees the visible tokens only. A light decoder sees them and a learned mask token at each hidden place.
     Linear heads, one per target, read the hidden places; they are unbounded, as their targets are.
@@ -126,8 +126,8 @@ def masked_mse(
         valid: mask whose axes are the first ones of ``predicted``.
 
     Returns:
-        Sum of squared errors over valid entries divided by their number: invalid entries leave numerator and
-        denominator alike. Zero (with a gradient of zero) where nothing is valid.
+        Sum of squared errors over valid entries divided by their number: invalid entries count in neither.
+        Zero (with a gradient of zero) where nothing is valid.
     """
     weights = valid.reshape(valid.shape + (1,) * (predicted.ndim - valid.ndim)).expand_as(predicted)
     errors = (predicted - target).where(weights, predicted.new_zeros(()))  # where() stops the gradient of NaN targets

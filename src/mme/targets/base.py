@@ -21,9 +21,6 @@ from mme.targets.hog import HOG
 from mme.targets.pixel import PIXEL
 from mme.targets.position import POSITION
 
-Input = Literal["tracks", "luma"]
-"""Data that a loader reads for a target besides the clip: stored tracks, or luma of the dense frames."""
-
 
 @runtime_checkable
 class Target(Protocol):
@@ -33,9 +30,11 @@ class Target(Protocol):
         name: key of its head, its metrics and its weight.
         label: plural noun for model cards and reports.
         default_weight: factor of its loss where ``pretrain.weights`` does not name it.
-        inputs: data that a loader reads for it.
-        centre: mean that is taken off before the loss: zero, or that of each component (last axis) over the valid
-            points; the rest is divided by one deviation. None where each token is standardised by itself.
+        inputs: data that a loader reads for it besides the clip: ``tracks`` (stored tracks), ``luma`` (brightness of
+            the dense frames).
+        centre: ``zero`` subtracts nothing before the loss, ``mean`` the mean of each component (last axis) over the
+            valid points; both then divide by one deviation. None: the target standardises each token itself, as one
+            that reads pixels (`HiddenTokens.tubelets`) must.
     """
 
     @property
@@ -57,7 +56,7 @@ class Target(Protocol):
         """Shape of one token's target: the head's and the data's."""
 
     def compute(self, tokens: HiddenTokens) -> tuple[Float[Tensor, "B M *S"], Bool[Tensor, "B M *V"]]:
-        """Targets of the hidden tokens on their device, and which of them are valid; V are the first axes of S."""
+        """Return the targets of the hidden tokens, and one valid flag per token ``[B, M]`` or cell ``[B, M, C]``."""
 
     def draw(
         self, canvas: TokenCanvas, true: Float[np.ndarray, "*S"], predicted: Float[np.ndarray, "*S"] | None
@@ -71,7 +70,11 @@ OBJECTIVES: dict[str, tuple[Target, ...]] = {
     "hog": (HOG,),
     "mme": (POSITION, HOG),
 }
-"""Targets of each objective; the order is that of the colours in reports."""
+"""Targets of each value of ``pretrain.objective``; the order is that of colours in reports.
+
+Targets of one objective share their valid points, by which parts of a batch are weighted. The picture of predictions
+shows the first one.
+"""
 
 TARGETS: dict[str, Target] = {target.name: target for targets in OBJECTIVES.values() for target in targets}
 

@@ -174,7 +174,7 @@ class HiddenTokens:
     @property
     def tubelets(self) -> Float[Tensor, "B M P"]:
         """Normalised pixels of the tokens, in (channel, frame, y, x) order."""
-        assert self._patchify is not None
+        assert self._patchify is not None, "pixels are given in the training step only: see Target.centre"
         tubelets = self._patchify()
         return tubelets[self.batch["hidden"]].view(len(tubelets), -1, tubelets.shape[-1])
 
@@ -209,8 +209,8 @@ def stored_tracks(tracks: TrackSlice, crop: Crop, grid: tuple[int, int], camera:
 def token_tracks(batch: MaskedBatch, spec: TargetSpec) -> TokenTracks:
     """Interpolate the stored tracks at the cells of the hidden tokens, and bring them into the clip's frame.
 
-    A track is the bilinear mean of the four stored ones around the cell's centre (extrapolated linearly beyond the
-    outermost nodes), and has as many valid steps as the worst of them.
+    A track is the bilinear mean of the four stored ones around the cell's centre, extrapolated linearly beyond the
+    outermost nodes. Its number of valid steps is the smallest of the four.
     """
     hidden, stored = batch["hidden"], batch["displacements"]
     if stored.shape[1] != spec.num_tubelets:
@@ -314,7 +314,7 @@ def _nodes(
 ) -> _Nodes:
     """Map the lines of cells along one axis of the clip (``size`` pixels) to the stored grid.
 
-    A centre that lies on a node has it on both sides, so that no other node can make it invalid.
+    A centre on a node uses that node alone, so that an invalid neighbour cannot spoil it.
     """
     distance = (torch.arange(size // cell, device=begin.device, dtype=torch.float64) + 0.5) * cell  # from the edge
     distance = distance.expand(len(begin), -1)  # (B, n)

@@ -9,9 +9,9 @@ Histograms (Dalal & Triggs 2005) are taken at sub-pixel positions of many frames
   horizontal edge falls midway between the bins 4 and 5, which share it evenly. The magnitude is shared linearly
   between the two nearest bins, so that there is no jump anywhere;
 - the histogram at a position sums a square window centred on it, the frame being zero outside;
-- the sum is divided by ``max(norm, floor)``, the floor being ``norm_floor``, a mean gradient in grey levels between the
-  two neighbours, times the window's area. With a tiny floor a flat cell would become a unit vector of noise, which
-  nothing can predict.
+- the sum is divided by ``max(norm, norm_floor * area of the window)``: ``norm_floor`` is the mean difference of grey
+  levels per pixel below which a histogram fades. With a tiny floor a flat cell would become a unit vector of noise,
+  which nothing can predict.
 """
 
 from __future__ import annotations

@@ -35,10 +35,10 @@ Statistics = dict[str, tuple[Tensor, Tensor]]
 
 
 def target_statistics(dataset: PretrainDataset) -> Statistics:
-    """Mean and deviation of each target over valid hidden points of the first samples of epoch 0.
+    """Measure mean and deviation of each target over the valid hidden points of the first videos, drawn as in epoch 0.
 
-    Losses are measured in units of the target's variance: 1 is what a constant guess reaches, so that targets of
-    different units can be added; see `mme.targets.base.Target.centre`.
+    Losses are in units of the target's variance, so that targets of different units can be added: always predicting the
+    mean scores 1. See `mme.targets.base.Target.centre`.
 
     Raises:
         ValueError: no point is valid, or all values are equal.
@@ -123,7 +123,7 @@ class PretrainModule(TrainingModule):
         return restored
 
     def num_points(self, part: Batch) -> Tensor:
-        """Count the valid points; the targets of an objective share theirs."""
+        """Count the valid cells of hidden tokens (for pixels: the tokens); targets of an objective share them."""
         return part[f"{self.model.targets[0].name}_valid"].sum()
 
     def losses(self, part: Batch) -> dict[str, Tensor]:

@@ -41,7 +41,8 @@ class Pretrained:
     Attributes:
         network: of the stage ``pretrain``, in evaluation mode.
         clip, model, pretrain: sections that it was trained with.
-        deviation_px: clip pixels that a predicted displacement of 1 stands for; None if it predicts no positions.
+        deviation_px: clip pixels (under ``patch_std``: deviations of the token) that a predicted displacement of 1
+            means; None if it predicts no positions.
     """
 
     network: MaskedMotionModel

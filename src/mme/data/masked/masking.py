@@ -38,11 +38,11 @@ def draw_mask(
     Args:
         rng: source of randomness.
         grid: tokens in (time, height, width).
-        ratio: share of hidden tokens.
+        ratio: share of hidden tokens, rounded to whole positions (tube, motion) or tokens (random).
         kind: ``tube`` hides the same positions in every frame (Sun et al. 2023 follow VideoMAE's tube masking);
-            ``random`` draws tokens independently of their time; ``motion`` is a tube, half of whose positions are drawn
-            from the half of all positions that moves most (in the spirit of Huang et al. 2023, MGMAE), the others from
-            what is left.
+            ``random`` draws tokens independently of their time; ``motion`` is a tube: half of its positions are
+            drawn from the half of the clip that moves most (in the spirit of Huang et al. 2023, MGMAE), the others from
+            all that are left.
         motion: for ``motion``, how much each position moves, in any unit; equal ones take turns at random.
 
     Returns:

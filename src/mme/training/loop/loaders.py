@@ -29,9 +29,9 @@ SINGLE_PROCESS = Rank(rank=0, world_size=1)
 class EpochSampler(Sampler[tuple[int, int]]):
     """Yield ``(draw, index)``: the data set derives a sample's randomness from its draw.
 
-    The order is a function of (seed, epoch) alone. A video is drawn ``repeats`` times in a row in each epoch; draws are
-    numbered through all epochs (without repeats a draw's number is the epoch's). Every process of a distributed run
-    walks the same permutation and takes each ``world_size``-th element from its rank on. So equally many consecutive
+    The order is a function of (seed, epoch) alone. A video is drawn ``repeats`` times in a row in each epoch: the
+    number of a draw is ``epoch * repeats + repeat``. Every process of a distributed run walks the same permutation and
+    takes each ``world_size``-th element from its rank on. So equally many consecutive
     elements of every process make up the same global batch, whatever the number of processes.
 
     Args:

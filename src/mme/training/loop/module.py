@@ -31,7 +31,8 @@ class TrainingModule(lightning.LightningModule):
 
     The loss of a step is a mean over the points of the *global* batch: valid hidden points in pretraining, clips in
     finetuning. That batch is spread over processes, and each process may split its share into ``accumulate`` parts. A
-    part's mean is weighted by the part's share of all points, so neither changes the gradient.
+    part's mean is weighted by the part's share of all points, so the gradient is the same
+    for any number of processes and parts.
 
     A step calls, in this order: `prepare` with the process's share of the batch, `num_points` with each of its parts,
     `losses` with each of its parts. Subclasses define the latter two.
