@@ -29,9 +29,11 @@ CODECS = {"libx264": ".mp4", "libvpx-vp9": ".webm", "mpeg4": ".avi"}
 SIZES = [(96, 64), (64, 96), (80, 80), (176, 100)]
 RATES = [Fraction(16), Fraction(25), Fraction(30000, 1001)]
 
+ROOT = Path(__file__).parents[2]
+
 
 def params(root: Path, **changes: Any) -> IngestParams:
-    values = load_params().ingest.model_dump()
+    values = load_params(ROOT / "params.yaml").ingest.model_dump()
     values |= {"source": "folder", "root": root, "short_side": 32}
     return IngestParams.model_validate(values | changes)
 
