@@ -228,8 +228,9 @@ def _tails(frame: Picture, tracks: TrackSlice, num_steps: int, own: bool, height
     moving = valid & (np.hypot(total[:, 0], total[:, 1]) >= STILL_PX)
     path = (moved + 0.5) * scale - 0.5
     draw_crosses(picture, path[~valid, -1])
+    canvas = Canvas(picture, scale=1.0)
     for number in np.flatnonzero(moving):
-        draw_path(Canvas(picture, scale=1.0), path[number], colours[number])
+        draw_path(canvas, path[number], colours[number])
     return picture
 
 
