@@ -38,7 +38,7 @@ class ModelName(BaseModel):
 
 
 class VideoFacts(BaseModel):
-    """Metadata of a video; width and height after rotation."""
+    """Metadata of a video; width and height of the upright picture."""
 
     num_frames: int
     fps: float

@@ -31,8 +31,9 @@ class Spec:
     """Properties of a valid video file.
 
     ``rotation`` is the counter-clockwise angle in degrees by which a player rotates the stored picture; ``size`` is
-    (width, height) as stored. ``variable_rate`` gives every third frame three times its duration. ``pixel_aspect`` is
-    a pixel's width over its height. ``sound_s`` is the length of the sound, by default that of the video.
+    (width, height) as stored. ``matrix`` is a display matrix in FFmpeg's order, of pictures that are stored as they are
+    drawn. ``variable_rate`` gives every third frame three times its duration. ``pixel_aspect`` is a pixel's width over
+    its height. ``sound_s`` is the length of the sound, by default that of the video.
     """
 
     codec: str = "libx264"
@@ -40,6 +41,7 @@ class Spec:
     num_frames: int = 32
     fps: Fraction = Fraction(16)
     rotation: int = 0
+    matrix: tuple[int, ...] | None = None
     variable_rate: bool = False
     pixel_aspect: Fraction = Fraction(1)
     bframes: int = 0
@@ -101,6 +103,8 @@ def write(path: Path, spec: Spec | None = None, **changes: Any) -> Path:
         stream.options = _options(spec)
         if spec.rotation:
             stream.set_display_rotation(spec.rotation)
+        if spec.matrix is not None:
+            stream.set_display_matrix(spec.matrix)
         sound = _add_sound(container) if spec.audio else None
         time = 0
         for index, picture in enumerate(upright):

@@ -3,10 +3,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 
+from mme.video.codec import read_frames
 from tests import media
 from tests.browser.webdriver import Browser
+from tests.reference.orientation import TURNS_AND_MIRRORS, matrix_of
 from tests.serving.service import wait_until
 
 pytestmark = pytest.mark.browser
@@ -70,6 +73,32 @@ def test_tracks_are_drawn_over_the_clip(desktop: Browser, address: str, clip: Pa
     wait_until(lambda: painted(desktop) == 0, timeout_s=60)
     desktop.click("#recent li:nth-child(2) button")
     wait_until(lambda: painted(desktop) > 50, timeout_s=60)
+
+
+@pytest.mark.parametrize("numbers", TURNS_AND_MIRRORS)
+def test_clip_is_played_as_it_is_tracked(
+    desktop: Browser, address: str, tmp_path: Path, numbers: tuple[int, int, int, int]
+) -> None:
+    clip = media.write(tmp_path / "clip.mp4", num_frames=2, matrix=matrix_of(*numbers))
+    upright = read_frames(clip)[0]
+    desktop.open(address)
+    choose(desktop, clip)
+    desktop.wait_for("#labels", "%")
+    desktop.script("const player = document.querySelector('#player'); player.pause(); player.currentTime = 0")
+    wait_until(
+        lambda: bool(
+            desktop.script("const p = document.querySelector('#player'); return p.readyState > 1 && !p.seeking")
+        )
+    )
+    played = desktop.script(
+        "const player = document.querySelector('#player'), canvas = document.createElement('canvas');"
+        "[canvas.width, canvas.height] = [player.videoWidth, player.videoHeight];"
+        "const pen = canvas.getContext('2d'); pen.drawImage(player, 0, 0);"
+        "return [canvas.height, canvas.width, [...pen.getImageData(0, 0, canvas.width, canvas.height).data]]"
+    )
+    assert tuple(played[:2]) == upright.shape[:2]
+    picture = np.array(played[2]).reshape(*played[:2], 4)[..., :3]
+    assert np.abs(picture - upright).mean() < 10
 
 
 def test_camera_clip_is_recorded_and_classified(desktop: Browser, address: str) -> None:

@@ -13,6 +13,7 @@ from mme.ingest.transcode import NormalForm, Outcome, TranscodeJob, normal_size,
 from mme.system.files import sha256_file
 from mme.video.codec import read_frames, write_video
 from mme.video.metadata import read_container_metadata
+from mme.video.orientation import UPRIGHT
 from tests import media
 from tests.media import Spec
 
@@ -54,7 +55,7 @@ def test_every_codec_is_transcoded_to_the_normal_form(tmp_path: Path, name: str)
     assert facts.info.codec == "h264"
     assert facts.pixel_format == "yuv420p"
     assert not facts.has_b_frames
-    assert (facts.num_streams, facts.rotation_degrees, facts.info.pixel_aspect) == (1, 0, 1.0)
+    assert (facts.num_streams, facts.orientation, facts.info.pixel_aspect) == (1, UPRIGHT, 1.0)
     assert facts.keyframe_interval == 8
     assert facts.is_constant_rate
     assert (facts.info.width, facts.info.height) == size

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from starlette.testclient import TestClient
 from mme.video.codec import write_video
 from serving.decoding.tracks import LENGTH, NUM_WINDOWS, tracked_size, window_starts
 from tests import media
+from tests.reference.orientation import TURNS_AND_MIRRORS, matrix_of, shown
 from tests.serving.service import RAW
 from tests.tiny import moving_frames
 
@@ -71,6 +73,28 @@ def test_rotated_video_is_tracked_upright(client: TestClient, tmp_path: Path) ->
     columns = {path[0][0] for path in answer["windows"][0]["paths"]}
     rows = {path[0][1] for path in answer["windows"][0]["paths"]}
     assert len(rows) > len(columns)
+
+
+@pytest.mark.parametrize("numbers", TURNS_AND_MIRRORS)
+def test_tracks_are_those_of_the_picture_as_it_is_shown(
+    client: TestClient, tmp_path: Path, numbers: tuple[int, int, int, int]
+) -> None:
+    matrix, pictures = matrix_of(*numbers), textured(14, 96, 128, (3, 1))
+    write_video(tmp_path / "stored.mp4", pictures, 16, 2, 8)
+    write_video(tmp_path / "upright.mp4", np.stack([shown(picture, matrix) for picture in pictures]), 16, 2, 8)
+    data = (tmp_path / "stored.mp4").read_bytes()
+    at = data.index(b"tkhd") + 44  # of a track header of version 0
+    (tmp_path / "turned.mp4").write_bytes(data[:at] + struct.pack(">9i", *matrix) + data[at + 36 :])
+    answers = [tracks(client, tmp_path / name) for name in ("turned.mp4", "upright.mp4")]
+    turned, upright = (
+        {tuple(path[0]): path[LENGTH] for path in answer["windows"][0]["paths"] if len(path) == LENGTH + 1}
+        for answer in answers
+    )
+    both = turned.keys() & upright.keys()
+    assert len(both) > 0.8 * len(upright)
+    distances = [math.dist(turned[start], upright[start]) for start in both]
+    assert np.median(distances) < 0.005
+    assert answers[0]["video"] == answers[1]["video"]
 
 
 def test_single_frame_is_too_short(client: TestClient, tmp_path: Path) -> None:

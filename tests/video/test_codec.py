@@ -86,7 +86,7 @@ def test_decord_and_pyav_give_equal_frames(files: dict[str, Path], name: str, mo
     np.testing.assert_allclose(with_decord.astype(int), read_frames(files[name], indices).astype(int), atol=2)
 
 
-@pytest.mark.parametrize("name", ["h264.mp4", "vp9.webm", "rotated-90.mp4", "variable-rate.mkv"])
+@pytest.mark.parametrize("name", ["h264.mp4", "vp9.webm", "wide-pixels.mp4", "variable-rate.mkv"])
 def test_decord_reads_the_files_it_is_used_for(files: dict[str, Path], name: str) -> None:
     pytest.importorskip("decord")
     assert codec._suits_decord(files[name])

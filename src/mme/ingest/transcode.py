@@ -19,6 +19,7 @@ from mme.video.codec import VideoWriter, iter_frames
 from mme.video.containers import Reason, VideoError
 from mme.video.crop import resize
 from mme.video.metadata import ContainerMetadata, VideoInfo, read_container_metadata
+from mme.video.orientation import UPRIGHT
 from mme.video.trim import TimeSpan, iter_trimmed_frames, read_trim_metadata
 
 # A file is truncated if it lacks more frames than declared by one of these shares and by this number: edit lists hide
@@ -135,7 +136,7 @@ class SourceVideo:
             and metadata.num_streams == 1
             and metadata.info.codec == "h264"
             and metadata.pixel_format == "yuv420p"
-            and metadata.rotation_degrees == 0
+            and metadata.orientation == UPRIGHT
             and metadata.info.pixel_aspect == 1
             and metadata.is_constant_rate
             and not metadata.has_b_frames

@@ -21,6 +21,7 @@ from jaxtyping import UInt8
 from mme.system.files import atomic_path
 from mme.video.containers import VideoError, VideoSource, ffmpeg_input, open_stream, source_name
 from mme.video.metadata import decode_stream, has_timestamps
+from mme.video.orientation import UPRIGHT, Orientation, stated_orientation
 
 try:
     import decord
@@ -48,7 +49,7 @@ def read_frames(source: VideoSource, indices: Sequence[int] | None = None) -> Rg
         indices: positions of the frames to decode, in any order, repeats allowed; None for all frames.
 
     Returns:
-        RGB frames, one per index, rotation metadata applied.
+        Upright RGB frames, one per index.
 
     Raises:
         VideoError: the file cannot be decoded.
@@ -70,10 +71,10 @@ def iter_frames(source: VideoSource) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
     Raises:
         VideoError: the file cannot be decoded.
     """
-    converter = VideoReformatter()
+    converter = RgbConverter()
     with open_stream(source) as (container, stream):
         for frame in decode_stream(source, container, stream):
-            yield to_rgb(converter, frame)
+            yield converter.to_rgb(frame)
 
 
 def write_video(path: Path | str, frames: np.ndarray, fps: float | Fraction, crf: int, gop_frames: int) -> None:
@@ -155,14 +156,34 @@ class VideoWriter:
         self._container.close()
 
 
-def rotate_upright(picture: UInt8[np.ndarray, "H W 3"], rotation_degrees: int) -> UInt8[np.ndarray, "H_out W_out 3"]:
-    """Rotate a picture counter-clockwise, to the nearest quarter turn."""
-    return np.ascontiguousarray(np.rot90(picture, round(rotation_degrees / 90)))
+class RgbConverter:
+    """Converter of the decoded frames of one video to upright RGB.
+
+    One converter serves all frames: creating it takes longer than converting a small frame, and a frame that states no
+    orientation has that of the one before it.
+    """
+
+    def __init__(self, orientation: Orientation = UPRIGHT) -> None:
+        """Begin with the orientation of the video's first frame, unless that is the first one converted."""
+        self._reformatter = VideoReformatter()
+        self._orientation = orientation
+
+    def skip(self, frame: VideoFrame) -> None:
+        """Follow the orientation of a frame that is not converted."""
+        self._orientation = stated_orientation(frame) or self._orientation
+
+    def to_rgb(self, frame: VideoFrame) -> UInt8[np.ndarray, "H W 3"]:
+        """Convert a frame."""
+        self._orientation = stated_orientation(frame) or self._orientation
+        rgb: UInt8[np.ndarray, "H W 3"] = self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+        return self._orientation.apply(rgb)
 
 
-def suits_decord(container: InputContainer, stream: VideoStream, indices: Sequence[int]) -> bool:
+def suits_decord(
+    container: InputContainer, stream: VideoStream, orientation: Orientation, indices: Sequence[int]
+) -> bool:
     """Return whether decord reads these frames faster than PyAV, and finds the same ones."""
-    return _skips_much(indices) and _is_safe_for_decord(container, stream)
+    return _skips_much(indices) and _is_safe_for_decord(container, stream, orientation)
 
 
 def _skips_much(indices: Sequence[int]) -> bool:
@@ -175,17 +196,24 @@ def _skips_much(indices: Sequence[int]) -> bool:
 
 def _suits_decord(source: VideoSource) -> bool:
     with open_stream(source) as (container, stream):
-        return _is_safe_for_decord(container, stream)
+        first = next(decode_stream(source, container, stream), None)
+        return first is not None and _is_safe_for_decord(container, stream, stated_orientation(first) or UPRIGHT)
 
 
-def _is_safe_for_decord(container: InputContainer, stream: VideoStream) -> bool:
+def _is_safe_for_decord(container: InputContainer, stream: VideoStream, orientation: Orientation) -> bool:
     """Return whether decord finds the same frames as PyAV, which decodes from the start and counts.
 
     Decord seeks by timestamps to the keyframe before. Without timestamps (AVI), and if frames are stored in another
-    order than they are shown in, it can return another frame. It converts pixel formats other than these differently.
+    order than they are shown in, it can return another frame. It converts pixel formats other than these differently,
+    and turns pictures but does not mirror them.
     """
     context = stream.codec_context
-    return has_timestamps(container) and not context.has_b_frames and context.pix_fmt in {"yuv420p", "yuvj420p"}
+    return (
+        has_timestamps(container)
+        and orientation == UPRIGHT
+        and not context.has_b_frames
+        and context.pix_fmt in {"yuv420p", "yuvj420p"}
+    )
 
 
 def try_decord(source: VideoSource, indices: Sequence[int]) -> RgbFrames | None:
@@ -231,11 +259,13 @@ def select_frames(source: VideoSource, frames: Iterator[VideoFrame], indices: Se
     last = max(wanted, default=-1) if wanted is not None else None
     decoded: dict[int, UInt8[np.ndarray, "H W 3"]] = {}
     num_frames = 0
-    converter = VideoReformatter()
+    converter = RgbConverter()
     for index, frame in enumerate(frames):
         num_frames = index + 1
         if wanted is None or index in wanted:
-            decoded[index] = to_rgb(converter, frame)
+            decoded[index] = converter.to_rgb(frame)
+        else:
+            converter.skip(frame)
         if index == last:
             break
 
@@ -249,12 +279,3 @@ def select_frames(source: VideoSource, frames: Iterator[VideoFrame], indices: Se
     if len(sizes) > 1:
         raise VideoError("undecodable", source, f"frames of different sizes: {sorted(sizes)}")
     return np.stack([decoded[index] for index in order])
-
-
-def to_rgb(converter: VideoReformatter, frame: VideoFrame) -> UInt8[np.ndarray, "H W 3"]:
-    """Convert a decoded frame to upright RGB.
-
-    One converter serves all frames: creating it takes longer than converting a small frame.
-    """
-    rgb: UInt8[np.ndarray, "H W 3"] = converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
-    return rotate_upright(rgb, frame.rotation)

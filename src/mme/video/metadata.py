@@ -14,6 +14,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from mme.video.containers import Reason, VideoError, VideoSource, open_stream
+from mme.video.orientation import UPRIGHT, Orientation, stated_orientation
 
 MAX_BUFFER_BYTES = 16 * 2**20
 """Most bytes of packets that a `PacketBuffer` keeps. A larger file is read a second time, so that memory does not grow
@@ -33,11 +34,11 @@ class VideoInfo:
     Attributes:
         num_frames: frames in presentation order that ``read_frames`` can return.
         fps: frames per second; the average if the rate varies.
-        width: pixels, after rotation.
-        height: pixels, after rotation.
+        width: pixels of the upright picture.
+        height: pixels of the upright picture.
         duration_s: ``num_frames / fps``.
         codec: FFmpeg's name of the codec, such as ``h264``.
-        pixel_aspect: width of a pixel over its height, after rotation; frames are not corrected for it.
+        pixel_aspect: width of a pixel of the upright picture over its height; frames are not corrected for it.
     """
 
     num_frames: int
@@ -55,7 +56,7 @@ class ContainerMetadata:
 
     Attributes:
         info: metadata of the decoded video.
-        rotation_degrees: counter-clockwise rotation that makes decoded frames upright.
+        orientation: how decoded frames are turned and mirrored to be upright.
         formats: FFmpeg's names of the container format.
         num_streams: number of streams: video, sound and others.
         pixel_format: FFmpeg's name of it.
@@ -67,7 +68,7 @@ class ContainerMetadata:
     """
 
     info: VideoInfo
-    rotation_degrees: int
+    orientation: Orientation
     formats: frozenset[str]
     num_streams: int
     pixel_format: str | None
@@ -168,7 +169,7 @@ def scan_container(
 
     return ContainerMetadata(
         info=stream_info(stream, scan.first, scan.num_frames, scan.timestamps),
-        rotation_degrees=scan.first.rotation,
+        orientation=stated_orientation(scan.first) or UPRIGHT,
         formats=frozenset(container.format.name.split(",")),
         num_streams=len(container.streams),
         pixel_format=stream.codec_context.pix_fmt,
@@ -186,7 +187,7 @@ def has_timestamps(container: InputContainer) -> bool:
 
 
 def decode_stream(source: VideoSource, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-    """Decode all frames in presentation order, not rotated.
+    """Decode all frames in presentation order, as they are stored.
 
     Raises:
         VideoError: at the first packet that does not decode: ``undecodable`` before the first frame, else
@@ -260,8 +261,8 @@ def _scan_packets(
 def stream_info(stream: VideoStream, first: VideoFrame, num_frames: int, timestamps: list[int]) -> VideoInfo:
     """Metadata of a stream from its first frame, the number of frames, and their timestamps in any order."""
     fps = _average_rate(stream, timestamps)
-    turned = round(first.rotation / 90) % 2 == 1
-    width, height = (first.height, first.width) if turned else (first.width, first.height)
+    orientation = stated_orientation(first) or UPRIGHT
+    width, height = (first.height, first.width) if orientation.transposed else (first.width, first.height)
     aspect = float(stream.sample_aspect_ratio or 1)
     return VideoInfo(
         num_frames=num_frames,
@@ -270,7 +271,7 @@ def stream_info(stream: VideoStream, first: VideoFrame, num_frames: int, timesta
         height=height,
         duration_s=float(num_frames / fps),
         codec=stream.codec_context.codec.canonical_name,
-        pixel_aspect=1 / aspect if turned else aspect,
+        pixel_aspect=1 / aspect if orientation.transposed else aspect,
     )
 
 

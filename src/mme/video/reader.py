@@ -13,7 +13,7 @@ from av.video.stream import VideoStream
 
 from mme.video.codec import RgbFrames, read_frames, select_frames, suits_decord, try_decord
 from mme.video.containers import VideoError, VideoSource, open_stream, source_name
-from mme.video.metadata import PacketBuffer, VideoInfo, decode_packets, scan_container
+from mme.video.metadata import ContainerMetadata, PacketBuffer, decode_packets, scan_container
 
 CheckSize = Callable[[int, int], None]
 """Callback that validates the declared width and height; raises ``VideoError`` if they are too large."""
@@ -32,14 +32,15 @@ class OpenVideo:
         self,
         source: VideoSource,
         opened: tuple[InputContainer, VideoStream],
-        info: VideoInfo,
+        metadata: ContainerMetadata,
         buffer: PacketBuffer,
         opened_s: float,
     ) -> None:
         self.source = source
-        self.info = info
+        self.info = metadata.info
         self.opened_s = opened_s
         self._container, self._stream = opened
+        self._orientation = metadata.orientation
         self._buffer = buffer
 
     def read(self, indices: Sequence[int]) -> RgbFrames:
@@ -51,7 +52,7 @@ class OpenVideo:
             VideoError: the file cannot be decoded, or has fewer frames than its metadata says.
         """
         with _damage_as_video_error(self.source):
-            if suits_decord(self._container, self._stream, indices):
+            if suits_decord(self._container, self._stream, self._orientation, indices):
                 frames = try_decord(self.source, indices)
                 if frames is not None:
                     return frames
@@ -85,8 +86,8 @@ def open_video(source: VideoSource, check_size: CheckSize | None = None) -> Iter
             container, stream = stack.enter_context(open_stream(source))
             if check_size is not None:
                 check_size(stream.codec_context.width, stream.codec_context.height)
-            info = scan_container(source, container, stream, buffer).info
-        yield OpenVideo(source, (container, stream), info, buffer, opened_s)
+            metadata = scan_container(source, container, stream, buffer)
+        yield OpenVideo(source, (container, stream), metadata, buffer, opened_s)
 
 
 @contextmanager

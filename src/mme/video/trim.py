@@ -11,11 +11,10 @@ import numpy as np
 from av.container import InputContainer
 from av.packet import Packet
 from av.video.frame import VideoFrame
-from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from jaxtyping import UInt8
 
-from mme.video.codec import to_rgb
+from mme.video.codec import RgbConverter
 from mme.video.containers import VideoError, VideoSource, open_stream
 from mme.video.metadata import VideoInfo, decode_packet, stream_info
 
@@ -74,14 +73,16 @@ def iter_trimmed_frames(source: VideoSource, span_s: TimeSpan) -> Iterator[UInt8
     Raises:
         VideoError: a frame cannot be decoded.
     """
-    converter = VideoReformatter()
+    converter = RgbConverter()
     with open_stream(source) as (container, stream):
         for frame in _decode_span(source, container, stream, span_s):
             second = _to_seconds(stream, frame.pts)
             if second >= span_s[1]:
                 return
             if second >= span_s[0]:
-                yield to_rgb(converter, frame)
+                yield converter.to_rgb(frame)
+            else:
+                converter.skip(frame)
 
 
 def _decode_span(
