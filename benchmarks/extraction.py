@@ -86,7 +86,7 @@ def time_workers(path: Path, params: TrajectoriesParams, folder: Path) -> Iterat
         videos.append(
             Video(
                 str(number), f"{number}.mp4", sha256_file(path), None, "train", None,
-                NUM_FRAMES, FPS, 454, 256, "ok", None, path.name,
+                NUM_FRAMES, FPS, 454, 256, "ok", None, path.name, FPS,
             )
         )  # fmt: skip
     seconds = []

@@ -58,7 +58,7 @@ def main() -> None:
         rows = [per_minute("headers, hash, first frame (mme data check)", files, lambda path: look(path, False), at)]
         rows.append(per_minute("every frame decoded (--decode)", files, lambda path: look(path, True), at))
         for short_side in SHORT_SIDES:
-            form = NormalForm(short_side, params.ingest.crf, GOP_FRAMES, params.ingest.min_frames)
+            form = NormalForm(params.ingest.fps, short_side, params.ingest.crf, GOP_FRAMES)
             to = f"{at}, to short side {short_side}"
             rows.append(
                 per_minute("ingest", files, lambda path: good(TranscodeJob(path, folder / "out.mp4", form)), to)  # noqa: B023

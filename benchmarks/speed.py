@@ -60,7 +60,7 @@ def stored(path: Path, frames: NDArray[np.uint8], fps: float, params: Params, la
     num_frames, height, width = frames.shape[:3]
     return Video(
         path.stem, path.name, sha256_file(path), label, split, None,
-        num_frames, fps, width, height, "ok", None, path.name,
+        num_frames, fps, width, height, "ok", None, path.name, fps,
     )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ _ROW = Video(
     status="ok",
     reason=None,
     source_path="",
+    source_fps=16.0,
 )
 
 

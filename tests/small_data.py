@@ -17,7 +17,7 @@ DEFAULTS = load_params(Path(__file__).parents[1] / "params.yaml")
 SMALL: dict[str, dict[str, Any]] = {
     "runtime": {"num_loader_workers": 0, "videos_per_shard": 5},
     "synthesize": {"size": 32, "num_frames": 16, "drift_px": 0.0},
-    "ingest": {"short_side": 32, "min_frames": 12},
+    "ingest": {"short_side": 32},
     "trajectories": {"splits": ("pretrain", "val"), "cell": 4, "max_length": 4},
     "clip": {"num_frames": 4, "size": 32},
     "model": {"patch_size": 8, "dim": 32, "depth": 2, "num_heads": 2, "positions": "axes"},
@@ -85,4 +85,5 @@ def _row(video_id: str, path: Path, label: str | None, split: str, num_frames: i
         status="ok",
         reason=None,
         source_path=path.name,
+        source_fps=16.0,
     )

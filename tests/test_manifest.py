@@ -29,6 +29,7 @@ VIDEOS = st.builds(
     status=st.sampled_from(["ok", "quarantined"]),
     reason=st.sampled_from([None, "truncated", "timed-out"]),
     source_path=TEXT,
+    source_fps=st.floats(0, 1000),
 )
 
 
@@ -54,6 +55,20 @@ def _manifest() -> Manifest:
         row("f", "val", label="quarantined only", status="quarantined", reason="truncated", path=""),
     ]
     return Manifest(rows, "data")
+
+
+def test_one_frame_rate() -> None:
+    assert _manifest().fps == 16
+    both = Manifest([row("a", "train"), row("b", "val", fps=25.0)], "data/own")
+    with pytest.raises(ValueError, match=r"data/own: its videos have 16 and 25 frames per second, not one rate"):
+        _ = both.fps
+    with pytest.raises(ValueError, match=r"data: its videos have no frames per second"):
+        _ = Manifest([], "data").fps
+
+
+def test_videos_of_a_least_length() -> None:
+    manifest = Manifest([row("a", "train", num_frames=7), row("b", "train", num_frames=8)], "data")
+    assert [video.id for video in manifest.videos("train", min_frames=8)] == ["b"]
 
 
 def test_usable_videos_by_split() -> None:

@@ -37,13 +37,14 @@ class Video:
         label: class, or None.
         split: ``pretrain``, ``train``, ``val`` or ``test``.
         group: videos of one group are in one split (a subject, a scene), or None.
-        num_frames: decoded frames; 0 if quarantined.
-        fps: frames per second.
+        num_frames: frames of the transcoded file; 0 if quarantined.
+        fps: frames per second of the transcoded file, ``ingest.fps``.
         width: pixels of the transcoded file.
         height: pixels of the transcoded file.
         status: ``ok`` or ``quarantined``.
         reason: reason for the quarantine, or None.
         source_path: the source file, relative to the source's root.
+        source_fps: frames per second of the source, the average if its rate varies.
     """
 
     id: str
@@ -59,6 +60,7 @@ class Video:
     status: VideoStatus
     reason: Reason | None
     source_path: str
+    source_fps: float
 
 
 # One column per field; those of `X | None` may be null. Annotations are strings, and literals are stored as strings.
@@ -102,10 +104,11 @@ class Manifest:
         """All videos, including quarantined ones."""
         return list(self._rows.values())
 
-    def videos(self, split: str | Sequence[str]) -> list[Video]:
-        """Return the usable videos of one split or several, sorted by id."""
+    def videos(self, split: str | Sequence[str], min_frames: int = 1) -> list[Video]:
+        """Return the usable videos of one split or several that have at least ``min_frames``, sorted by id."""
         wanted = {split} if isinstance(split, str) else set(split)
-        return [row for row in self.rows if row.status == "ok" and row.split in wanted]
+        good = (row for row in self.rows if row.status == "ok")
+        return [row for row in good if row.split in wanted and row.num_frames >= min_frames]
 
     @property
     def quarantined(self) -> list[Video]:
@@ -116,6 +119,19 @@ class Manifest:
     def labels(self) -> list[str]:
         """Sorted classes of the usable videos; labels that occur in the pretraining split alone are left out."""
         return sorted({row.label for row in self.videos(("train", "val", "test")) if row.label is not None})
+
+    @cached_property
+    def fps(self) -> float:
+        """Frame rate of the transcoded files.
+
+        Raises:
+            ValueError: there is no usable video, or they have several rates.
+        """
+        rates = sorted({row.fps for row in self.rows if row.status == "ok"})
+        if len(rates) != 1:
+            found = " and ".join(f"{rate:g}" for rate in rates) or "no"
+            raise ValueError(f"{self.folder}: its videos have {found} frames per second, not one rate; run `dvc repro`")
+        return rates[0]
 
     def path_of(self, video: Video) -> Path:
         """Return the file of a usable video.
@@ -156,7 +172,9 @@ class Manifest:
             raise ValueError(f"{path}: cannot be read as a manifest: {error}") from error
         missing = set(_SCHEMA.names) - set(table.column_names)
         if missing:
-            raise ValueError(f"{path}: not a manifest, it lacks the columns {sorted(missing)}")
+            raise ValueError(
+                f"{path}: not a manifest of this version, it lacks the columns {sorted(missing)}; run `dvc repro`"
+            )
         return cls((Video(**row) for row in table.select(_SCHEMA.names).to_pylist()), path.parent)
 
 

@@ -101,7 +101,7 @@ def test_more_data_sets(tmp_path: Path) -> None:
     ("name", "values", "data", "message"),
     [
         ("own", {}, "data/other", r"pretrain\.data: 'data/other' is none of data, data/own; add it to datasets"),
-        ("own", {"min_frames": 4}, "data/own", r"datasets\.own\.min_frames: 4 is too few"),
+        ("own", {"fps": 25}, "data/own", r"datasets\.own\.fps: 25 is not ingest\.fps 16: .* one frame rate"),
         ("own", {"short_side": 16}, "data/own", r"datasets\.own\.short_side: 16 is below clip\.size"),
         ("own", {"source": "youtube"}, "data/own", r"datasets\.own\.source: Input should be"),
         ("videos", {}, "data", r"datasets: \['videos'\] are folders of the first data set"),
@@ -148,14 +148,18 @@ def test_a_missing_and_an_unknown_section_are_both_named(tmp_path: Path) -> None
         ),
         ({"model": {"patch_size": 1, "dim": 128}}, "patch_size: 1 must be even"),
         ({"model": {"dim": 128, "num_heads": 3}}, "num_heads: 3 must divide dim"),
-        ({"ingest": {"min_frames": 4}}, "ingest.min_frames: 4 is too few: clip and trajectories span"),
+        ({"ingest": {"fps": 0}}, "ingest.fps"),
         ({"ingest": {"short_side": 16}}, "ingest.short_side: 16 is below clip.size"),
         ({"ingest": {"source": "csv"}}, "list_file: source 'csv' needs the path"),
         ({"ingest": {"val_ratio": 0.6, "test_ratio": 0.4}}, "leaves nothing to train on"),
         ({"synthesize": {"speed_px": [2.0, 1.0]}}, "speed_px: .* must ascend"),
         (
             {"synthesize": {"num_frames": 10}, "ingest": {"source": "motion-primitives"}},
-            "synthesize.num_frames: 10 is below ingest.min_frames",
+            "synthesize.num_frames: 10, at ingest.fps 10, are too few to pretrain on: .* span 19 frames",
+        ),
+        (
+            {"ingest": {"fps": 8}},
+            "synthesize.num_frames: 24, at ingest.fps 12, are too few to pretrain on: .* span 19 frames",
         ),
     ],
 )

@@ -19,7 +19,7 @@ from mme.models.masked_motion import MaskedMotionModel
 from mme.motion.extract import Extractor
 from mme.motion.store import TrackStore
 from mme.training.finetune import run_finetuning
-from mme.training.pretrain import run_pretraining
+from mme.training.pretrain import run_pretraining, span_frames
 from mme.video.codec import write_video
 from tests.factories import row
 
@@ -141,7 +141,7 @@ def one_step(params: Params) -> Params:
 def three_videos(folder: Path, params: Params) -> Manifest:
     """Two labels, one video each to train on, and one to validate on, as large and long as the preset asks for."""
     scene = params.synthesize.model_copy(
-        update={"size": params.clip.size, "num_frames": max(params.ingest.min_frames, 24), "drift_px": 0.0}
+        update={"size": params.clip.size, "num_frames": max(span_frames(params), 24), "drift_px": 0.0}
     )
     rows = []
     for number, (label, split) in enumerate([("left", "train"), ("right", "train"), ("left", "val")]):

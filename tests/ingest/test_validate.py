@@ -8,7 +8,6 @@ import pytest
 from typer.testing import CliRunner
 
 from mme.commands.app import app
-from mme.config import load_params
 from mme.ingest.validate import ValidationJob, validate_file
 from mme.system.files import sha256_file
 from tests import media
@@ -42,16 +41,14 @@ def test_unusable_duplicate_and_ignored_files_are_named(own: Path) -> None:
         (own / label).rename(own / split / label)
     shutil.copy(own / "train/wave/0.mp4", own / "test/jump/twin.mp4")
     media.text(own / "test/jump/[b]text.mp4")
-    media.write(own / "train/wave/short.mp4", num_frames=5)
     (own / "README.md").write_text("Mine.", encoding="utf-8")
     answer = RUNNER.invoke(app, ["data", "check", "folder", str(own)])
     assert answer.exit_code == 1
     for words in (
         "bad: test/jump/[b]text.mp4: not-a-video",
-        "bad: train/wave/short.mp4: too-short",
         "duplicates in different splits: test/jump/twin.mp4, train/wave/0.mp4",
         "1 files are not videos by their names, such as README.md",
-        "fault: 2 of 12 videos cannot be used, more than runtime.max_bad_ratio 0 allows",
+        "fault: 1 of 11 videos cannot be used, more than runtime.max_bad_ratio 0 allows",
         "fault: 1 contents are in training and in validation or test",
     ):
         assert words in answer.stdout, words
@@ -98,14 +95,14 @@ def test_wrong_lines_are_named(tmp_path: Path) -> None:
 
 def test_damage_inside_of_a_file_is_found_by_decoding(tmp_path: Path) -> None:
     path = media.damaged(tmp_path / "a.mp4")
-    assert validate_file(ValidationJob("a", path, 24, decode=False)).reason is None
-    assert validate_file(ValidationJob("a", path, 24, decode=True)).reason == "truncated"
-    good = validate_file(ValidationJob("a", path, 8, decode=True, span_s=(0.0, 0.75)))
+    assert validate_file(ValidationJob("a", path, decode=False)).reason is None
+    assert validate_file(ValidationJob("a", path, decode=True)).reason == "truncated"
+    good = validate_file(ValidationJob("a", path, decode=True, span_s=(0.0, 0.75)))
     assert (good.reason, good.num_frames) == (None, 12)
 
 
 def test_outcome_of_a_usable_file(tmp_path: Path) -> None:
     path = media.write(tmp_path / "a.webm", codec="libvpx-vp9", num_frames=30, size=(96, 64))
-    seen = validate_file(ValidationJob("a", path, load_params().ingest.min_frames, decode=False))
+    seen = validate_file(ValidationJob("a", path, decode=False))
     assert (seen.sha256, seen.num_frames, seen.width, seen.height) == (sha256_file(path), 30, 96, 64)
-    assert validate_file(ValidationJob("a", tmp_path / "gone.mp4", 24, decode=False)).reason == "undecodable"
+    assert validate_file(ValidationJob("a", tmp_path / "gone.mp4", decode=False)).reason == "undecodable"

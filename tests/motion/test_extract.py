@@ -51,6 +51,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
             status="ok",
             reason=None,
             source_path=path.name,
+            source_fps=16,
         )
         rows.append(row)
     return Manifest(rows, folder)
@@ -296,3 +297,15 @@ def test_key_depends_on_parameters_and_videos(manifest: Manifest, tmp_path: Path
 def test_split_without_videos_is_an_error(manifest: Manifest, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'val'"):
         Extractor(manifest, params(splits=("val",)), tmp_path)
+
+
+def test_single_frames_are_left_out_and_counted(manifest: Manifest, tmp_path: Path) -> None:
+    still, *others = manifest.rows
+    write_video(tmp_path / "videos/still.mp4", np.zeros((1, 32, 48, 3), dtype=np.uint8), 16, 14, 8)
+    (tmp_path / "videos" / others[0].path).write_bytes(manifest.path_of(others[0]).read_bytes())
+    still = dataclasses.replace(still, path="still.mp4", num_frames=1)
+    result = Extractor(Manifest([still, others[0]], tmp_path), params(), tmp_path / "work").run(1, lambda _: None)
+    assert (list(result.entries), result.failures) == ([others[0].id], {})
+    assert (result.summary()["videos"], result.summary()["single_frame_videos"]) == (1, 1)
+    with pytest.raises(ValueError, match=r"no usable videos in splits \['train'\], 1 have a single frame"):
+        Extractor(Manifest([still], tmp_path), params(), tmp_path / "work")

@@ -38,7 +38,7 @@ def check(
 ) -> None:
     """Count the videos of a source, list missing, unusable and duplicate ones, and draw labels and lengths.
 
-    params.yaml says what a video must have (ingest.min_frames, runtime.deadline_s) and how splits are drawn.
+    params.yaml says what a video must have (runtime.deadline_s) and how splits are drawn.
     Ends with status 1 if the lists of the source are wrong, more files are bad than runtime.max_bad_ratio allows,
     or the same content is in training and in validation or test.
     """

@@ -59,11 +59,13 @@ def _data_rows(folder: Path) -> list[tuple[str, str]]:
     counts = Counter(row.split for row in manifest.rows if row.status == "ok")
     reasons = Counter(str(row.reason) for row in manifest.quarantined)
     order = [split for split in SPLITS if counts[split]]
-    return [
+    rows = [
         ("videos", ", ".join(f"{counts[split]} {split}" for split in order)),
         ("quarantined", ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items())) or "0"),
         ("labels", str(len(manifest.labels))),
     ]
+    too_short = _report(folder / "reports/pretrain/metrics.json").get("videos", {}).get("too_short", 0)
+    return [*rows, *([("too short to pretrain on", str(too_short))] if too_short else [])]
 
 
 def _accuracy_rows(folder: Path) -> list[tuple[str, str]]:

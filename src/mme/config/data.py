@@ -78,9 +78,9 @@ class IngestParams(Section):
     split_number: Literal[1, 2, 3]
     list_file: Path | None
     group_pattern: str | None
+    fps: PositiveFloat
     short_side: Annotated[int, Field(ge=16, multiple_of=2)]
     crf: Annotated[int, Field(ge=0, le=51)]
-    min_frames: Positive
     val_ratio: Ratio
     test_ratio: Ratio
 

@@ -19,6 +19,8 @@ MOVED = {
     **{f"synthesize.{name}": "gone: part of the data set's definition" for name in _LOOKS},
     "ingest.gop_frames": "gone: always 8",
     "ingest.engine": "runtime.executor",
+    "ingest.min_frames": "gone: all lengths are kept, pretraining leaves out what is too short for it; set ingest.fps,"
+    " the frame rate of the normal form (`mme data check` suggests one)",
     "ingest.deadline_s": "runtime.deadline_s",
     "ingest.max_bad_ratio": "runtime.max_bad_ratio",
     "trajectories.engine": "runtime.executor",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -114,21 +115,30 @@ class Params(Section):
         for name, section in (("pretrain", self.pretrain), ("finetune", self.finetune)):
             if section.data not in folders:
                 raise ValueError(f"{name}.data: {section.data!r} is none of {', '.join(folders)}; add it to datasets")
-        needed = frames_needed(self.clip, self.model, self.pretrain.length)
-        ingests = {"ingest": self.ingest, **{f"datasets.{name}": data for name, data in self.datasets.items()}}
-        pretrained_on = "ingest" if self.pretrain.data == "data" else self.pretrain.data.replace("data/", "datasets.")
-        for name, data in ingests.items():
-            if name == pretrained_on and data.min_frames < needed:  # shorter ones can be classified all the same
-                raise ValueError(
-                    f"{name}.min_frames: {data.min_frames} is too few: clip and trajectories span {needed} frames"
-                )
-            if data.source == "motion-primitives" and self.synthesize.num_frames < data.min_frames:
-                raise ValueError(
-                    f"synthesize.num_frames: {self.synthesize.num_frames} is below {name}.min_frames {data.min_frames}"
-                )
+        for name, data in map(self.dataset, folders):
             if data.short_side < self.clip.size:
                 raise ValueError(f"{name}.short_side: {data.short_side} is below clip.size {self.clip.size}")
+
+        pretrained_name, pretrained = self.dataset(self.pretrain.data)
+        finetuned_name, finetuned = self.dataset(self.finetune.data)
+        if pretrained.fps != finetuned.fps:
+            raise ValueError(
+                f"{pretrained_name}.fps: {pretrained.fps:g} is not {finetuned_name}.fps {finetuned.fps:g}: pretraining"
+                " and finetuning must have one frame rate, in which a clip counts"
+            )
+        needed = frames_needed(self.clip, self.model, self.pretrain.length)
+        num_frames = math.floor(self.synthesize.num_frames * pretrained.fps / self.synthesize.fps + 0.5)
+        if pretrained.source == "motion-primitives" and num_frames < needed:
+            raise ValueError(
+                f"synthesize.num_frames: {self.synthesize.num_frames}, at {pretrained_name}.fps {num_frames}, are too"
+                f" few to pretrain on: clip and trajectories span {needed} frames"
+            )
         return self
+
+    def dataset(self, folder: str) -> tuple[str, IngestParams]:
+        """Return name and values of the section of a data set, from its folder such as ``data/NAME``."""
+        name = folder.removeprefix("data").removeprefix("/")
+        return (f"datasets.{name}", self.datasets[name]) if name else ("ingest", self.ingest)
 
 
 def decoder_heads(model: dict[str, Any], pretrain: dict[str, Any]) -> dict[str, int]:

@@ -59,7 +59,7 @@ class Ingest:
         self._runtime = runtime
         self.listing: Listing = list_source(params)
         self._splits = draw_splits(self.listing, params, seed)
-        self._form = NormalForm(params.short_side, params.crf, GOP_FRAMES, params.min_frames)
+        self._form = NormalForm(params.fps, params.short_side, params.crf, GOP_FRAMES)
         self._work = Path(work)
         folder = digest([NORMAL_FORM_VERSION, str(params.root.resolve()), asdict(self._form)])
         self._folder = (self._work / folder).absolute()  # workers of a cluster have another working directory
@@ -203,6 +203,7 @@ def _manifest_row(file: SourceFile, split: str, outcome: Outcome) -> Video:
         status="ok" if outcome.reason is None else "quarantined",
         reason=outcome.reason,
         source_path=file.name,
+        source_fps=outcome.source_fps,
     )
 
 

@@ -33,10 +33,10 @@ _NUM_FRAMES_TOLERANCE = 2
 class NormalForm:
     """Format of every transcoded video; the fields are those of ``ingest`` in ``params.yaml``."""
 
+    fps: float
     short_side: int
     crf: int
     gop_frames: int
-    min_frames: int
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ class Outcome:
     Attributes:
         sha256: of the source's bytes; of a clip, of the bytes that were read.
         num_frames: number of frames written.
-        fps: frames per second.
+        fps: frames per second of the transcoded file.
+        source_fps: frames per second of the source, the average if its rate varies.
         width: pixels of the transcoded file.
         height: pixels of the transcoded file.
         copied: True if the source was already in the normal form.
@@ -67,6 +68,7 @@ class Outcome:
     sha256: str = ""
     num_frames: int = 0
     fps: float = 0.0
+    source_fps: float = 0.0
     width: int = 0
     height: int = 0
     copied: bool = False
@@ -102,11 +104,11 @@ class SourceVideo:
         """Decode the upright RGB frames one by one."""
         return iter_frames(self._path) if self._span_s is None else iter_trimmed_frames(self._path, self._span_s)
 
-    def check(self, num_frames: int, min_frames: int) -> None:
-        """Compare the number of frames decoded with header or duration, and with the minimum.
+    def check(self, num_frames: int) -> None:
+        """Compare the number of frames decoded with header or duration.
 
         Raises:
-            VideoError: ``truncated`` or ``too-short``.
+            VideoError: ``truncated``.
         """
         if self._span_s is not None:
             coded = self.info.num_frames
@@ -117,8 +119,6 @@ class SourceVideo:
         else:
             rate = self.info.fps if num_frames > 1 else 0.0  # one frame has no rate
             self._check_complete(num_frames, self._container.declared_s * rate, _DURATION_TOLERANCE)
-        if num_frames < min_frames:
-            raise VideoError("too-short", self._path, f"{num_frames} frames, fewer than {min_frames}")
 
     def _check_complete(self, num_frames: int, expected: float, tolerance: float) -> None:
         if num_frames + max(_NUM_FRAMES_TOLERANCE, tolerance * expected) < expected:
@@ -181,8 +181,8 @@ def _write_normal(video: SourceVideo, job: TranscodeJob) -> Outcome:
                 for frame in video.frames():
                     writer.write(resize(frame[None], height, width)[0])
                     num_frames += 1
-        video.check(num_frames, form.min_frames)
-    return Outcome(video.sha256, num_frames, float(rate), width, height, copied)
+        video.check(num_frames)
+    return Outcome(video.sha256, num_frames, float(rate), info.fps, width, height, copied)
 
 
 def rejected(error: VideoError | OSError | MemoryError, sha256: str = "") -> Outcome:

@@ -22,7 +22,6 @@ class ValidationJob:
 
     name: str
     source: Path
-    min_frames: int
     decode: bool
     span_s: TimeSpan | None = None
 
@@ -34,7 +33,7 @@ def validate_source(
 
     Args:
         listing: result of ``list_source``.
-        params: ``min_frames`` and the ratios of the splits are used.
+        params: root, and ratios of the splits.
         runtime: number of processes and their deadline.
         seed: of the splits.
         decode: decode all frames, as ingest does, instead of the first one; finds damage inside of files.
@@ -43,13 +42,12 @@ def validate_source(
     Returns:
         the result that ingest would have, except that sizes and rates are those of the source.
     """
-    root, min_frames = params.root, params.min_frames
-    jobs = [ValidationJob(file.name, root / file.path, min_frames, decode, file.span_s) for file in listing.files]
+    jobs = [ValidationJob(file.name, params.root / file.path, decode, file.span_s) for file in listing.files]
     outcomes = {}
     for job, result in run_with_deadline(validate_file, jobs, runtime.num_workers, runtime.deadline_s):
         outcomes[job.name] = outcome_of(result)
         advance()
-    return collect_result(listing, draw_splits(listing, params, seed), outcomes, root)
+    return collect_result(listing, draw_splits(listing, params, seed), outcomes, params.root)
 
 
 def validate_file(job: ValidationJob) -> Outcome:
@@ -60,7 +58,7 @@ def validate_file(job: ValidationJob) -> Outcome:
         sha256 = video.sha256
         info = video.info
         num_frames = sum(1 for _ in video.frames()) if job.decode else info.num_frames
-        video.check(num_frames, job.min_frames)
+        video.check(num_frames)
     except (VideoError, OSError, MemoryError) as error:
         return rejected(error, sha256)
-    return Outcome(sha256, num_frames, info.fps, info.width, info.height)
+    return Outcome(sha256, num_frames, info.fps, info.fps, info.width, info.height)

@@ -24,6 +24,9 @@ from mme.system.files import atomic_path, digest, read_json, sha256_file, write_
 from mme.video.codec import iter_frames
 from mme.video.containers import VideoError
 
+MIN_FRAMES = 2
+"""Frames of a shortest video that has motion."""
+
 
 @dataclass(frozen=True)
 class Extraction:
@@ -32,10 +35,12 @@ class Extraction:
     Attributes:
         entries: index entries of the good videos, by video id.
         failures: reasons of the bad videos, by video id.
+        num_still: videos of a single frame, which has no motion; they are left out.
     """
 
     entries: dict[str, TrackEntry]
     failures: dict[str, str]
+    num_still: int = 0
 
     def summary(self) -> dict[str, float]:
         """Return counts, the share of points valid to their last step, and the share of trusted homographies."""
@@ -45,6 +50,7 @@ class Extraction:
         return {
             "videos": len(entries),
             "bad_videos": len(self.failures),
+            "single_frame_videos": self.num_still,
             "frames": num_starts + len(entries),
             "valid_share": sum(entry["num_whole"] for entry in entries) / max(num_points, 1),
             "trusted_share": sum(entry["num_trusted"] for entry in entries) / max(num_starts, 1),
@@ -99,9 +105,11 @@ class Extractor:
     ) -> None:
         self.params = params
         self.runtime = runtime
-        self.videos = manifest.videos(params.splits)
+        self.videos = manifest.videos(params.splits, MIN_FRAMES)
+        self.num_still = len(manifest.videos(params.splits)) - len(self.videos)
         if not self.videos:
-            raise ValueError(f"{manifest.folder}: no usable videos in splits {list(params.splits)}")
+            found = f", {self.num_still} have a single frame, which has no motion" if self.num_still else ""
+            raise ValueError(f"{manifest.folder}: no usable videos in splits {list(params.splits)}{found}")
         self._paths = {video.id: manifest.path_of(video) for video in self.videos}
         self.key = extraction_key(self.videos, list(self._paths.values()), params)
         self._all_work = work
@@ -135,7 +143,7 @@ class Extractor:
         if todo:
             self._extract_shards(todo, num_workers, on_video)
 
-        result = Extraction({}, {})
+        result = Extraction({}, {}, self.num_still)
         for number in range(len(self._groups)):
             saved = read_json(self._entries_path(number))
             result.entries.update(saved["entries"])

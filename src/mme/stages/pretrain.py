@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from rich.console import Console
+
 from mme.config import load_params
 from mme.config.paths import PRETRAINED_FOLDER, REPORTS_FOLDER, TRACKS_FOLDER
 from mme.models.checkpoints import save_weights
@@ -10,7 +12,7 @@ from mme.stages.workspace import load_manifest, resumable_stage, work_folder, wr
 from mme.system.errors import one_line_errors
 from mme.system.files import atomic_path, write_json
 from mme.training.loop.trainer import is_main_process
-from mme.training.pretrain import held_out_dataset, pretrain_dataset, run_pretraining
+from mme.training.pretrain import held_out_dataset, pretrain_dataset, run_pretraining, span_frames
 from mme.viz.drawing import encode_png
 from mme.viz.predictions import draw_predictions
 
@@ -28,7 +30,14 @@ def main() -> None:
     if not is_main_process():
         run_pretraining(params, manifest, tracks, work_folder("pretrain", *depends_on), lambda *_: None)
         return
+    span = span_frames(params)
+    num_videos = len(manifest.videos(params.pretrain.splits))
+    num_short = num_videos - len(manifest.videos(params.pretrain.splits, span))
+    if num_short:
+        reason = f"shorter than the {span} frames that a clip and its trajectories span"
+        Console(stderr=True).print(f"left out: {num_short} of {num_videos} videos, {reason}", soft_wrap=True)
     with resumable_stage("pretrain", params, manifest, "pretraining", *depends_on) as (run, work):
+        run.log_metrics({"pretrain/too_short": num_short})
         module, curves = run_pretraining(params, manifest, tracks, work, run.log_metrics)
         PRETRAINED_FOLDER.mkdir(parents=True, exist_ok=True)
         save_weights(PRETRAINED_FOLDER / "model.safetensors", module.model)
@@ -38,7 +47,8 @@ def main() -> None:
         }
         facts = {"statistics": statistics, "data_digest": manifest.digest, "run_id": run.id}
         write_json(PRETRAINED_FOLDER / "config.json", {**sections, **facts})
-        write_training_report("pretrain", work, curves.rows[-1])
+        counts = {"videos/used": num_videos - num_short, "videos/too_short": num_short}
+        write_training_report("pretrain", work, {**curves.rows[-1], **counts})
         pictured = held_out_dataset(params, manifest, tracks)
         if pictured is None:
             pictured = pretrain_dataset(params, manifest, tracks, params.pretrain.splits)

@@ -58,6 +58,8 @@ def extract_all(extractor: Extractor, runtime: RuntimeParams) -> Extraction:
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("trajectories", total=len(extractor.videos))
         result = extractor.run(runtime.num_workers, lambda count: progress.advance(task, count))
+    if result.num_still:
+        console.print(f"left out: {result.num_still} videos of a single frame, which has no motion", highlight=False)
     for video_id, reason in result.failures.items():
         console.print(f"bad video {video_id}: {reason}", markup=False, highlight=False, soft_wrap=True)
     bad_ratio, limit = len(result.failures) / len(extractor.videos), runtime.max_bad_ratio

@@ -11,7 +11,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from mme.config import Params
+from mme.config import Params, frames_needed
 from mme.data.masked.clips import PretrainDataset, TrackedVideos
 from mme.manifest import Manifest
 from mme.models.encoder import model_input
@@ -149,7 +149,7 @@ class PretrainModule(TrainingModule):
 def pretrain_dataset(params: Params, manifest: Manifest, tracks: TrackStore, splits: Sequence[str]) -> PretrainDataset:
     """Masked clips of some splits, as ``params`` say."""
     return PretrainDataset(
-        TrackedVideos(manifest, tracks, splits, params.runtime.frame_cache_mb),
+        TrackedVideos(manifest, tracks, splits, span_frames(params), params.runtime.frame_cache_mb),
         params.clip,
         params.model,
         params.pretrain,
@@ -158,9 +158,14 @@ def pretrain_dataset(params: Params, manifest: Manifest, tracks: TrackStore, spl
     )
 
 
+def span_frames(params: Params) -> int:
+    """Return the number of frames that a clip and its trajectories span; shorter videos are left out."""
+    return frames_needed(params.clip, params.model, params.pretrain.length)
+
+
 def held_out_dataset(params: Params, manifest: Manifest, tracks: TrackStore) -> PretrainDataset | None:
-    """Clips of the split ``val``; None where there are none, or no trajectories of them."""
-    if not manifest.videos("val") or "val" not in params.trajectories.splits:
+    """Clips of the split ``val``; None where there are none that are long enough, or no trajectories of them."""
+    if not manifest.videos("val", span_frames(params)) or "val" not in params.trajectories.splits:
         return None
     return pretrain_dataset(params, manifest, tracks, ["val"])
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from mme.manifest import Manifest
 from mme.motion.store import TrackStore
 from mme.targets.base import OBJECTIVES
 from mme.targets.hog import luma_of
+from mme.training.pretrain import held_out_dataset, pretrain_dataset, span_frames
 from tests.small_data import make_small_data, small_params
 
 
@@ -26,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_sample_holds_what_its_objective_reads(folder: Path, hog_steps: str, objective: str) -> None:
     params = small_params(pretrain={"hog_steps": hog_steps, "objective": objective, "min_scale": 0.6})
     manifest = Manifest.load(folder / "manifest.parquet")
-    tracked = TrackedVideos(manifest, TrackStore(folder / "trajectories"), ["pretrain"], frame_cache_mb=0)
+    tracked = TrackedVideos(manifest, TrackStore(folder / "trajectories"), ["pretrain"], 1, frame_cache_mb=0)
     dataset = PretrainDataset(tracked, params.clip, params.model, params.pretrain, mask_ratio=0.6, seed=0)
     inputs = {name for target in OBJECTIVES[objective] for name in target.inputs}
     for key in [(epoch, index) for epoch in range(2) for index in (3, 0, 7)]:
@@ -43,7 +45,7 @@ def test_a_sample_holds_what_its_objective_reads(folder: Path, hog_steps: str, o
 def test_luma_is_that_of_the_frames_of_the_clip(folder: Path) -> None:
     params = small_params(pretrain={"objective": "mme", "min_scale": 0.6})
     manifest = Manifest.load(folder / "manifest.parquet")
-    tracked = TrackedVideos(manifest, TrackStore(folder / "trajectories"), ["pretrain"], frame_cache_mb=0)
+    tracked = TrackedVideos(manifest, TrackStore(folder / "trajectories"), ["pretrain"], 1, frame_cache_mb=0)
     dataset = PretrainDataset(tracked, params.clip, params.model, params.pretrain, mask_ratio=0.6, seed=0)
     sample = dataset[0, 3]
     shown = [frame * params.clip.stride_frames for frame in range(params.clip.num_frames)]
@@ -52,3 +54,25 @@ def test_luma_is_that_of_the_frames_of_the_clip(folder: Path) -> None:
     for frame in both:
         expected = luma_of(sample["clip"][shown.index(frame)][None].numpy())[0]
         assert np.array_equal(sample["luma"][dataset.spec.hog_frames.index(frame)].numpy(), expected)
+
+
+def test_videos_shorter_than_clip_and_trajectories_are_left_out(folder: Path) -> None:
+    params = small_params()
+    whole = Manifest.load(folder / "manifest.parquet")
+    span = span_frames(params)
+    rows = [replace(video, num_frames=span - (number % 2)) for number, video in enumerate(whole.rows)]
+    manifest, tracks = Manifest(rows, folder), TrackStore(folder / "trajectories")
+    dataset = pretrain_dataset(params, manifest, tracks, ["pretrain"])
+    assert {video.num_frames for video in dataset.tracked.videos} == {span}
+    assert len(dataset) == 6
+    samples = [dataset[epoch, index] for epoch in range(3) for index in range(len(dataset))]
+    assert len({sample["clip"].shape for sample in samples}) == 1
+    held_out = held_out_dataset(params, manifest, tracks)
+    assert held_out is not None
+    assert len(held_out) == 2
+
+    short = Manifest([replace(video, num_frames=span - 1) for video in rows], folder)
+    assert held_out_dataset(params, short, tracks) is None
+    message = rf"all 12 videos of splits \['pretrain'\] are shorter than {span} frames, which a clip and its trajectories span"
+    with pytest.raises(ValueError, match=message):
+        pretrain_dataset(params, short, tracks, ["pretrain"])

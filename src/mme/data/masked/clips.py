@@ -34,17 +34,26 @@ class TrackedVideos:
         camera: whether the camera's motion was estimated.
 
     Raises:
-        ValueError: the splits have no videos.
+        ValueError: the splits have no videos, or all are too short.
         KeyError: a video has no tracks, which is an error and never a zero target.
     """
 
-    def __init__(self, manifest: Manifest, tracks: TrackStore, splits: Sequence[str], frame_cache_mb: float) -> None:
+    def __init__(
+        self, manifest: Manifest, tracks: TrackStore, splits: Sequence[str], min_frames: int, frame_cache_mb: float
+    ) -> None:
+        """Take the videos of ``splits`` that have at least ``min_frames``, the span of a clip and its trajectories."""
         self.manifest = manifest
         self.tracks = tracks
         self.cache = FrameCache(frame_cache_mb)
-        self.videos = manifest.videos(splits)
+        self.videos = manifest.videos(splits, min_frames)
         if not self.videos:
-            raise ValueError(f"{manifest.folder}: no videos in splits {list(splits)}")
+            num_short, where = len(manifest.videos(splits)), f"splits {list(splits)}"
+            if not num_short:
+                raise ValueError(f"{manifest.folder}: no videos in {where}")
+            raise ValueError(
+                f"{manifest.folder}: all {num_short} videos of {where} are shorter than {min_frames} frames, which a"
+                " clip and its trajectories span (clip.num_frames, clip.stride_frames, pretrain.length)"
+            )
         missing = [video.id for video in self.videos if video.id not in tracks]
         if missing:
             raise KeyError(f"no trajectories of {len(missing)} videos, the first {missing[0]!r}; run `dvc repro`")
