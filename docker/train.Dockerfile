@@ -40,8 +40,9 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     PIP_CONSTRAINT=requirements.lock pip install --no-deps --force-reinstall .
 
 FROM ${PYTHON_IMAGE} AS train
+# The fonts write class names of most scripts into the pictures.
 # hadolint ignore=DL3008
-RUN apt-get update && apt-get install --yes --no-install-recommends git && rm -rf /var/lib/apt/lists/* && \
+RUN apt-get update && apt-get install --yes --no-install-recommends git fonts-noto-cjk fonts-noto-core && rm -rf /var/lib/apt/lists/* && \
     useradd --uid 10001 --no-create-home --home-dir /tmp mme
 COPY --from=build-train /opt/mme /opt/mme
 # The checkout is mounted at /project, and its code takes precedence over the image's: DVC hashes the files there. It may

@@ -112,6 +112,6 @@ def params_command(
     for section, content in checked.model_dump(mode="json").items():
         values = content if isinstance(content, dict) else {"": content}  # `seed` is in no section
         for number, (name, value) in enumerate(values.items()):
-            shown = value if isinstance(value, str) else json.dumps(value)
+            shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             table.add_row(Text("" if number else section), Text(name), Text(shown))
     Console().print(table)

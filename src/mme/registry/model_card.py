@@ -13,7 +13,7 @@ import yaml
 from mme.config import Params
 from mme.manifest import SPLITS, Manifest
 from mme.models.checkpoints import FolderConfig
-from mme.system.markdown import markdown_table
+from mme.system.markdown import code_span, markdown_table
 
 _SYNTHETIC = "motion-primitives"
 
@@ -44,7 +44,7 @@ Labels: $labels.
 
 ## Data
 
-`$data`, digest `$digest`. Files left out as unusable: $quarantined.
+$data, digest `$digest`. Files left out as unusable: $quarantined.
 
 $videos
 
@@ -104,7 +104,7 @@ def model_card(content: CardContent) -> str:
 
     metrics = {name: value for name, value in config.metrics.items() if name.startswith(f"{split}/")}
     classes = [
-        (row["label"], row["num_videos"], "-" if not row["top1"] else f"{float(row['top1']):.1%}")
+        (code_span(row["label"]), row["num_videos"], "-" if not row["top1"] else f"{float(row['top1']):.1%}")
         for row in content.per_class
     ]
     sections = params.model_dump(mode="json", include={"trajectories", "clip", "model", "pretrain", "finetune"})
@@ -112,15 +112,15 @@ def model_card(content: CardContent) -> str:
 
     return _CARD.substitute(
         config.clip.model_dump(include={"num_frames", "stride_frames", "size"}),
-        header=yaml.safe_dump(_header(content), sort_keys=False),
+        header=yaml.safe_dump(_header(content), sort_keys=False, allow_unicode=True),
         name=config.name,
         num_labels=len(config.labels),
         millions=f"{content.num_parameters / 1e6:.2f}",
         training=_training(params),
         segments=config.views.segments,
         crops=config.views.crops,
-        labels=", ".join(f"`{label}`" for label in config.labels),
-        data=_data_name(params),
+        labels=", ".join(map(code_span, config.labels)),
+        data=code_span(_data_name(params)),
         digest=manifest.digest,
         quarantined=", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items())) or "none",
         videos=markdown_table(
@@ -131,7 +131,7 @@ def model_card(content: CardContent) -> str:
         metrics=markdown_table(("metric", "value"), [(name, f"{metrics[name]:.4g}") for name in sorted(metrics)]),
         classes=markdown_table(("label", "videos", "top-1"), classes),
         limits="\n".join(f"- {limit}" for limit in _limits(content)),
-        parameters=yaml.safe_dump(parameters, sort_keys=False, default_flow_style=None, width=120),
+        parameters=yaml.safe_dump(parameters, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True),
         provenance=markdown_table(("name", "value"), config.provenance.items()),
     )
 
@@ -185,7 +185,7 @@ def _limits(content: CardContent) -> Iterable[str]:
         yield f"Top-1 was measured on {num_tested} videos: its 95 % confidence interval is +-{100 * margin:.1f} points."
     yield "It always returns one of its labels, also for a video that shows none of them; it has no reject class."
     yield f"Motion between the sampled clips ({content.config.clip.span_frames} frames each) is not seen."
-    weak = [row["label"] for row in content.per_class if row["top1"] and float(row["top1"]) < 0.5]
+    weak = [code_span(row["label"]) for row in content.per_class if row["top1"] and float(row["top1"]) < 0.5]
     if weak:
         yield f"Wrong more often than right on: {', '.join(weak)}."
 

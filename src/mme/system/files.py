@@ -40,8 +40,9 @@ def write_text(path: Path | str, text: str) -> None:
 
 
 def write_json(path: Path | str, value: Any) -> None:
-    """Write indented JSON with sorted keys, atomically."""
-    write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+    """Write indented JSON with sorted keys, atomically; letters of any script as they are."""
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    write_text(path, text.encode(errors="backslashreplace").decode())  # names of files need not be UTF-8
 
 
 def read_json(path: Path | str) -> Any:

@@ -180,7 +180,9 @@ def start_run(
 def flatten_params(params: Params) -> dict[str, str]:
     """Return all parameters as text by ``section.name``; lists as JSON."""
     flat = flatten(params.model_dump(mode="json"), depth=2)
-    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in flat.items()}
+    texts = {
+        name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for name, value in flat.items()
+    }
     return {name: text[:MAX_PARAM_LENGTH] for name, text in texts.items()}
 
 

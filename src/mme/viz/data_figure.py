@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mme.manifest import SPLITS, Video
+from mme.viz.lettering import lettering, no_formula, written
 
 MAX_NAMED_LABELS = 60
-MAX_LABEL_CHARACTERS = 32
 NUM_LENGTH_BINS = 40
 
 
@@ -35,10 +35,17 @@ def data_figure(videos: Sequence[Video], title: str) -> Figure:
             upper.bar(np.arange(len(labels)), counts, 0.8, bottom=stacked, label=f"{split}: {counts.sum()}")
             stacked += counts
     unlabelled = sum(video.label is None for video in videos)
-    upper.set(ylabel="videos", title=title, xlabel=f"{len(labels)} labels; {unlabelled} videos have none")
+    shown, families = written(title)
+    upper.set_title(no_formula(shown), family=families)
+    upper.set(ylabel="videos", xlabel=f"{len(labels)} labels; {unlabelled} videos have none")
     if len(labels) <= MAX_NAMED_LABELS:
-        names = [_shorten(label) for label in labels]
-        upper.set_xticks(range(len(labels)), names, rotation=60, ha="right", rotation_mode="anchor", fontsize="small")
+        by_name = sorted(labels)
+        tick_names = lettering(by_name)
+        names = [tick_names.names[by_name.index(label)] for label in labels]
+        style = {"family": tick_names.families, "fontsize": "small", "rotation": 60, "rotation_mode": "anchor"}
+        upper.set_xticks(range(len(labels)), names, ha="right", **style)
+        if tick_names.note:
+            upper.set_xlabel(f"{upper.get_xlabel()}\n{tick_names.note}")
     if labels:
         upper.legend()
 
@@ -50,7 +57,3 @@ def data_figure(videos: Sequence[Video], title: str) -> Figure:
         lower.legend()
     lower.set(xlabel="length, seconds", ylabel="videos")
     return figure
-
-
-def _shorten(label: str) -> str:
-    return label if len(label) <= MAX_LABEL_CHARACTERS else f"{label[: MAX_LABEL_CHARACTERS - 1]}…"

@@ -1,4 +1,4 @@
-"""Shared OpenCV helpers: text, dimmed frames, titled panels, PNG files."""
+"""Shared helpers for pictures of pixels: text, dimmed frames, titled panels, PNG files."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 from jaxtyping import UInt8
+from matplotlib.font_manager import findfont, get_font
+
+from mme.viz.lettering import written
 
 Picture = UInt8[np.ndarray, "H W 3"]
 """RGB picture."""
@@ -36,9 +39,19 @@ def dimmed(picture: Picture) -> Picture:
     return np.asarray(cv2.addWeighted(gray, 0.35, picture, 0.25, 8), dtype=np.uint8)
 
 
-def draw_text(picture: Picture, text: str, position: tuple[int, int], size: float = 0.45) -> None:
-    """Write text whose base line begins at ``position`` ``(x, y)``."""
-    cv2.putText(picture, text, position, cv2.FONT_HERSHEY_SIMPLEX, size, _TEXT, 1, cv2.LINE_AA)
+def draw_text(picture: Picture, text: str, position: tuple[int, int], size_px: int = 13) -> None:
+    """Write text of any script whose base line begins at ``position`` ``(x, y)``; what lies outside is cut off."""
+    shown, families = written(text)
+    font = get_font([findfont(family) for family in families])
+    font.set_size(size_px, 72)
+    font.set_text(shown)
+    font.draw_glyphs_to_bitmap(antialiased=True)
+    letters = np.asarray(font.get_image())
+    x, y = position
+    top = y - letters.shape[0] + round(font.get_descent() / 64)
+    area = picture[max(top, 0) : top + letters.shape[0], x : x + letters.shape[1]]
+    shade = letters[max(-top, 0) :][: area.shape[0], : area.shape[1], None] / 255
+    area[:] = np.rint(area * (1 - shade) + np.array(_TEXT) * shade)
 
 
 def encode_png(picture: Picture) -> bytes:

@@ -10,6 +10,7 @@ from jaxtyping import Int64
 from matplotlib.figure import Figure
 
 from mme.system.files import atomic_path
+from mme.viz.lettering import lettering
 
 MAX_LABELS_WITH_COUNTS = 30
 MAX_LABELS_WITH_NAMES = 80
@@ -29,15 +30,19 @@ def confusion_figure(counts: Int64[np.ndarray, "K K"], labels: tuple[str, ...]) 
     axes = figure.add_subplot()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    note = ""
     if num_labels <= MAX_LABELS_WITH_NAMES:
-        axes.set_xticks(range(num_labels), labels, rotation=60, ha="right", rotation_mode="anchor")
-        axes.set_yticks(range(num_labels), labels)
+        written = lettering(labels)
+        style = {"family": written.families}
+        axes.set_xticks(range(num_labels), written.names, rotation=60, ha="right", rotation_mode="anchor", **style)
+        axes.set_yticks(range(num_labels), written.names, **style)
+        note = f"\n{written.note}" if written.note else ""
     if num_labels <= MAX_LABELS_WITH_COUNTS:
         for y, x in np.argwhere(counts):
             colour = "white" if shares[y, x] > 0.5 else "black"
             axes.text(x, y, str(counts[y, x]), ha="center", va="center", color=colour)
     correct = counts.trace() / max(counts.sum(), 1)
-    axes.set(xlabel="predicted", ylabel="actual", title=f"{counts.sum()} videos, {correct:.1%} correct")
+    axes.set(xlabel=f"predicted{note}", ylabel="actual", title=f"{counts.sum()} videos, {correct:.1%} correct")
     figure.colorbar(image, ax=axes, label="share of the actual label's videos", shrink=0.8)
     return figure
 

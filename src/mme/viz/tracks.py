@@ -152,6 +152,6 @@ def _draw_legend(sheet: Picture, length: int, column: int) -> None:
         "a cross is not valid: it leaves the frame or fails forward-backward.",
     )
     for number, line in enumerate(lines):
-        draw_text(sheet, line, (centre_x + radius + 24, 36 + 20 * number), 0.42)
+        draw_text(sheet, line, (centre_x + radius + 24, 36 + 20 * number), 12)
     for number, title in enumerate(("as filmed", "camera motion removed")):
-        draw_text(sheet, title, (MARGIN_PX + number * (column + MARGIN_PX), 114), 0.5)
+        draw_text(sheet, title, (MARGIN_PX + number * (column + MARGIN_PX), 114), 14)
