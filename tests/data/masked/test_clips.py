@@ -73,6 +73,6 @@ def test_videos_shorter_than_clip_and_trajectories_are_left_out(folder: Path) ->
 
     short = Manifest([replace(video, num_frames=span - 1) for video in rows], folder)
     assert held_out_dataset(params, short, tracks) is None
-    message = rf"all 12 videos of splits \['pretrain'\] are shorter than {span} frames, which a clip and its trajectories span"
+    message = rf"all 12 videos of splits \['pretrain'\] are shorter than {span} frames, which a clip and its traj"
     with pytest.raises(ValueError, match=message):
         pretrain_dataset(params, short, tracks, ["pretrain"])
