@@ -84,6 +84,7 @@ class ViewsTask:
 
     path: Path
     clip: ClipParams
+    fps: float | None
     segments: int
     crops: int
     limits: VideoLimits
@@ -99,7 +100,7 @@ class ViewsTask:
         Raises:
             VideoError: the video cannot be decoded.
         """
-        views = sample_open_video(video, self.clip, self.segments, self.crops)
+        views = sample_open_video(video, self.clip, self.fps, self.segments, self.crops)
         header = {"shape": views.frames.shape, "info": dataclasses.asdict(video.info), "decode_ms": views.decode_ms}
         return header, views.frames.data.cast("B")
 

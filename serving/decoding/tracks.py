@@ -79,10 +79,11 @@ class TracksTask:
             VideoError: the video cannot be decoded, or has one frame only.
         """
         info = video.info
-        if info.num_frames < 2:
+        num_frames = video.num_frames(info.fps)
+        if num_frames < 2:
             raise VideoError("too-short", self.path, "one frame has no motion")
 
-        starts = window_starts(info.num_frames)
+        starts = window_starts(num_frames)
         tracked = [track(frames) for frames in _windows(video, starts)]
         points = np.stack([points for points, _ in tracked])  # (S, P, L + 1, 2)
         num_valid = np.stack([num_valid for _, num_valid in tracked])  # (S, P)
@@ -145,13 +146,13 @@ def _windows(video: OpenVideo, starts: list[int]) -> Iterator[UInt8[np.ndarray, 
     """Yield the frames of each window at the tracked size, decoded in as few passes as memory allows."""
     info = video.info
     size = tracked_size(info.height, info.width)
-    ends = [min(start + LENGTH + 1, info.num_frames) for start in starts]
+    ends = [min(start + LENGTH + 1, video.num_frames(info.fps)) for start in starts]
     windows_per_pass = max(1, MAX_FRAME_BYTES // (3 * info.height * info.width * (LENGTH + 1)))
 
     for part in range(0, len(starts), windows_per_pass):
         chosen = list(zip(starts, ends, strict=True))[part : part + windows_per_pass]
         needed = sorted({index for start, end in chosen for index in range(start, end)})
-        frames = video.read(needed)
+        frames = video.read(needed, info.fps)
         place = {index: number for number, index in enumerate(needed)}
         for start, end in chosen:
             yield resize(frames[place[start] : place[end - 1] + 1], *size)

@@ -116,7 +116,9 @@ class InferenceEngine:
         if self.reloader.current is not None:
             classifier = self.reloader.current.classifier
             limits = VideoLimits(math.inf, sys.maxsize, sys.maxsize, self.settings.decode_timeout_s)
-            views = await self._pool.run(ViewsTask(self.reloader.warm_up_clip, classifier.config.clip, 1, 1, limits))
+            views = await self._pool.run(
+                ViewsTask(self.reloader.warm_up_clip, classifier.config.clip, None, 1, 1, limits)
+            )
             await self._batcher.predict(classifier, views)
 
     async def close(self) -> None:
@@ -168,7 +170,7 @@ class InferenceEngine:
             crops = config.views.crops if options.crops is None else int(options.crops)
 
             started = time.perf_counter()
-            views = await self._pool.run(ViewsTask(upload.path, config.clip, segments, crops, self._video_limits))
+            views = await self._pool.run(ViewsTask(upload.path, config.clip, None, segments, crops, self._video_limits))
             decode_wait_ms = max(0.0, 1000 * (time.perf_counter() - started) - views.decode_ms)
             self.metrics.decode_seconds.observe(views.decode_ms / 1000)
             assert views.info is not None

@@ -43,7 +43,7 @@ def test_features_are_mean_tokens_of_the_centre_view_of_labelled_videos(data: Ma
     assert [data.labels[label] for label in labels] == [video.label for video in videos]
     with torch.no_grad():
         for row, video in zip(features, videos, strict=True):
-            view = torch.from_numpy(sample_views(data.path_of(video), PARAMS.clip, 1, 1).frames)
+            view = torch.from_numpy(sample_views(data.path_of(video), PARAMS.clip, video.fps, 1, 1).frames)
             expected = encoder(model_input(view, PARAMS.clip)).mean(dim=1)[0]
             np.testing.assert_allclose(row, expected, rtol=1e-4, atol=1e-5)
 

@@ -27,7 +27,7 @@ NO_LIMITS = VideoLimits(math.inf, 10**9, 10**9, 60.0)
 
 
 def job(path: Path, limits: VideoLimits = NO_LIMITS) -> ViewsTask:
-    return ViewsTask(path, tiny_config().clip, 2, 3, limits)
+    return ViewsTask(path, tiny_config().clip, 16, 2, 3, limits)
 
 
 @asynccontextmanager
@@ -46,7 +46,7 @@ def test_views_equal_those_of_the_parent_process(clip: Path) -> None:
     async def scenario() -> None:
         async with pool() as decoders:
             there = await decoders.run(job(clip))
-            here = sample_views(clip, tiny_config().clip, 2, 3)
+            here = sample_views(clip, tiny_config().clip, 16, 2, 3)
             np.testing.assert_array_equal(there.frames, here.frames)
             assert there.info == here.info
 
@@ -225,7 +225,7 @@ def test_process_that_sends_unrequested_data_is_replaced(clip: Path) -> None:
             told = await decoders.run(RogueAnswer(clip, b'{"shape": [2]}', b"no", delay_s=0.2))
             assert told == b"ok"
             await until(lambda: not decoders._workers[0]._is_silent())
-            there, here = await decoders.run(job(clip)), sample_views(clip, tiny_config().clip, 2, 3)
+            there, here = await decoders.run(job(clip)), sample_views(clip, tiny_config().clip, 16, 2, 3)
             np.testing.assert_array_equal(there.frames, here.frames)
             assert not is_alive(process)
 

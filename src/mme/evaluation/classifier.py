@@ -130,6 +130,7 @@ class Classifier:
         return sample_views(
             video,
             self.config.clip,
+            None,
             default.segments if segments is None else segments,
             default.crops if crops is None else crops,
         )

@@ -58,7 +58,9 @@ def centre_views(manifest: Manifest, split: str, params: Params) -> Iterator[Bat
         raise ValueError(f"{manifest.folder}: no labelled videos in split '{split}'")
 
     def view(video: Video) -> UInt8[np.ndarray, "T S S 3"]:
-        centre: UInt8[np.ndarray, "T S S 3"] = sample_views(manifest.path_of(video), params.clip, 1, 1).frames[0]
+        centre: UInt8[np.ndarray, "T S S 3"] = sample_views(
+            manifest.path_of(video), params.clip, video.fps, 1, 1
+        ).frames[0]
         return centre
 
     size = params.runtime.eval_batch_size

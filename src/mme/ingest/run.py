@@ -29,7 +29,7 @@ from mme.system.files import atomic_path, digest, write_text
 from mme.system.workers import run_with_deadline
 from mme.video.codec import GOP_FRAMES
 
-NORMAL_FORM_VERSION = 2
+NORMAL_FORM_VERSION = 3
 """Increased when the same source and parameters would give other videos."""
 
 QUARANTINE_FILE = "quarantine.csv"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 
@@ -20,6 +19,8 @@ from mme.video.containers import Reason, VideoError
 from mme.video.crop import resize
 from mme.video.metadata import ContainerMetadata, VideoInfo, read_container_metadata
 from mme.video.orientation import UPRIGHT
+from mme.video.reader import resampled
+from mme.video.timeline import Timeline, exact_rate
 from mme.video.trim import TimeSpan, iter_trimmed_frames, read_trim_metadata
 
 # A file is truncated if it lacks more frames than declared by one of these shares and by this number: edit lists hide
@@ -100,6 +101,11 @@ class SourceVideo:
         """Size, rate and number of frames."""
         return self._container.info if self._trim is None else self._trim.info
 
+    @property
+    def timeline(self) -> Timeline:
+        """Times of the frames."""
+        return self._container.timeline if self._trim is None else self._trim.timeline
+
     def frames(self) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
         """Decode the upright RGB frames one by one."""
         return iter_frames(self._path) if self._span_s is None else iter_trimmed_frames(self._path, self._span_s)
@@ -139,6 +145,7 @@ class SourceVideo:
             and metadata.orientation == UPRIGHT
             and metadata.info.pixel_aspect == 1
             and metadata.is_constant_rate
+            and exact_rate(metadata.info.fps) == exact_rate(form.fps)
             and not metadata.has_b_frames
             and metadata.keyframe_interval <= form.gop_frames
             and size == normal_size(*size, 1.0, form.short_side)
@@ -169,20 +176,28 @@ def transcode(job: TranscodeJob) -> Outcome:
 def _write_normal(video: SourceVideo, job: TranscodeJob) -> Outcome:
     info, form = video.info, job.form
     width, height = normal_size(info.width, info.height, info.pixel_aspect, form.short_side)
-    rate = Fraction(info.fps).limit_denominator(65535)
     copied = video.is_normal(form)
     num_frames = 0
+    frames = video.frames()
+    num_decoded = 0
+
+    def counted() -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+        nonlocal num_decoded
+        for frame in frames:
+            num_decoded += 1
+            yield frame
+
     with atomic_path(job.target) as temporary:
         if copied:
-            num_frames = sum(1 for _ in video.frames())  # decoded all the same: damage may be anywhere
+            num_frames = sum(1 for _ in counted())  # decoded all the same: damage may be anywhere
             shutil.copyfile(job.source, temporary)
         else:
-            with VideoWriter(temporary, (width, height), rate, form.crf, form.gop_frames) as writer:
-                for frame in video.frames():
+            with VideoWriter(temporary, (width, height), form.fps, form.crf, form.gop_frames) as writer:
+                for frame in resampled(counted(), video.timeline, form.fps):
                     writer.write(resize(frame[None], height, width)[0])
                     num_frames += 1
-        video.check(num_frames)
-    return Outcome(video.sha256, num_frames, float(rate), info.fps, width, height, copied)
+        video.check(num_decoded)
+    return Outcome(video.sha256, num_frames, form.fps, info.fps, width, height, copied)
 
 
 def rejected(error: VideoError | OSError | MemoryError, sha256: str = "") -> Outcome:

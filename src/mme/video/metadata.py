@@ -15,6 +15,7 @@ from av.video.stream import VideoStream
 
 from mme.video.containers import Reason, VideoError, VideoSource, open_stream
 from mme.video.orientation import UPRIGHT, Orientation, stated_orientation
+from mme.video.timeline import Clock, Timeline, exact_rate, median_interval
 
 MAX_BUFFER_BYTES = 16 * 2**20
 """Most bytes of packets that a `PacketBuffer` keeps. A larger file is read a second time, so that memory does not grow
@@ -65,10 +66,12 @@ class ContainerMetadata:
         is_constant_rate: whether all frames have the same duration.
         declared_frames: number of frames in the header, 0 if it has none.
         declared_s: seconds in the header; 0 if it has none, or only one that a longer sound may have set.
+        timeline: times of the pictures.
     """
 
     info: VideoInfo
     orientation: Orientation
+    timeline: Timeline
     formats: frozenset[str]
     num_streams: int
     pixel_format: str | None
@@ -167,8 +170,10 @@ def scan_container(
     ]
     durations = {later - earlier for earlier, later in zip(scan.timestamps, scan.timestamps[1:], strict=False)}
 
+    info = stream_info(stream, scan.first, scan.num_frames, scan.timestamps)
     return ContainerMetadata(
-        info=stream_info(stream, scan.first, scan.num_frames, scan.timestamps),
+        info=info,
+        timeline=packet_timeline(stream, info, scan.timestamps),
         orientation=stated_orientation(scan.first) or UPRIGHT,
         formats=frozenset(container.format.name.split(",")),
         num_streams=len(container.streams),
@@ -285,6 +290,15 @@ def _average_rate(stream: VideoStream, timestamps: list[int]) -> Fraction:
     if nominal and abs(nominal / measured - 1) < _RATE_TOLERANCE:
         return Fraction(nominal)
     return measured
+
+
+def packet_timeline(stream: VideoStream, info: VideoInfo, timestamps: list[int]) -> Timeline:
+    """Return the times of pictures whose timestamps are known in any order."""
+    interval = median_interval(timestamps, stream.time_base) if stream.time_base else None
+    if interval is None or stream.time_base is None:
+        return Timeline(range(info.num_frames), 1 / exact_rate(info.fps), 1)
+    clock = Clock(stream.time_base, interval)
+    return Timeline([clock.time(timestamp) for timestamp in sorted(timestamps)], stream.time_base, interval)
 
 
 def _declared_seconds(container: InputContainer, stream: VideoStream) -> float:

@@ -37,12 +37,14 @@ class Views:
     decode_ms: float
 
 
-def sample_views(source: VideoInput, clip: ClipParams, segments: int, crops: int) -> Views:
+def sample_views(source: VideoInput, clip: ClipParams, fps: float | None, segments: int, crops: int) -> Views:
     """Decode the frames that the views need, resize and crop them.
 
     Args:
-        source: a path, the bytes of a video file, or RGB frames uint8 ``[T, H, W, 3]``.
+        source: a path, the bytes of a video file, or RGB frames uint8 ``[T, H, W, 3]``, which are at ``fps`` already.
         clip: frames, stride and size of a view.
+        fps: frames per second in which the clip counts; of a file, those on screen at these times are taken.
+            None: the average rate of the file.
         segments: number of clips along the video, see ``segment_starts``.
         crops: squares per frame, 1 or 3, see ``crop_offsets``.
 
@@ -57,18 +59,19 @@ def sample_views(source: VideoInput, clip: ClipParams, segments: int, crops: int
         views = _cut_views(source[needed], positions.reshape(indices.shape), clip.size, crops)
         return Views(views, None, 1000 * (time.perf_counter() - started))
     with open_video(Path(source) if isinstance(source, str) else source) as video:
-        return sample_open_video(video, clip, segments, crops)
+        return sample_open_video(video, clip, fps, segments, crops)
 
 
-def sample_open_video(video: OpenVideo, clip: ClipParams, segments: int, crops: int) -> Views:
+def sample_open_video(video: OpenVideo, clip: ClipParams, fps: float | None, segments: int, crops: int) -> Views:
     """Like ``sample_views`` for a file that is open.
 
     Raises:
         VideoError, ValueError: as ``sample_views``.
     """
-    indices = view_indices(video.info.num_frames, clip, segments)
+    fps = video.info.fps if fps is None else fps
+    indices = view_indices(video.num_frames(fps), clip, segments)
     needed, positions = np.unique(indices, return_inverse=True)
-    frames = video.read([int(index) for index in needed])
+    frames = video.read([int(index) for index in needed], fps)
     views = _cut_views(frames, positions.reshape(indices.shape), clip.size, crops, video.info.pixel_aspect)
     return Views(views, video.info, 1000 * (time.perf_counter() - video.opened_s))
 

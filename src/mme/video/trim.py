@@ -16,7 +16,8 @@ from jaxtyping import UInt8
 
 from mme.video.codec import RgbConverter
 from mme.video.containers import VideoError, VideoSource, open_stream
-from mme.video.metadata import VideoInfo, decode_packet, stream_info
+from mme.video.metadata import VideoInfo, decode_packet, packet_timeline, stream_info
+from mme.video.timeline import Timeline
 
 TimeSpan = tuple[float, float]
 """Start (inclusive) and end (exclusive) in seconds from the beginning of the video."""
@@ -34,10 +35,12 @@ class TrimMetadata:
 
     Attributes:
         info: number, average rate and size of the frames in the span.
+        timeline: times of the frames in the span.
         sha256: digest of the coded pictures that were read, and of which of them are shown.
     """
 
     info: VideoInfo
+    timeline: Timeline
     sha256: str
 
 
@@ -64,7 +67,8 @@ def read_trim_metadata(source: VideoSource, span_s: TimeSpan) -> TrimMetadata:
             raise VideoError("undecodable", source, f"no frame decodes at {span_s[0]:g} s")
         shown = sorted(timestamp - min(timestamps) for timestamp in timestamps)
         digest.update(repr(shown).encode())
-        return TrimMetadata(stream_info(stream, first, len(timestamps), timestamps), digest.hexdigest())
+        info = stream_info(stream, first, len(timestamps), timestamps)
+        return TrimMetadata(info, packet_timeline(stream, info, timestamps), digest.hexdigest())
 
 
 def iter_trimmed_frames(source: VideoSource, span_s: TimeSpan) -> Iterator[UInt8[np.ndarray, "H W 3"]]:

@@ -71,7 +71,7 @@ class LabelledDataset(Dataset[dict[str, Tensor]]):
         assert video.label is not None
         label = self.labels.index(video.label)
         if not self.training:
-            frames = sample_views(self.manifest.path_of(video), self.clip, segments=1, crops=1).frames[0]
+            frames = sample_views(self.manifest.path_of(video), self.clip, video.fps, segments=1, crops=1).frames[0]
             return _labelled(frames, label)
 
         # The order of the draws is part of what a seed means.

@@ -1,0 +1,159 @@
+"""Time of the pictures of a video, and which of them a video of a constant rate shows: sample and hold.
+
+Times are whole ticks of the file's time base and instants exact fractions, so that no rounding error chooses a picture.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+MAX_PAUSE_S = 3600
+"""A longer time between two pictures is no pause but another clock, such as that of the wall after a first zero."""
+
+_STEP_BACK_S = 1
+"""A picture that is this much earlier than the one before begins another clock, as where recordings were joined."""
+
+_LOOK_AFTER = Fraction(35, 100)
+"""Share of an interval by which an instant lies after the beginning of its picture.
+
+Containers round timestamps (Matroska to 1 ms, GIF to 10 ms), so an instant at the beginning of a picture would see the
+picture or the one before it by chance. With 0.35, no two usual rates tie, as they would with a half.
+"""
+
+_MAX_DENOMINATOR = 65_535
+
+
+def exact_rate(fps: float | Fraction) -> Fraction:
+    """Return frames per second as the fraction that a container stores: 29.97002997 is 30000 / 1001.
+
+    Raises:
+        ValueError: it is not above 0.
+    """
+    rate = Fraction(fps).limit_denominator(_MAX_DENOMINATOR)
+    if rate <= 0:
+        raise ValueError(f"{fps} frames per second is not a frame rate")
+    return rate
+
+
+def median_interval(timestamps: Iterable[int], time_base: Fraction) -> int | None:
+    """Return the median distance in ticks of timestamps in any order; None if no two differ.
+
+    Pauses beyond ``MAX_PAUSE_S`` do not count.
+    """
+    ordered = sorted(timestamps)
+    longest = MAX_PAUSE_S / time_base
+    intervals = [later - earlier for earlier, later in itertools.pairwise(ordered) if later > earlier]
+    usual = sorted(interval for interval in intervals if interval <= longest)
+    return usual[(len(usual) - 1) // 2] if usual else None
+
+
+class Clock:
+    """Time of each decoded picture in ticks after the first one, from the timestamps that a file gives them.
+
+    A picture without a timestamp comes one interval after its predecessor; so does one that is more than a second
+    earlier than its predecessor or more than ``MAX_PAUSE_S`` later, and the clock goes on from there. One that is
+    a little earlier takes the place of its predecessor.
+    """
+
+    def __init__(self, time_base: Fraction, interval: int) -> None:
+        """Start a clock that counts in ``time_base`` seconds; ``interval`` ticks are usual between two pictures."""
+        self._interval = interval
+        self._longest = MAX_PAUSE_S / time_base
+        self._back = -_STEP_BACK_S / time_base
+        self._shift: int | None = None
+        self._time = -interval
+
+    def time(self, timestamp: int | None) -> int:
+        """Return the time of the next picture: 0 for the first one, never less than that of its predecessor."""
+        following = self._time + self._interval
+        if timestamp is None:
+            self._time = following
+            return self._time
+        if self._shift is None:
+            self._shift = following - timestamp
+        step = timestamp + self._shift - self._time
+        if not self._back <= step <= self._longest:
+            self._shift = following - timestamp
+            step = self._interval
+        self._time += max(step, 0)
+        return self._time
+
+
+@dataclass(frozen=True)
+class Instants:
+    """The instants at which a video of constant rate looks at its source: ``k / fps`` and a part of an interval.
+
+    Attributes:
+        fps: pictures per second.
+        time_base: seconds per tick of the source.
+        interval: usual ticks from one picture of the source to the next.
+    """
+
+    fps: Fraction
+    time_base: Fraction
+    interval: int
+
+    @property
+    def _after_s(self) -> Fraction:
+        return _LOOK_AFTER * min(self.interval * self.time_base, 1 / self.fps)
+
+    def tick(self, index: int) -> int:
+        """Return the last tick of the source that instant ``index`` has reached."""
+        return math.floor((index / self.fps + self._after_s) / self.time_base)
+
+    def num_before(self, time: int) -> int:
+        """Return the number of instants before a time of the source in ticks."""
+        return max(0, math.ceil((time * self.time_base - self._after_s) * self.fps))
+
+    def num_frames(self, last: int, last_duration: int) -> int:
+        """Return the number of pictures of the video: the duration of the source times the rate, at least 1.
+
+        Args:
+            last: time of the last picture in ticks.
+            last_duration: its own duration; it counts for at most one interval, however long the picture is held.
+        """
+        held = min(last_duration, self.interval) if last_duration > 0 else self.interval
+        return max(1, math.floor((last + held) * self.time_base * self.fps + Fraction(1, 2)))
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Times of all pictures of a video.
+
+    Attributes:
+        times: ticks after the first picture, ascending; of equal ones, the last is shown.
+        time_base: seconds per tick.
+        interval: usual ticks from one picture to the next.
+        last_duration: ticks for which the last picture is shown by its own account; 0 if unknown.
+    """
+
+    times: Sequence[int]
+    time_base: Fraction
+    interval: int
+    last_duration: int = 0
+
+    @property
+    def duration_s(self) -> Fraction:
+        """Seconds from the first picture to the end of the last one, which is held for one interval at most."""
+        held = min(self.last_duration, self.interval) if self.last_duration > 0 else self.interval
+        return (self.times[-1] + held) * self.time_base
+
+    def num_frames(self, fps: float | Fraction) -> int:
+        """Return the number of pictures of this video at a constant rate, at least 1."""
+        return self._instants(fps).num_frames(self.times[-1], self.last_duration)
+
+    def positions(self, indices: Iterable[int], fps: float | Fraction) -> list[int]:
+        """Return for every picture at a constant rate the position of the picture that is on screen.
+
+        Beyond the end, the last picture stays on screen.
+        """
+        instants = self._instants(fps)
+        return [max(0, bisect_right(self.times, instants.tick(index)) - 1) for index in indices]
+
+    def _instants(self, fps: float | Fraction) -> Instants:
+        return Instants(exact_rate(fps), self.time_base, self.interval)
