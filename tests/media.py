@@ -24,6 +24,7 @@ NUM_BITS = 6
 """Frames are numbered modulo 2 ** NUM_BITS."""
 
 _FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm", ".avi": "avi"}
+"""Containers by suffix, unless ``Spec.container`` names another."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,14 @@ class Spec:
     ``rotation`` is the counter-clockwise angle in degrees by which a player rotates the stored picture; ``size`` is
     (width, height) as stored. ``matrix`` is a display matrix in FFmpeg's order, of pictures that are stored as they are
     drawn. ``variable_rate`` gives every third frame three times its duration. ``pixel_aspect`` is a pixel's width over
-    its height. ``sound_s`` is the length of the sound, by default that of the video.
+    its height. ``sound_s`` is the length of the sound, by default that of the video. ``container`` and ``pixel_format``
+    are FFmpeg's names.
     """
 
     codec: str = "libx264"
+    container: str | None = None
+    container_options: tuple[tuple[str, str], ...] = ()
+    pixel_format: str = "yuv420p"
     size: tuple[int, int] = (96, 64)
     num_frames: int = 32
     fps: Fraction = Fraction(16)
@@ -89,12 +94,13 @@ def write(path: Path, spec: Spec | None = None, **changes: Any) -> Path:
     width, height = spec.size
     turned = spec.rotation % 180 != 0
     upright = pictures(spec.num_frames, (height, width) if turned else (width, height), spec.seed)
-    with av.open(str(path), "w", format=_FORMATS[path.suffix]) as container:
+    container_name = spec.container or _FORMATS[path.suffix]
+    with av.open(str(path), "w", format=container_name, container_options=dict(spec.container_options)) as container:
         if spec.title is not None:
             container.metadata["title"] = spec.title
         stream = container.add_stream(spec.codec, rate=spec.fps)
         assert isinstance(stream, VideoStream)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = width, height, spec.pixel_format
         stream.codec_context.thread_count = 1
         stream.codec_context.gop_size = 12
         stream.codec_context.max_b_frames = spec.bframes
@@ -109,14 +115,14 @@ def write(path: Path, spec: Spec | None = None, **changes: Any) -> Path:
         time = 0
         for index, picture in enumerate(upright):
             stored = np.ascontiguousarray(np.rot90(picture, -(spec.rotation // 90)))
-            frame = VideoFrame.from_ndarray(stored, format="rgb24").reformat(format="yuv420p")
+            frame = VideoFrame.from_ndarray(stored, format="rgb24").reformat(format=spec.pixel_format)
             frame.pts, frame.time_base = time, stream.codec_context.time_base
             frame.duration = 3 if spec.variable_rate and index % 3 == 2 else 1
             time += frame.duration
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
         if sound is not None:
-            _write_tone(container, sound, spec.sound_s or float(spec.num_frames / spec.fps))
+            write_tone(container, sound, spec.sound_s or float(spec.num_frames / spec.fps))
     return path
 
 
@@ -137,7 +143,7 @@ def audio_only(path: Path, seconds: float = 1.0) -> Path:
     """Write a tone without a picture."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", format=_FORMATS[path.suffix]) as container:
-        _write_tone(container, _add_sound(container), seconds)
+        write_tone(container, _add_sound(container), seconds)
     return path
 
 
@@ -183,6 +189,12 @@ def _options(spec: Spec) -> dict[str, object]:
         return {"preset": "ultrafast", "crf": "12", "bf": str(spec.bframes)}
     if spec.codec == "libvpx-vp9":
         return {"deadline": "realtime", "cpu-used": "8", "crf": "20", "b": "0"}
+    if spec.codec == "libvpx":
+        return {"deadline": "realtime", "crf": "10", "b": "1M", "auto-alt-ref": "0"}
+    if spec.codec == "libx265":
+        return {"preset": "ultrafast", "crf": "12", "x265-params": "log-level=none:pools=1"}
+    if spec.codec == "libsvtav1":
+        return {"preset": "12", "crf": "20", "svtav1-params": "lp=1"}
     return {"qscale": "3", "flags": "+qscale"}
 
 
@@ -193,7 +205,8 @@ def _add_sound(container: av.container.OutputContainer) -> AudioStream:
     return stream
 
 
-def _write_tone(container: av.container.OutputContainer, stream: AudioStream, seconds: float) -> None:
+def write_tone(container: av.container.OutputContainer, stream: AudioStream, seconds: float) -> None:
+    """Encode a tone into an open file."""
     wave = 0.2 * np.sin(np.arange(int(48000 * seconds)) * 0.05, dtype=np.float32)
     for start in range(0, len(wave), 960):
         block = np.repeat(wave[None, start : start + 960], 2, axis=0)

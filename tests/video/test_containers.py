@@ -1,40 +1,125 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mme.ingest.listing import VIDEO_SUFFIXES
 from mme.video.codec import read_frames
-from mme.video.containers import VideoError, check_signature
+from mme.video.containers import VideoError, open_stream
 from mme.video.metadata import read_metadata
-from tests import media
+from tests import corpus, media
 
 
 @pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    return media.write(tmp_path_factory.mktemp("good") / "a.mp4", num_frames=8, size=(32, 32)).read_bytes()
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("corpus")
 
 
-@pytest.mark.parametrize(
-    "text", [b"GET / HTTP/1.1\r\n", b"ffconcat version 1.0\n", b"#EXTM3U\n", b"v=0\n", b"<html>" * 99]
-)
-def test_text_files_are_refused_by_signature(text: bytes) -> None:
-    with pytest.raises(VideoError, match="not-a-video"):
-        check_signature(text)
+def test_suffix_of_every_container_is_that_of_a_video() -> None:
+    assert {Path(name).suffix for name in corpus.CONTAINERS} <= VIDEO_SUFFIXES
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".avi"])
-def test_video_signatures_are_accepted(tmp_path: Path, suffix: str) -> None:
-    check_signature(media.write(tmp_path / f"a{suffix}", codec="mpeg4", num_frames=4))
+def numbers_drawn(data: bytes) -> list[int]:
+    return media.frame_numbers(read_frames(data))
+
+
+ALL_NUMBERS = list(range(corpus.NUM_FRAMES))
+
+
+@pytest.mark.parametrize("name", corpus.CONTAINERS)
+def test_every_container_and_codec_is_read(folder: Path, name: str) -> None:
+    assert numbers_drawn(corpus.good(folder, name)) == ALL_NUMBERS
+
+
+@pytest.mark.parametrize("name", corpus.BEGINNINGS)
+def test_files_that_begin_otherwise_are_read(folder: Path, name: str) -> None:
+    assert numbers_drawn(corpus.BEGINNINGS[name](folder)) == ALL_NUMBERS
+
+
+@pytest.mark.parametrize("name", ["h264.mp4", "h264.ts", "h264.h264", "mpeg1.mpg", "jpegs.mjpeg"])
+@pytest.mark.parametrize("other", ["clip.jpg", "clip%03d.png", "clip.m3u8", "clip.txt", "concat:a.mp4", "clip"])
+def test_the_name_of_a_file_does_not_matter(folder: Path, tmp_path: Path, name: str, other: str) -> None:
+    path = tmp_path / other
+    path.write_bytes(corpus.good(folder, name))
+    assert read_metadata(path) == read_metadata(path.read_bytes())
+
+
+@pytest.mark.parametrize("name", corpus.PHOTOS)
+def test_photos_are_no_videos(name: str) -> None:
+    with pytest.raises(VideoError, match="not-a-video: a still photo"):
+        read_metadata(corpus.PHOTOS[name]())
+
+
+def test_animated_webp_is_refused_with_advice() -> None:
+    with pytest.raises(VideoError, match="not-a-video: an animated WebP, which FFmpeg cannot decode"):
+        read_metadata(corpus.animation("WEBP"))
+
+
+@pytest.mark.parametrize("suffix", ["", ".mp4", ".ts", ".m3u8", ".sdp", ".mpd"])
+@pytest.mark.parametrize("name", corpus.PLAYLISTS)
+def test_playlists_are_not_followed(folder: Path, tmp_path: Path, name: str, suffix: str) -> None:
+    video = tmp_path / "secret.ts"
+    video.write_bytes(corpus.good(folder, "h264.ts"))
+    playlist = tmp_path / f"list{suffix}"
+    for place in (str(video), video.name, f"file://{video}", f"fd:{video}", f"concat:{video}"):
+        playlist.write_text(corpus.PLAYLISTS[name].format(path=place), encoding="utf-8")
+        for source in (playlist, playlist.read_bytes()):
+            with pytest.raises(VideoError, match="not-a-video: starts with"):
+                read_metadata(source)
+
+
+def test_ffmpeg_alone_follows_the_playlist(folder: Path, tmp_path: Path) -> None:
+    """Otherwise the test above would show nothing."""
+    (tmp_path / "secret.ts").write_bytes(corpus.good(folder, "h264.ts"))
+    (tmp_path / "list.m3u8").write_text(corpus.PLAYLISTS["HLS"].format(path="secret.ts"))
+    with av.open(str(tmp_path / "list.m3u8")) as container:
+        assert sum(1 for _ in container.decode(video=0)) == corpus.NUM_FRAMES
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
+def test_film_with_a_cover_picture(tmp_path: Path, suffix: str) -> None:
+    film = media.write(tmp_path / f"film{suffix}", num_frames=corpus.NUM_FRAMES)
+    cover = corpus.jpeg(0)
+    assert numbers_drawn(corpus.with_cover(film, tmp_path / f"cover{suffix}", cover).read_bytes()) == ALL_NUMBERS
+    alone = corpus.with_cover(None, tmp_path / f"sound{suffix}", cover)
+    with pytest.raises(VideoError, match="no-video-stream"):
+        read_metadata(alone)
+
+
+def test_stream_without_a_decoder_is_left_for_one_that_has_one(folder: Path) -> None:
+    data = corpus.good(folder, "h264.mp4").replace(b"avc1", b"zzzz")
+    with pytest.raises(VideoError, match="undecodable: no decoder"):
+        read_metadata(data)
+
+
+def test_segment_without_its_beginning_says_so(folder: Path) -> None:
+    data = corpus.good(folder, "fragmented.mp4")
+    with pytest.raises(VideoError, match="without the initialisation segment"):
+        read_metadata(corpus.box(b"styp") + data[data.index(b"moof") - 4 :])
+
+
+@pytest.mark.parametrize("data", [b"zip", bytes(10_000), b"\x47" * 3, b"<html>" * 99, corpus.noise(5000)])
+def test_other_files_are_no_videos(data: bytes) -> None:
+    with pytest.raises(VideoError, match="not-a-video: starts with"):
+        read_metadata(data)
+
+
+def test_missing_file_is_an_os_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), open_stream(tmp_path / "none.mp4"):
+        pass
 
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_corrupted_file_is_read_or_raises_video_error(good: bytes, data: st.DataObject) -> None:
+def test_corrupted_file_is_read_or_raises_video_error(folder: Path, data: st.DataObject) -> None:
+    good = corpus.good(folder, data.draw(st.sampled_from(list(corpus.CONTAINERS)), "container"))
     corrupted = bytearray(good)
     for _ in range(data.draw(st.integers(1, 20), "bytes to change")):
         corrupted[data.draw(st.integers(0, len(good) - 1), "position")] = data.draw(st.integers(0, 255), "value")
@@ -44,11 +129,22 @@ def test_corrupted_file_is_read_or_raises_video_error(good: bytes, data: st.Data
             read(bytes(corrupted[:length]))
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi"])
-def test_a_tag_that_is_not_utf8_does_not_matter(tmp_path: Path, suffix: str) -> None:
-    path = media.write(tmp_path / f"video{suffix}", title="caf_ in Z_rich")
-    original = read_frames(path)
-    tagged = path.read_bytes().replace(b"caf_ in Z_rich", b"caf\xe9 in Z\xfcrich")
-    assert tagged != path.read_bytes()
-    assert read_metadata(tagged).num_frames == len(original)
-    np.testing.assert_array_equal(read_frames(tagged), original)
+PLACES = [
+    *itertools.product([".mp4", ".mov", ".mkv", ".webm"], ["container", "stream", "chapter"]),
+    *itertools.product([".avi"], ["container", "stream"]),
+    (".mkv", "attachment"),
+]
+
+
+@pytest.mark.parametrize("title", corpus.TITLES)
+@pytest.mark.parametrize(("suffix", "place"), PLACES)
+def test_a_tag_that_is_not_utf8_does_not_matter(tmp_path: Path, suffix: str, place: str, title: str) -> None:
+    tagged = corpus.tagged(tmp_path, suffix, corpus.TITLES[title], place)
+    plain = tmp_path / f"plain{suffix}"
+    assert read_metadata(tagged) == read_metadata(plain)
+    np.testing.assert_array_equal(read_frames(tagged), read_frames(plain))
+
+
+@pytest.mark.parametrize("kind", corpus.COMPANIONS)
+def test_streams_beside_the_video_do_not_matter(tmp_path: Path, kind: str) -> None:
+    assert numbers_drawn(corpus.accompanied(tmp_path, kind)) == ALL_NUMBERS

@@ -1,15 +1,17 @@
-"""Open video containers safely: signature check, best video stream, reasons of failure."""
+"""Open video containers safely: allowed formats, best video stream, reasons of failure."""
 
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import av
 from av.container import InputContainer
+from av.stream import Disposition
 from av.video.stream import VideoStream
 
 VideoSource = Path | bytes
@@ -31,25 +33,43 @@ Reason = Literal[
 # Exceptions report what is wrong with a file; FFmpeg's own lines on stderr would only break progress bars.
 av.logging.set_level(None)
 
-_MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot")
-_SIGNATURES: tuple[tuple[tuple[int, bytes], ...], ...] = (
-    *(((4, box),) for box in _MP4_BOXES),  # MP4, MOV, 3GP
-    ((0, b"\x1aE\xdf\xa3"),),  # Matroska, WebM
-    ((0, b"RIFF"), (8, b"AVI ")),
-    ((0, b"FLV\x01"),),
-    ((0, b"0&\xb2u\x8ef\xcf\x11"),),  # ASF: WMV
-    ((0, b"\x00\x00\x01\xba"),),  # MPEG program stream
-    ((0, b"\x00\x00\x01\xb3"),),  # MPEG-1/2 elementary stream
-    ((0, b"\x00\x00\x00\x01"),),  # H.264, HEVC elementary stream
-    ((0, b"\x47"), (188, b"\x47")),  # MPEG transport stream
-    ((4, b"\x47"), (196, b"\x47")),  # the same with time codes: M2TS
-    ((0, b"OggS"),),
-    ((0, b"GIF8"),),
-    ((0, b"YUV4MPEG2"),),
-    ((0, b"\x06\x0e+4"),),  # MXF
-    ((0, b".RMF"),),
+_FORMATS = (
+    "apng", "asf", "av1", "avi", "cavsvideo", "dhav", "dirac", "dv", "flv", "gif", "gxf", "h261", "h263", "h264",
+    "hevc", "ivf", "live_flv", "m4v", "matroska", "mjpeg", "mov", "mpeg", "mpegts", "mpegvideo", "mpjpeg", "mxf",
+    "nsv", "nut", "obu", "ogg", "rm", "swf", "vc1", "vvc", "wtv", "yuv4mpegpipe",
+)  # fmt: skip
+"""FFmpeg's names of the formats that are read: each holds its pictures itself.
+
+FFmpeg alone also follows playlists (HLS, concat, SDP): texts that name other files, or addresses, which it then reads.
+"""
+
+_OPTIONS = {"format_whitelist": ",".join(_FORMATS), "protocol_whitelist": "fd"}
+
+_MP4_BOXES = frozenset({
+    b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"styp", b"moof", b"sidx", b"ssix", b"uuid", b"emsg",
+    b"prft", b"meta", b"pdin", b"mfra", b"junk", b"udta",
+})  # fmt: skip
+"""Names of the boxes with which MP4 and MOV files, and segments of them, begin."""
+
+_MOVIES = frozenset({b"moov", b"moof"})
+"""Boxes without which there is no timeline."""
+
+_HEADS = re.compile(
+    rb"\x1aE\xdf\xa3|RIFF....AVI |FLV|0&\xb2u\x8ef\xcf\x11|\x00{2,3}\x01|OggS|GIF8|YUV4MPEG2|\x06\x0e\+4|\.RMF|DKIF"
+    rb"|nut/multimedia|\xb7\xd8\x00 7I\xda|[FC]WS|\x47.{187}\x47|\x47.{203}\x47|.{4}\x47.{191}\x47",
+    re.DOTALL,
 )
-"""Signatures of containers: offsets and the bytes that must be there."""
+"""First bytes of files in other containers."""
+
+_HEAD_BYTES = 256
+
+_PHOTOS = re.compile(
+    rb"\xff\xd8\xff|\x89PNG|RIFF....WEBP|BM....\x00{4}|II\*\x00|MM\x00\*|\xff\x0a|\x00{3}\x0c(JXL|jP ) ", re.DOTALL
+)
+"""First bytes of photos."""
+
+_SEVERAL_PHOTOS = re.compile(rb"\xff\xd8.{,65536}MPF\x00", re.DOTALL)
+"""A JPEG with others behind it that are no later pictures: a thumbnail, a depth or gain map, the other eye's view."""
 
 
 class VideoError(ValueError):
@@ -71,46 +91,82 @@ class VideoError(ValueError):
         return VideoError, (self.reason, self.source, self.detail)  # picklable, because workers raise it
 
 
-def check_signature(source: VideoSource) -> None:
-    """Refuse files that do not start like a video container.
-
-    FFmpeg alone also follows playlists: text files that name other files, or addresses, which it then reads.
-
-    Raises:
-        VideoError: ``empty`` or ``not-a-video``.
-    """
-    with _opened(source) as file:
-        head = file.read(200)
-    if not head:
-        raise VideoError("empty", source, "0 bytes")
-    if not any(all(head.startswith(mark, offset) for offset, mark in signature) for signature in _SIGNATURES):
-        raise VideoError("not-a-video", source, f"starts with {head[:16]!r}, as no video container does")
-
-
 @contextmanager
 def open_stream(source: VideoSource) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open a container and its best video stream, decoding in one thread, until the end of the block.
 
+    A file's bytes say what it is. Its name does not count: uploads have none.
+
     Raises:
         VideoError: there is no container or no video stream.
+        OSError: the file cannot be read.
     """
-    check_signature(source)
-    try:
-        # Old writers and phones leave tags that are not UTF-8; a tag says nothing of the pictures.
-        container = av.open(ffmpeg_input(source), "r", metadata_errors="replace")
-    except av.error.FFmpegError as error:
-        early = isinstance(error, av.error.EOFError) or _ends_early(source)
-        raise VideoError(
-            "truncated" if early else "undecodable", source, f"cannot be opened: {error.strerror}"
-        ) from error
-    with container:
-        stream = container.streams.best("video") if container.streams.video else None
-        if not isinstance(stream, VideoStream) or stream.disposition & stream.disposition.attached_pic:
-            raise VideoError("no-video-stream", source, f"{len(container.streams)} streams, none of them video")
-        if stream.codec_context is None:
-            raise VideoError("undecodable", source, "no decoder for its codec")
+    with _opened(source) as file, _open_container(source, file) as container:
+        stream = _best_stream(source, container)
         stream.codec_context.thread_count = 1
         yield container, stream
+
+
+def _open_container(source: VideoSource, file: BinaryIO) -> InputContainer:
+    try:
+        # Old writers and phones leave tags that are not UTF-8; a tag says nothing of the pictures.
+        if isinstance(source, bytes):
+            container = av.open(file, "r", container_options=_OPTIONS, metadata_errors="replace")
+        else:
+            descriptor = {"fd": str(file.fileno())}
+            container = av.open("fd:", "r", container_options=_OPTIONS | descriptor, metadata_errors="replace")
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged header raises many kinds
+        raise _opening_error(source, error) from error
+    if _is_photo(source, container):
+        container.close()
+        raise VideoError("not-a-video", source, "a still photo")
+    return container
+
+
+def _is_photo(source: VideoSource, container: InputContainer) -> bool:
+    """Return whether a file in a container of videos is a photo."""
+    formats = container.format.name.split(",")
+    if "mov" in formats:  # HEIC, AVIF: pictures without a timeline
+        return not any(name in _MOVIES for name, _ in _boxes(source))
+    return "mjpeg" in formats and _SEVERAL_PHOTOS.match(_head(source, 2**17)) is not None
+
+
+def _best_stream(source: VideoSource, container: InputContainer) -> VideoStream:
+    """Return the stream that FFmpeg prefers, unless it is a cover picture or has no decoder."""
+    streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    if not streams:
+        raise VideoError("no-video-stream", source, f"{len(container.streams)} streams, none of them video")
+    readable = [stream for stream in streams if stream.codec_context is not None]
+    if not readable:
+        raise VideoError("undecodable", source, "no decoder for its codec")
+    best = container.streams.best("video")
+    return next((stream for stream in readable if stream is best), readable[0])
+
+
+def _opening_error(source: VideoSource, error: Exception) -> VideoError:
+    head = _head(source, _HEAD_BYTES)
+    if not head:
+        return VideoError("empty", source, "0 bytes")
+    if head.startswith(b"RIFF") and b"ANIM" in head[8:48]:
+        return VideoError(
+            "not-a-video", source, "an animated WebP, which FFmpeg cannot decode: convert it to MP4 or GIF"
+        )
+    if _PHOTOS.match(head):
+        return VideoError("not-a-video", source, "a still photo")
+    is_mp4 = head[4:8] in _MP4_BOXES
+    if not is_mp4 and not _HEADS.match(head):
+        return VideoError("not-a-video", source, f"starts with {head[:16]!r}, as no video container does")
+    cause = error.strerror if isinstance(error, av.error.FFmpegError) else str(error)
+    early = isinstance(error, av.error.EOFError)
+    if is_mp4:
+        names, ends_early = _outermost(source)
+        if b"moof" in names and b"moov" not in names:
+            cause = "a segment of a stream, without the initialisation segment that belongs before it"
+        else:
+            early |= ends_early
+    return VideoError("truncated" if early else "undecodable", source, f"cannot be opened: {cause}")
 
 
 def ffmpeg_input(source: VideoSource) -> str | io.BytesIO:
@@ -124,26 +180,33 @@ def source_name(source: VideoSource | str) -> str:
     return f"<{len(source)} bytes>" if isinstance(source, bytes) else str(source)
 
 
-def _opened(source: VideoSource) -> io.BufferedIOBase:
+def _opened(source: VideoSource) -> BinaryIO:
     return io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
 
 
-def _ends_early(source: VideoSource) -> bool:
-    """Return whether the boxes of an MP4 or MOV file reach beyond its end, or its index is missing."""
-    names: set[bytes] = set()
-    position = 0
+def _head(source: VideoSource, num_bytes: int) -> bytes:
     with _opened(source) as file:
+        return file.read(num_bytes)
+
+
+def _boxes(source: VideoSource) -> Iterator[tuple[bytes, int]]:
+    """Yield name and end of each outermost box of an MP4 or MOV file; the last one may end behind the file."""
+    with _opened(source) as file:  # of its own: FFmpeg's descriptor shares the position of the open file
         size = file.seek(0, io.SEEK_END)
+        position = 0
         while position + 8 <= size:
             file.seek(position)
             length = int.from_bytes(file.read(4), "big")
             name = file.read(4)
-            if not names and name not in _MP4_BOXES:
-                return False
-            names.add(name)
             if length == 1:  # 64-bit length follows
                 length = int.from_bytes(file.read(8), "big")
-            if length == 0:  # box extends to the end of the file
-                break
-            position += max(length, 8)
-    return position > size or b"moov" not in names
+            position = size if length == 0 else position + max(length, 8)  # 0: extends to the end of the file
+            yield name, position
+
+
+def _outermost(source: VideoSource) -> tuple[set[bytes], bool]:
+    """Return the names of an MP4's outermost boxes, and whether they reach beyond its end or its index is missing."""
+    boxes = list(_boxes(source))
+    names = {name for name, _ in boxes}
+    size = len(source) if isinstance(source, bytes) else source.stat().st_size
+    return names, names.isdisjoint(_MOVIES) or boxes[-1][1] > size
