@@ -98,13 +98,18 @@ def open_stream(source: VideoSource) -> Iterator[tuple[InputContainer, VideoStre
     A file's bytes say what it is. Its name does not count: uploads have none.
 
     Raises:
-        VideoError: there is no container or no video stream.
+        VideoError: there is no container or no video stream, or FFmpeg fails within the block.
         OSError: the file cannot be read.
     """
     with _opened(source) as file, _open_container(source, file) as container:
         stream = _best_stream(source, container)
         stream.codec_context.thread_count = 1
-        yield container, stream
+        try:
+            yield container, stream
+        except MemoryError:
+            raise
+        except (av.error.FFmpegError, ArithmeticError, UnicodeError) as error:  # numbers and texts of a damaged header
+            raise VideoError("undecodable", source, _cause(error)) from error
 
 
 def _open_container(source: VideoSource, file: BinaryIO) -> InputContainer:
@@ -158,7 +163,7 @@ def _opening_error(source: VideoSource, error: Exception) -> VideoError:
     is_mp4 = head[4:8] in _MP4_BOXES
     if not is_mp4 and not _HEADS.match(head):
         return VideoError("not-a-video", source, f"starts with {head[:16]!r}, as no video container does")
-    cause = error.strerror if isinstance(error, av.error.FFmpegError) else str(error)
+    cause = _cause(error)
     early = isinstance(error, av.error.EOFError)
     if is_mp4:
         names, ends_early = _outermost(source)
@@ -167,6 +172,10 @@ def _opening_error(source: VideoSource, error: Exception) -> VideoError:
         else:
             early |= ends_early
     return VideoError("truncated" if early else "undecodable", source, f"cannot be opened: {cause}")
+
+
+def _cause(error: Exception) -> str:
+    return str(error.strerror if isinstance(error, av.error.FFmpegError) else error)
 
 
 def ffmpeg_input(source: VideoSource) -> str | io.BytesIO:
