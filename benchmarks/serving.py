@@ -85,7 +85,7 @@ def make_model(params: Params, folder: Path) -> Path:
     """Write a model with random weights, which is as fast as a trained one."""
     labels = tuple(sorted(params.synthesize.classes))
     config = FolderConfig(
-        format=FOLDER_FORMAT, name="bench", model=params.model, clip=params.clip, labels=labels,
+        format=FOLDER_FORMAT, name="bench", model=params.model, clip=params.clip, fps=params.ingest.fps, labels=labels,
         provenance={}, metrics={}, views=ViewsConfig(segments=params.evaluate.segments, crops=params.evaluate.crops),
     )  # fmt: skip
     save_folder(folder, MotionClassifier(params.model, params.clip, len(labels)), config)

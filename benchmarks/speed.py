@@ -126,7 +126,8 @@ def time_finetuning(params: Params, manifest: Manifest) -> Iterator[Row]:
 def time_classifier(params: Params, manifest: Manifest, folder: Path) -> Iterator[Row]:
     """Measure the classification of a file, from its bytes to labels."""
     config = FolderConfig(
-        format=FOLDER_FORMAT, name="speed", model=params.model, clip=params.clip, labels=tuple(manifest.labels),
+        format=FOLDER_FORMAT, name="speed", model=params.model, clip=params.clip, fps=manifest.fps,
+        labels=tuple(manifest.labels),
         views=ViewsConfig(segments=params.evaluate.segments, crops=params.evaluate.crops), provenance={}, metrics={},
     )  # fmt: skip
     save_folder(folder, MotionClassifier(params.model, params.clip, len(manifest.labels)), config)

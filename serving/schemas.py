@@ -162,10 +162,11 @@ class Labels(BaseModel):
 
 
 class ClipFacts(BaseModel):
-    """Input clip of the model."""
+    """Input clip of the model: ``num_frames`` frames, one every ``stride_frames``, counted at ``fps``."""
 
     num_frames: int
     stride_frames: int
+    fps: Annotated[float, Field(description="Frames per second; any video is sampled by time at this rate.")]
     size: Annotated[int, Field(description="Pixels per side.")]
 
 

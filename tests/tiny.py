@@ -19,7 +19,7 @@ LABELS = ("down", "left", "right", "up")
 def tiny_config(**changes: Any) -> FolderConfig:
     """Return a config: 4 frames at stride 2, 16 x 16 pixels, two blocks of 16 channels, two segments, a centre crop."""
     values: dict[str, Any] = {
-        "format": 1,
+        "format": 2,
         "name": "tiny",
         "model": {
             "patch_size": 8,
@@ -38,6 +38,7 @@ def tiny_config(**changes: Any) -> FolderConfig:
             "mean": (0.4, 0.5, 0.6),
             "std": (0.2, 0.25, 0.3),
         },
+        "fps": 16.0,
         "views": {"segments": 2, "crops": 1},
         "labels": LABELS,
         "provenance": {"git_commit": "0" * 40},

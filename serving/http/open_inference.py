@@ -65,14 +65,23 @@ class InferenceResponse(BaseModel):
     outputs: list[OutputTensor]
 
 
+class ClipParameters(BaseModel):
+    """Frames of a view, for a client that samples by itself: one every ``stride_frames``, counted at ``fps``."""
+
+    fps: float
+    stride_frames: int
+    sampling: Literal["stride", "segments"]
+
+
 class ModelMetadata(BaseModel):
-    """Inputs and outputs of the model."""
+    """Inputs and outputs of the model; ``parameters`` are this service's own."""
 
     name: str
     versions: list[str]
     platform: Literal["pytorch"]
     inputs: list[TensorMetadata]
     outputs: list[TensorMetadata]
+    parameters: ClipParameters
 
 
 class ServerMetadata(BaseModel):
@@ -140,6 +149,9 @@ async def model_metadata(loaded: RequestedModel) -> ModelMetadata:
         platform="pytorch",
         inputs=[frames],
         outputs=[logits],
+        parameters=ClipParameters(
+            fps=loaded.classifier.config.fps, stride_frames=clip.stride_frames, sampling=clip.sampling
+        ),
     )
 
 

@@ -66,6 +66,7 @@ def test_digest_depends_on_what_decides_an_answer_only(tmp_path: Path) -> None:
         {"labels": ("left", "down", "right", "up")},
         {"views": {"segments": 3, "crops": 1}},
         {"clip": clip | {"stride_frames": 3}},
+        {"fps": 25.0},
     ):
         assert content_digest(save_tiny_folder(tmp_path / "c", **changes)) != digest, changes
 
@@ -130,14 +131,25 @@ def test_missing_files_are_named(tmp_path: Path, name: str) -> None:
 
 def test_another_format_version_is_refused_before_its_keys_are_read(tmp_path: Path) -> None:
     folder = save_tiny_folder(tmp_path / "model")
-    edit_config(folder, format=2, labels=None)
-    with pytest.raises(ValueError, match="format is 2, this version of mme reads format 1"):
+    edit_config(folder, format=3, labels=None)
+    with pytest.raises(ValueError, match="format is 3, this version of mme reads format 2"):
         load_config(folder)
+
+
+def test_a_folder_without_a_frame_rate_says_how_to_make_it_anew(tmp_path: Path) -> None:
+    folder = save_tiny_folder(tmp_path / "model")
+    edit_config(folder, format=1)
+    with pytest.raises(
+        ValueError, match=r"config\.json: format 1 has no frame rate.*`dvc repro register`.*--fps"
+    ) as error:
+        load_folder(folder)
+    assert str(folder) in str(error.value)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"fps": 0}, "fps: "),
         ({"labels": ["a"]}, "labels: "),
         ({"labels": ["a", "b", "a"]}, r"labels: .*\['a'\] occur more than once"),
         ({"unknown": 1}, "unknown: "),

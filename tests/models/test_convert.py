@@ -100,12 +100,20 @@ def test_a_classifier_of_transformers_becomes_a_model_folder_and_comes_back(tmp_
     clip = clips()
     torch.testing.assert_close(ours(clip), theirs(clip.transpose(1, 2)).logits, rtol=0, atol=1e-5)
     assert (config.labels, config.clip.stride_frames, config.model.positions) == (LABELS, 2, "flat")
+    assert config.fps == 30
     answer = Classifier.load(tmp_path / "ours").classify(moving_frames())
     assert {prediction.label for prediction in answer.predictions} == set(LABELS)
     convert(tmp_path / "ours", tmp_path / "back", OPTIONS)
     back = transformers.VideoMAEForVideoClassification.from_pretrained(tmp_path / "back").eval()
     torch.testing.assert_close(back(clip.transpose(1, 2)).logits, ours(clip), rtol=0, atol=1e-5)
     assert back.config.id2label == names
+
+
+@pytest.mark.parametrize(
+    ("fps", "num_labels", "expected"), [(None, 400, 30), (None, 174, 12), (None, 0, 30), (25, 174, 25)]
+)
+def test_the_frame_rate_is_given_or_that_of_the_data_set(fps: float | None, num_labels: int, expected: float) -> None:
+    assert ConversionOptions(fps=fps).rate(num_labels) == expected
 
 
 @torch.no_grad()

@@ -20,7 +20,16 @@ def convert_command(  # noqa: PLR0913, PLR0917 - options of the command line
     heads: Annotated[
         int | None, typer.Option(min=1, help=".pth: attention heads; default: one per 64 channels.")
     ] = None,
-    stride: Annotated[int, typer.Option(min=1, help="Raw frames from one frame of a clip to the next.")] = 4,
+    stride: Annotated[int, typer.Option(min=1, help="Frames, at --fps, from one frame of a clip to the next.")] = 4,
+    fps: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1,
+            max=1000,
+            help="Frames per second that a clip counts in; default: 12 with the 174 classes of Something-Something,"
+            " else 30 (Kinetics).",
+        ),
+    ] = None,
     segments: Annotated[int, typer.Option(min=1, help="Clips per video whose predictions are averaged.")] = 1,
     crops: Annotated[
         int, typer.Option(min=1, max=3, help="Crops per clip whose predictions are averaged, 1 or 3.")
@@ -36,7 +45,7 @@ def convert_command(  # noqa: PLR0913, PLR0917 - options of the command line
 
     names = None if labels is None else tuple(labels.read_text(encoding="utf-8").split("\n"))
     names = None if names is None else tuple(name.strip() for name in names if name.strip())
-    options = ConversionOptions(stride, segments, crops, frames, size, heads, names)
+    options = ConversionOptions(stride, fps, segments, crops, frames, size, heads, names)
     typer.echo(f"wrote a {run(source, target, options)}")
 
 

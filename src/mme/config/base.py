@@ -12,6 +12,7 @@ Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Ratio = Annotated[float, Field(ge=0, le=1)]
+FrameRate = Annotated[float, Field(gt=0, le=1000)]
 Range = tuple[PositiveFloat, PositiveFloat]
 
 

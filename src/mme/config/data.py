@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from mme.config.base import NonNegative, Positive, PositiveFloat, Range, Ratio, Section
+from mme.config.base import FrameRate, NonNegative, Positive, PositiveFloat, Range, Ratio, Section
 
 Split = Literal["pretrain", "train", "val", "test"]
 Primitive = Literal[
@@ -78,7 +78,7 @@ class IngestParams(Section):
     split_number: Literal[1, 2, 3]
     list_file: Path | None
     group_pattern: str | None
-    fps: PositiveFloat
+    fps: FrameRate
     short_side: Annotated[int, Field(ge=16, multiple_of=2)]
     crf: Annotated[int, Field(ge=0, le=51)]
     val_ratio: Ratio

@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mme.config import ClipParams, ModelParams, check_clip_fits
-from mme.config.base import Section, faults
+from mme.config.base import FrameRate, Section, faults
 from mme.models.classifier import MotionClassifier
 from mme.system.files import atomic_path, digest, read_json, sha256_file, write_json
 
-FOLDER_FORMAT = 1
-"""Version of the folder's layout; any other is refused."""
+FOLDER_FORMAT = 2
+"""Version of the folder's layout; any other is refused. In 1, a clip counted frames of any rate."""
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -46,16 +46,18 @@ class FolderConfig(Section):
         format: version of the folder's layout.
         name: name of the model, as in the registry.
         model, clip: sections that build the network and its input.
+        fps: frames per second that the clip counts in; videos are sampled by time at this rate.
         views: default views of a video.
         labels: labels in the order of the logits.
         provenance: any JSON: git commit, digests of data and parameters, run id, time.
         metrics: values by flat names such as ``val/top1``.
     """
 
-    format: Literal[1]
+    format: Literal[2]
     name: Annotated[str, Field(min_length=1)]
     model: ModelParams
     clip: ClipParams
+    fps: FrameRate
     views: ViewsConfig
     labels: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=2)]
     provenance: dict[str, JsonValue]
@@ -110,6 +112,11 @@ def load_config(folder: Path | str) -> FolderConfig:
     path = Path(folder) / CONFIG_FILE
     raw = read_json(path)
     version = raw.get("format") if isinstance(raw, dict) else None
+    if version == 1:
+        raise ValueError(
+            f"{path}: format 1 has no frame rate, without which videos cannot be sampled by time; make the folder anew:"
+            " `dvc repro register`, or `mme convert SOURCE FOLDER --fps RATE` if it was converted"
+        )
     if version != FOLDER_FORMAT:
         raise ValueError(f"{path}: format is {version!r}, this version of mme reads format {FOLDER_FORMAT}")
     try:
@@ -119,7 +126,7 @@ def load_config(folder: Path | str) -> FolderConfig:
 
 
 def content_digest(folder: Path | str) -> str:
-    """Return the SHA-256 of the weights file and of model, clip, views and labels of the configuration.
+    """Return the SHA-256 of the weights file and of model, clip, fps, views and labels.
 
     These decide the logits. Name, provenance and metrics do not enter, so equal models have equal digests.
 
@@ -130,7 +137,7 @@ def content_digest(folder: Path | str) -> str:
     weights = Path(folder) / WEIGHTS_FILE
     if not weights.is_file():
         raise ValueError(f"{weights}: no such file")
-    parts = config.model_dump(mode="json", include={"model", "clip", "views", "labels"})
+    parts = config.model_dump(mode="json", include={"model", "clip", "fps", "views", "labels"})
     return digest({"weights": sha256_file(weights), **parts})
 
 

@@ -1,7 +1,7 @@
 """Conversion between this project's folders and checkpoints of other frameworks; keys are in `mme.models.bridges`.
 
 A *model folder* holds a classifier (`mme.models.checkpoints`). A *pretrained folder* holds an encoder with its final
-norm: ``model.safetensors`` and a ``config.json`` with the sections ``model`` and ``clip``, as in ``models/pretrain``.
+norm: ``model.safetensors`` and a ``config.json`` with ``model``, ``clip`` and ``fps``, as in ``models/pretrain``.
 """
 
 from __future__ import annotations
@@ -41,6 +41,11 @@ if TYPE_CHECKING:
 HEAD_DIM = 64
 """Channels of an attention head in every published ViT of VideoMAE and MME."""
 
+KINETICS_FPS, SOMETHING_FPS = 30.0, 12.0
+"""Frames per second of the data sets that published checkpoints were trained on."""
+
+SOMETHING_CLASSES = 174
+
 HF_TYPE = "videomae"
 _HF_SIZES = {
     "patch_size": "patch_size",
@@ -60,19 +65,27 @@ class ConversionOptions:
     """Settings that a checkpoint of another framework does not contain.
 
     Attributes:
-        stride_frames: raw frames from one frame of a clip to the next.
+        stride_frames: frames, at ``fps``, from one frame of a clip to the next.
+        fps: frames per second that a clip counts in; None = of the data set that the number of classes is of.
         segments, crops: views that are averaged.
         num_frames, size, num_heads: for ``.pth`` files only; None = heads of 64 channels each.
         labels: for a finetuned ``.pth`` file, in the order of its head.
     """
 
     stride_frames: int = 4
+    fps: float | None = None
     segments: int = 1
     crops: int = 1
     num_frames: int = 16
     size: int = 224
     num_heads: int | None = None
     labels: tuple[str, ...] | None = None
+
+    def rate(self, num_labels: int) -> float:
+        """Return the frames per second of a checkpoint with so many labels (0: pretrained only)."""
+        if self.fps is not None:
+            return self.fps
+        return SOMETHING_FPS if num_labels == SOMETHING_CLASSES else KINETICS_FPS
 
     def clip(self, num_frames: int, size: int) -> ClipParams:
         """Return a clip normalised as VideoMAE's."""
@@ -302,6 +315,7 @@ def to_hf(folder: Path, target: Path) -> str:
 def save_checkpoint(target: Path, checkpoint: Checkpoint, options: ConversionOptions, source: str) -> str:
     """Write a model folder or, without labels, a pretrained folder; return its description."""
     model, clip, labels = checkpoint.model, checkpoint.clip, checkpoint.labels
+    fps = options.rate(len(labels))
     if labels:
         classifier = MotionClassifier(model, clip, len(labels))
         classifier.load_state_dict(checkpoint.state)
@@ -310,19 +324,20 @@ def save_checkpoint(target: Path, checkpoint: Checkpoint, options: ConversionOpt
             name=target.name,
             model=model,
             clip=clip,
+            fps=fps,
             views=ViewsConfig(segments=options.segments, crops=3 if options.crops == 3 else 1),
             labels=labels,
             provenance={"source": source},
             metrics={},
         )
         save_folder(target, classifier, config)
-        return f"model folder with {len(labels)} labels in {target}"
+        return f"model folder with {len(labels)} labels, for {fps:g} frames per second, in {target}"
 
     with atomic_path(target) as temporary:
         temporary.mkdir()
         save_file({name: value.contiguous() for name, value in checkpoint.state.items()}, temporary / WEIGHTS_FILE)
         sections = {"model": model.model_dump(mode="json"), "clip": clip.model_dump(mode="json")}
-        write_json(temporary / CONFIG_FILE, {**sections, "source": source})
+        write_json(temporary / CONFIG_FILE, {**sections, "fps": fps, "source": source})
     return f"pretrained encoder ({model.depth} blocks of {model.dim} channels) in {target}"
 
 

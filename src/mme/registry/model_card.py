@@ -30,8 +30,8 @@ $training.
 
 For telling apart the actions it was trained on, in videos that show one of them.
 
-It reads $num_frames frames, every ${stride_frames}. one, at $size x $size pixels, and averages
-$segments clips along the video x $crops crops. Longer or larger videos are sampled and resized.
+A clip is $frames at $size x $size pixels. The answer averages
+$segments clips along the video x $crops crops. Videos of any frame rate are sampled by time, larger ones are resized.
 
 ```python
 from mme.evaluation.classifier import Classifier
@@ -111,7 +111,8 @@ def model_card(content: CardContent) -> str:
     parameters = {"seed": params.seed, **sections}
 
     return _CARD.substitute(
-        config.clip.model_dump(include={"num_frames", "stride_frames", "size"}),
+        frames=_clip_frames(config),
+        size=config.clip.size,
         header=yaml.safe_dump(_header(content), sort_keys=False, allow_unicode=True),
         name=config.name,
         num_labels=len(config.labels),
@@ -134,6 +135,16 @@ def model_card(content: CardContent) -> str:
         parameters=yaml.safe_dump(parameters, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True),
         provenance=markdown_table(("name", "value"), config.provenance.items()),
     )
+
+
+def _clip_frames(config: FolderConfig) -> str:
+    """Describe the frames of a clip, by time."""
+    clip = config.clip
+    if clip.sampling == "segments":
+        parts = f"one from each of {clip.num_frames} equal parts"
+        return f"{clip.num_frames} frames of a video at {config.fps:g} per second, {parts},"
+    seconds = clip.stride_frames / config.fps
+    return f"{clip.num_frames} frames of a video at {config.fps:g} per second, one every {seconds:.3g} s,"
 
 
 def _header(content: CardContent) -> dict[str, object]:
@@ -184,7 +195,13 @@ def _limits(content: CardContent) -> Iterable[str]:
         margin = 1.96 * math.sqrt(top1 * (1 - top1) / num_tested)
         yield f"Top-1 was measured on {num_tested} videos: its 95 % confidence interval is +-{100 * margin:.1f} points."
     yield "It always returns one of its labels, also for a video that shows none of them; it has no reject class."
-    yield f"Motion between the sampled clips ({content.config.clip.span_frames} frames each) is not seen."
+    span_s = content.config.clip.span_frames / content.config.fps
+    if content.config.clip.sampling == "stride":
+        yield f"Motion between the sampled clips ({span_s:.2g} s each) is not seen."
+    yield (
+        f"Videos of fewer than {content.config.fps:g} frames per second are classified with repeated frames, in which"
+        " motion stutters; slow motion looks like another speed."
+    )
     weak = [code_span(row["label"]) for row in content.per_class if row["top1"] and float(row["top1"]) < 0.5]
     if weak:
         yield f"Wrong more often than right on: {', '.join(weak)}."
@@ -192,6 +209,5 @@ def _limits(content: CardContent) -> Iterable[str]:
 
 def _data_name(params: Params) -> str:
     """Name the data set that the model was finetuned and evaluated on."""
-    name = params.finetune.data.removeprefix("data").removeprefix("/")
-    ingest = params.datasets[name] if name else params.ingest
+    _, ingest = params.dataset(params.finetune.data)
     return _SYNTHETIC if ingest.source == _SYNTHETIC else ingest.root.name

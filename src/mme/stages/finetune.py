@@ -22,7 +22,7 @@ def main() -> None:
     sections = params.model_dump(mode="json", include=set(SECTIONS))
     pretrained = PRETRAINED_WEIGHTS if params.finetune.init == "pretrained" else None
     start = None if pretrained is None else sha256_file(pretrained)
-    depends_on = (sections, manifest.digest, start)
+    depends_on = (sections, manifest.digest, manifest.fps, start)
     if not is_main_process():
         run_finetuning(params, manifest, pretrained, work_folder("finetune", *depends_on), lambda *_: None)
         return
@@ -35,12 +35,17 @@ def main() -> None:
 
 
 def folder_config(params: Params, manifest: Manifest, metrics: dict[str, float], run_id: str) -> FolderConfig:
-    """``config.json`` of the model folder."""
+    """``config.json`` of the model folder.
+
+    Raises:
+        ValueError: the videos of the manifest have several frame rates.
+    """
     return FolderConfig(
         format=FOLDER_FORMAT,
         name=params.registry.name,
         model=params.model,
         clip=params.clip,
+        fps=manifest.fps,
         views=ViewsConfig(segments=params.evaluate.segments, crops=params.evaluate.crops),
         labels=tuple(manifest.labels),
         provenance={"data_digest": manifest.digest, "params_digest": params.digest(), "run_id": run_id},

@@ -26,7 +26,7 @@ def main() -> None:
     manifest = load_manifest(params.pretrain.data)
     tracks = TrackStore(TRACKS_FOLDER)
     sections = params.model_dump(mode="json", include=set(SECTIONS))
-    depends_on = (sections, manifest.digest, tracks.params)
+    depends_on = (sections, manifest.digest, manifest.fps, tracks.params)
     if not is_main_process():
         run_pretraining(params, manifest, tracks, work_folder("pretrain", *depends_on), lambda *_: None)
         return
@@ -45,7 +45,7 @@ def main() -> None:
         statistics = {
             name: [mean.tolist(), float(deviation)] for name, (mean, deviation) in module.statistics().items()
         }
-        facts = {"statistics": statistics, "data_digest": manifest.digest, "run_id": run.id}
+        facts = {"fps": manifest.fps, "statistics": statistics, "data_digest": manifest.digest, "run_id": run.id}
         write_json(PRETRAINED_FOLDER / "config.json", {**sections, **facts})
         counts = {"videos/used": num_videos - num_short, "videos/too_short": num_short}
         write_training_report("pretrain", work, {**curves.rows[-1], **counts})
