@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,25 @@ def test_a_source_without_faults(own: Path, tmp_path: Path) -> None:
     assert (report["videos"], report["classes"], report["faults"], report["bad"]) == (9, 2, [], [])
     assert sum(split["videos"] for split in report["splits"].values()) == 9
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_rates_of_a_source_and_the_one_that_suits(tmp_path: Path) -> None:
+    for number in range(20):
+        label = ("wave", "jump")[number % 2]
+        fps = 30 if number < 12 else Fraction(30000, 1001) if number < 17 else 12
+        media.write(tmp_path / f"{label}/{number}.mp4", num_frames=8 + number, fps=Fraction(fps), size=(64, 48))
+    arguments = ["data", "check", "folder", str(tmp_path), "-S", "fps=30"]
+    report = json.loads(RUNNER.invoke(app, [*arguments, "--json"]).stdout)
+    assert report["rates"] == {"fps": 30, "held": 3, "source": {"12": 3, "30": 17}, "suggested": 12}
+    (warning,) = report["warnings"]
+    assert warning.startswith("frame rates vary, mostly from 12 to 30 per second")
+    shown = RUNNER.invoke(app, arguments, env={"COLUMNS": "200"}).stdout
+    assert "3 of 20 videos have fewer than 30 frames per second (fps): their pictures are repeated" in shown
+    assert "30                 17      85%" in shown
+    assert "fps is 30; what suits is 12: the commonest standard rate that 90 % of the videos reach" in shown
+    suits = RUNNER.invoke(app, [*arguments[:-1], "fps=12"], env={"COLUMNS": "200"}).stdout
+    assert "fps suits 12: the" in suits
+    assert "repeated" not in suits.partition("warning")[0]
 
 
 def test_unusable_duplicate_and_ignored_files_are_named(own: Path) -> None:

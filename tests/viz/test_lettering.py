@@ -29,7 +29,7 @@ def test_figures_of_any_names_are_drawn_without_a_warning(tmp_path: Path) -> Non
     counts = np.arange(len(ODD_NAMES) ** 2).reshape(len(ODD_NAMES), -1) % 3
     save_figure(confusion_figure(counts, ODD_NAMES), tmp_path / "confusion.png")
     videos = [row(f"v{number}", "train", label=name) for number, name in enumerate(ODD_NAMES)]
-    save_figure(data_figure(videos, "folder: /视频/$a$ b"), tmp_path / "data.png")
+    save_figure(data_figure(videos, "folder: /视频/$a$ b", 16), tmp_path / "data.png")
     assert min(path.stat().st_size for path in tmp_path.iterdir()) > 20_000
 
 
@@ -58,7 +58,7 @@ def test_a_name_without_letters_is_a_number_that_the_figure_explains() -> None:
 
 def test_numbers_of_the_data_figure_are_those_of_the_sorted_labels() -> None:
     labels = ["b", "\U00013000", "\U00013000", "a", "a", "a"]
-    figure = data_figure([row(f"v{number}", "train", label=name) for number, name in enumerate(labels)], "x")
+    figure = data_figure([row(f"v{number}", "train", label=name) for number, name in enumerate(labels)], "x", 16)
     assert texts(figure)[:3] == ["a", "#3", "b"]
 
 

@@ -32,11 +32,11 @@ def check(
         list[str] | None,
         typer.Option("--set", "-S", help="Another value: list_file=list.csv, runtime.deadline_s=300."),
     ] = None,
-    picture: Annotated[Path | None, typer.Option(help="Draw labels and lengths into this file.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Draw labels, lengths and frame rates into this file.")] = None,
     decode: Annotated[bool, typer.Option(help="Decode every frame: slower, finds damage inside of files.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Count the videos of a source, list missing, unusable and duplicate ones, and draw labels and lengths.
+    """Count the videos of a source, list missing, unusable and duplicate ones, and show their frame rates.
 
     params.yaml says what a video must have (runtime.deadline_s) and how splits are drawn.
     Ends with status 1 if the lists of the source are wrong, more files are bad than runtime.max_bad_ratio allows,
@@ -47,7 +47,7 @@ def check(
     params = load_params()
     ingest, runtime = _sections_for(params, {"source": source, "root": root, **_parse_values(values or [])})
     listing = list_source(ingest)
-    from mme.ingest.report import print_report
+    from mme.ingest.report import print_rates, print_report
     from mme.ingest.validate import validate_source
 
     columns = (TextColumn("check"), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
@@ -61,12 +61,13 @@ def check(
         from mme.viz.plots import save_figure
 
         good = [row for row in result.manifest.rows if row.status == "ok"]
-        save_figure(data_figure(good, f"{source}: {root}"), picture)
+        save_figure(data_figure(good, f"{source}: {root}", ingest.fps), picture)
     if as_json:
         typer.echo(json.dumps({**report, "faults": faults}))
     else:
         console = Console()
         print_report(result, console)
+        print_rates(report["rates"], console)
         for fault in faults:
             console.print(Text(f"fault: {fault}", style="red"), soft_wrap=True)
     if faults:

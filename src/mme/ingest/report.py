@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mme.ingest.listing import Listing
+from mme.ingest.rates import distribution, is_below, suggested_fps, varied_range
 from mme.manifest import Manifest, Video
 
 _MAX_LISTED = 20
@@ -31,12 +32,14 @@ class IngestResult:
         details: errors of the quarantined videos, by source path.
         listing: files of the source.
         num_copied: number of videos that were already in the normal form.
+        fps: frame rate of the normal form.
     """
 
     manifest: Manifest
     details: dict[str, str]
     listing: Listing
     num_copied: int
+    fps: float
 
     def report(self) -> dict[str, Any]:
         """Return counts by split, class and reason; equal for equal sources."""
@@ -56,13 +59,23 @@ class IngestResult:
             "videos": len(good),
             "classes": len(self.manifest.labels),
             "copied": self.num_copied,
+            "rates": self._rates(good),
             "splits": splits,
             "quarantined": {"videos": len(bad), "reasons": dict(sorted(Counter(row.reason for row in bad).items()))},
             "ignored": _shortened(self.listing.ignored),
             "missing": _shortened(self.listing.missing),
             "unused": _shortened(self.listing.unused),
             "duplicates": _duplicates(good),
-            "warnings": _warnings(good),
+            "warnings": [*_warnings(good), *_rate_warnings(good)],
+        }
+
+    def _rates(self, rows: list[Video]) -> dict[str, Any]:
+        rates = [row.source_fps for row in rows]
+        return {
+            "fps": self.fps,
+            "held": sum(is_below(rate, self.fps) for rate in rates),
+            "source": {str(rate): count for rate, count in distribution(rates).items()},
+            "suggested": suggested_fps(rates),
         }
 
     def quarantine(self) -> list[tuple[str, str, str]]:
@@ -79,10 +92,15 @@ def print_report(result: IngestResult, console: Console) -> None:
         table.add_row(name, *map(str, numbers))
     console.print(table)
 
-    duplicates = report["duplicates"]
+    rates, duplicates = report["rates"], report["duplicates"]
     lines = [f"bad: {path}: {reason}: {detail}" for path, reason, detail in bad[:_MAX_LISTED]]
     if len(bad) > _MAX_LISTED:
         lines.append(f"bad: {len(bad) - _MAX_LISTED} more")
+    if rates["held"]:
+        lines.append(
+            f"{rates['held']} of {report['videos']} videos have fewer than {rates['fps']:g} frames per second (fps):"
+            " their pictures are repeated"
+        )
     lines += [f"duplicates in different splits: {', '.join(paths)}" for paths in duplicates["first_across_splits"]]
     if duplicates["files"]:
         lines.append(f"{duplicates['files']} files are duplicates of another one")
@@ -92,6 +110,28 @@ def print_report(result: IngestResult, console: Console) -> None:
     lines += [f"warning: {warning}" for warning in report["warnings"]]
     for line in lines:
         console.print(Text(line), soft_wrap=True)  # `Text`: names may look like rich's markup
+
+
+def print_rates(rates: dict[str, Any], console: Console) -> None:
+    """Print the frame rates of the sources, the commonest ones first, and the one that suits them.
+
+    Args:
+        rates: member ``rates`` of `IngestResult.report`.
+        console: where to print.
+    """
+    total = sum(rates["source"].values())
+    commonest = sorted(rates["source"].items(), key=lambda item: -item[1])
+    table = Table("frames per second", "videos", "share", box=None, pad_edge=False)
+    for rate, count in commonest[:_MAX_LISTED]:
+        table.add_row(rate, str(count), f"{count / total:.0%}")
+    if len(commonest) > _MAX_LISTED:
+        count = sum(count for _, count in commonest[_MAX_LISTED:])
+        table.add_row("others", str(count), f"{count / total:.0%}")
+    console.print(table)
+    if rates["suggested"] is not None:
+        verdict = "suits" if rates["suggested"] == rates["fps"] else f"is {rates['fps']:g}; what suits is"
+        reason = "the commonest standard rate that 90 % of the videos reach"
+        console.print(Text(f"fps {verdict} {rates['suggested']}: {reason}"), soft_wrap=True)
 
 
 def _shortened(names: list[str]) -> dict[str, Any]:
@@ -125,3 +165,13 @@ def _warnings(rows: list[Video]) -> list[str]:
         elif missing:
             found.append(f"{split} has no video of {', '.join(sorted(missing))}")
     return found
+
+
+def _rate_warnings(rows: list[Video]) -> list[str]:
+    """Say that frame rates vary much."""
+    varied = varied_range([row.source_fps for row in rows])
+    if varied is None:
+        return []
+    low, high = varied
+    reason = "those below fps repeat pictures, and a rate that goes with a class would be learnt instead of motion"
+    return [f"frame rates vary, mostly from {low:.3g} to {high:.3g} per second: {reason}"]

@@ -94,7 +94,7 @@ class Ingest:
                 self._outcomes[file.name] = outcome
                 self._write_journal(journal, file, outcome)
                 advance()
-        return collect_result(self.listing, self._splits, self._outcomes, self._work)
+        return collect_result(self.listing, self._splits, self._outcomes, self._work, self._params.fps)
 
     def check(self, result: IngestResult) -> None:
         """Check the share of files that cannot be used.
@@ -163,15 +163,16 @@ def draw_splits(listing: Listing, params: IngestParams, seed: int) -> list[Split
 
 
 def collect_result(
-    listing: Listing, splits: Sequence[Split], outcomes: Mapping[str, Outcome], folder: Path
+    listing: Listing, splits: Sequence[Split], outcomes: Mapping[str, Outcome], folder: Path, fps: float
 ) -> IngestResult:
-    """Build the manifest from the outcome of each file, by name."""
+    """Build the manifest from the outcome of each file, by name; ``fps`` is the rate of the normal form."""
     pairs = zip(listing.files, splits, strict=True)
     return IngestResult(
         manifest=Manifest((_manifest_row(file, split, outcomes[file.name]) for file, split in pairs), folder),
         details={name: outcome.detail for name, outcome in outcomes.items() if outcome.reason},
         listing=listing,
         num_copied=sum(outcome.copied for outcome in outcomes.values()),
+        fps=fps,
     )
 
 

@@ -47,7 +47,7 @@ def validate_source(
     for job, result in run_with_deadline(validate_file, jobs, runtime.num_workers, runtime.deadline_s):
         outcomes[job.name] = outcome_of(result)
         advance()
-    return collect_result(listing, draw_splits(listing, params, seed), outcomes, params.root)
+    return collect_result(listing, draw_splits(listing, params, seed), outcomes, params.root, params.fps)
 
 
 def validate_file(job: ValidationJob) -> Outcome:

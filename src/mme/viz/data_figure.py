@@ -1,4 +1,4 @@
-"""Figure of a source: labels by split, and a histogram of lengths."""
+"""Figure of a source: labels by split, and histograms of lengths and frame rates."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
+from mme.ingest.rates import distribution
 from mme.manifest import SPLITS, Video
 from mme.viz.lettering import lettering, no_formula, written
 
@@ -15,15 +16,16 @@ MAX_NAMED_LABELS = 60
 NUM_LENGTH_BINS = 40
 
 
-def data_figure(videos: Sequence[Video], title: str) -> Figure:
-    """Draw the number of videos per label and split, and a histogram of lengths in seconds.
+def data_figure(videos: Sequence[Video], title: str, fps: float) -> Figure:
+    """Draw the number of videos per label and split, a histogram of lengths in seconds, and one of frame rates.
 
     Args:
         videos: usable videos; labels are sorted by their number of videos.
         title: above the figure.
+        fps: frame rate of the normal form, drawn as a line.
     """
-    figure = Figure(figsize=(10, 8), layout="constrained")
-    upper, lower = figure.subplots(2, 1, height_ratios=[3, 2])
+    figure = Figure(figsize=(10, 10), layout="constrained")
+    upper, middle, lower = figure.subplots(3, 1, height_ratios=[3, 2, 2])
 
     totals = Counter(video.label for video in videos if video.label is not None)
     labels = sorted(totals, key=lambda label: (-totals[label], label))
@@ -52,8 +54,14 @@ def data_figure(videos: Sequence[Video], title: str) -> Figure:
     seconds = np.array([video.num_frames / video.fps for video in videos])
     if len(seconds):
         median = float(np.median(seconds))
-        lower.hist(seconds, bins=NUM_LENGTH_BINS, color="tab:gray", edgecolor="white")
-        lower.axvline(median, color="black", linewidth=1, label=f"median {median:.3g} s")
-        lower.legend()
-    lower.set(xlabel="length, seconds", ylabel="videos")
+        middle.hist(seconds, bins=NUM_LENGTH_BINS, color="tab:gray", edgecolor="white")
+        middle.axvline(median, color="black", linewidth=1, label=f"median {median:.3g} s")
+        middle.legend()
+    middle.set(xlabel="length, seconds", ylabel="videos")
+
+    rates = distribution([video.source_fps for video in videos])
+    lower.bar(list(rates), list(rates.values()), color="tab:gray")
+    lower.axvline(fps, color="black", linewidth=1, label=f"fps {fps:g}")
+    lower.legend()
+    lower.set(xlabel="frame rate of the source, per second", ylabel="videos")
     return figure
