@@ -137,7 +137,7 @@ def bare_rates(folder: Path, clips: Path, batches: Sequence[int]) -> dict[int, f
 def _decode(folder: Path, clips: list[bytes]) -> int:
     config = load_config(folder)
     for clip in clips:
-        sample_views(clip, config.clip, None, config.views.segments, config.views.crops)
+        sample_views(clip, config.clip, config.fps, config.views.segments, config.views.crops)
     return len(clips)
 
 

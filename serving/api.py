@@ -163,6 +163,7 @@ async def trajectories(request: Request) -> JSONResponse:
         # Not a pydantic model: validating tens of thousands of numbers takes longer than tracking them.
         document = {
             "video": schemas.VideoFacts.model_validate(tracks.info, from_attributes=True).model_dump(),
+            "fps": tracks.fps,
             "num_steps": LENGTH,
             "windows": windows(tracks),
             "total_ms": 1000 * (time.perf_counter() - started),

@@ -105,7 +105,7 @@ class ClassificationAnswer(BaseModel):
 class TrackWindow(BaseModel):
     """Points on a grid over one frame, tracked through the following frames."""
 
-    start_frame: int
+    start_frame: Annotated[int, Field(description="Position of that frame in the video at ``fps``.")]
     start_s: Annotated[float, Field(description="Time of that frame from the video's start.")]
     paths: Annotated[
         list[list[tuple[float, float]]],
@@ -118,6 +118,7 @@ class TrackWindow(BaseModel):
 
 _TRACKS: dict[str, Any] = {
     "video": _VIDEO,
+    "fps": 16.0,
     "num_steps": 12,
     "windows": [{"start_frame": 0, "start_s": 0.0, "paths": [[[0.03, 0.03], [0.05, 0.03]], [[0.1, 0.03]]]}],
     "total_ms": 101.0,
@@ -131,6 +132,7 @@ class TracksAnswer(BaseModel):
     model_config = ConfigDict(json_schema_extra={"examples": [_TRACKS]})
 
     video: VideoFacts
+    fps: Annotated[float, Field(description="Steps of a path per second: the video is sampled by time at this rate.")]
     num_steps: Annotated[int, Field(description="Steps of a path that was tracked to its end.")]
     windows: Annotated[list[TrackWindow], Field(description="In temporal order, without overlap.")]
     total_ms: float

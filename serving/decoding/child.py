@@ -84,7 +84,7 @@ class ViewsTask:
 
     path: Path
     clip: ClipParams
-    fps: float | None
+    fps: float
     segments: int
     crops: int
     limits: VideoLimits

@@ -48,7 +48,8 @@ class VideoTracks:
         points: float32 ``[S, P, L + 1, 2]``, ``(x, y)`` as fractions of the upright frame's width and height; after
             its last valid step a point stays where it is.
         num_valid: uint8 ``[S, P]``, steps for which the point was tracked.
-        starts: start frames, ``[S]``.
+        starts: start frames, ``[S]``, of the video at ``fps``.
+        fps: frames per second, one for each step.
         info: the file's metadata.
         seconds: time of decoding and tracking.
     """
@@ -56,15 +57,17 @@ class VideoTracks:
     points: Float32[np.ndarray, "S P L 2"]
     num_valid: UInt8[np.ndarray, "S P"]
     starts: tuple[int, ...]
+    fps: float
     info: VideoInfo
     seconds: float
 
 
 @dataclass(frozen=True)
 class TracksTask:
-    """Track the points of one video."""
+    """Track the points of one video, sampled by time at ``fps``."""
 
     path: Path
+    fps: float
     limits: VideoLimits
 
     @property
@@ -79,16 +82,16 @@ class TracksTask:
             VideoError: the video cannot be decoded, or has one frame only.
         """
         info = video.info
-        num_frames = video.num_frames(info.fps)
-        if num_frames < 2:
-            raise VideoError("too-short", self.path, "one frame has no motion")
+        num_frames = video.num_frames(self.fps)
+        if min(num_frames, info.num_frames) < 2:
+            raise VideoError("too-short", self.path, f"one frame, at {self.fps:g} per second, has no motion")
 
         starts = window_starts(num_frames)
-        tracked = [track(frames) for frames in _windows(video, starts)]
+        tracked = [track(frames) for frames in _windows(video, self.fps, starts)]
         points = np.stack([points for points, _ in tracked])  # (S, P, L + 1, 2)
         num_valid = np.stack([num_valid for _, num_valid in tracked])  # (S, P)
         header = {
-            "shape": points.shape, "starts": starts, "info": dataclasses.asdict(info),
+            "shape": points.shape, "starts": starts, "fps": self.fps, "info": dataclasses.asdict(info),
             "seconds": time.perf_counter() - video.opened_s,
         }  # fmt: skip
         return header, points.tobytes() + num_valid.tobytes()
@@ -99,7 +102,8 @@ class TracksTask:
         num_floats = math.prod(shape)
         points = np.frombuffer(payload, np.float32, num_floats).reshape(shape)
         num_valid = np.frombuffer(payload, np.uint8, offset=4 * num_floats).reshape(shape[:2])
-        return VideoTracks(points, num_valid, tuple(header["starts"]), VideoInfo(**header["info"]), header["seconds"])
+        info = VideoInfo(**header["info"])
+        return VideoTracks(points, num_valid, tuple(header["starts"]), header["fps"], info, header["seconds"])
 
 
 def window_starts(num_frames: int) -> list[int]:
@@ -142,17 +146,17 @@ def track(frames: UInt8[np.ndarray, "T H W 3"]) -> tuple[Float32[np.ndarray, "P 
     return (points + np.float32(0.5)) / np.array([width, height], dtype=np.float32), num_valid.reshape(-1)
 
 
-def _windows(video: OpenVideo, starts: list[int]) -> Iterator[UInt8[np.ndarray, "T H W 3"]]:
+def _windows(video: OpenVideo, fps: float, starts: list[int]) -> Iterator[UInt8[np.ndarray, "T H W 3"]]:
     """Yield the frames of each window at the tracked size, decoded in as few passes as memory allows."""
     info = video.info
     size = tracked_size(info.height, info.width)
-    ends = [min(start + LENGTH + 1, video.num_frames(info.fps)) for start in starts]
+    ends = [min(start + LENGTH + 1, video.num_frames(fps)) for start in starts]
     windows_per_pass = max(1, MAX_FRAME_BYTES // (3 * info.height * info.width * (LENGTH + 1)))
 
     for part in range(0, len(starts), windows_per_pass):
         chosen = list(zip(starts, ends, strict=True))[part : part + windows_per_pass]
         needed = sorted({index for start, end in chosen for index in range(start, end)})
-        frames = video.read(needed, info.fps)
+        frames = video.read(needed, fps)
         place = {index: number for number, index in enumerate(needed)}
         for start, end in chosen:
             yield resize(frames[place[start] : place[end - 1] + 1], *size)
@@ -164,7 +168,7 @@ def windows(tracks: VideoTracks) -> list[dict[str, Any]]:
     return [
         {
             "start_frame": start,
-            "start_s": start / tracks.info.fps,
+            "start_s": start / tracks.fps,
             "paths": [path[: steps + 1].tolist() for path, steps in zip(points, num_valid, strict=True)],
         }
         for start, points, num_valid in zip(tracks.starts, rounded, tracks.num_valid.tolist(), strict=True)

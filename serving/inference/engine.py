@@ -116,9 +116,8 @@ class InferenceEngine:
         if self.reloader.current is not None:
             classifier = self.reloader.current.classifier
             limits = VideoLimits(math.inf, sys.maxsize, sys.maxsize, self.settings.decode_timeout_s)
-            views = await self._pool.run(
-                ViewsTask(self.reloader.warm_up_clip, classifier.config.clip, None, 1, 1, limits)
-            )
+            config = classifier.config
+            views = await self._pool.run(ViewsTask(self.reloader.warm_up_clip, config.clip, config.fps, 1, 1, limits))
             await self._batcher.predict(classifier, views)
 
     async def close(self) -> None:
@@ -170,7 +169,8 @@ class InferenceEngine:
             crops = config.views.crops if options.crops is None else int(options.crops)
 
             started = time.perf_counter()
-            views = await self._pool.run(ViewsTask(upload.path, config.clip, None, segments, crops, self._video_limits))
+            task = ViewsTask(upload.path, config.clip, config.fps, segments, crops, self._video_limits)
+            views = await self._pool.run(task)
             decode_wait_ms = max(0.0, 1000 * (time.perf_counter() - started) - views.decode_ms)
             self.metrics.decode_seconds.observe(views.decode_ms / 1000)
             assert views.info is not None
@@ -182,13 +182,14 @@ class InferenceEngine:
             )  # fmt: skip
 
     async def track(self, upload: Upload) -> VideoTracks:
-        """Decode one video and return tracks of its points.
+        """Decode one video and return tracks of its points, at the frame rate of the model.
 
         Raises:
             Problem: it is not a usable video, or the deadline has passed.
         """
         async with self._counted_video(upload):
-            tracks = await self._pool.run(TracksTask(upload.path, self._video_limits))
+            fps = self.model().classifier.config.fps
+            tracks = await self._pool.run(TracksTask(upload.path, fps, self._video_limits))
             self.metrics.tracking_seconds.observe(tracks.seconds)
             return tracks
 

@@ -19,7 +19,7 @@ export class Overlay {
 
   // `tracks` is an answer of POST /trajectories, or null for none.
   show(tracks) {
-    this.fps = tracks ? tracks.video.fps : 1;
+    this.fps = tracks ? tracks.fps : 1;
     const aspect = tracks ? tracks.video.width / tracks.video.height : 1;
     this.windows = (tracks?.windows ?? []).map(({ start_s: start, paths }) => ({
       start,

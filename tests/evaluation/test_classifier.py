@@ -30,7 +30,7 @@ def classifier(folder: Path) -> Classifier:
 @pytest.fixture(scope="module")
 def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("videos") / "video.mp4"
-    write_video(path, moving_frames(), fps=10, crf=10, gop_frames=4)
+    write_video(path, moving_frames(), fps=16, crf=10, gop_frames=4)
     return path
 
 

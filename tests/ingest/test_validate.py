@@ -115,14 +115,14 @@ def test_wrong_lines_are_named(tmp_path: Path) -> None:
 
 def test_damage_inside_of_a_file_is_found_by_decoding(tmp_path: Path) -> None:
     path = media.damaged(tmp_path / "a.mp4")
-    assert validate_file(ValidationJob("a", path, decode=False)).reason is None
-    assert validate_file(ValidationJob("a", path, decode=True)).reason == "truncated"
-    good = validate_file(ValidationJob("a", path, decode=True, span_s=(0.0, 0.75)))
+    assert validate_file(ValidationJob("a", path, 16, decode=False)).reason is None
+    assert validate_file(ValidationJob("a", path, 16, decode=True)).reason == "truncated"
+    good = validate_file(ValidationJob("a", path, 16, decode=True, span_s=(0.0, 0.75)))
     assert (good.reason, good.num_frames) == (None, 12)
 
 
 def test_outcome_of_a_usable_file(tmp_path: Path) -> None:
     path = media.write(tmp_path / "a.webm", codec="libvpx-vp9", num_frames=30, size=(96, 64))
-    seen = validate_file(ValidationJob("a", path, decode=False))
+    seen = validate_file(ValidationJob("a", path, 16, decode=False))
     assert (seen.sha256, seen.num_frames, seen.width, seen.height) == (sha256_file(path), 30, 96, 64)
-    assert validate_file(ValidationJob("a", tmp_path / "gone.mp4", decode=False)).reason == "undecodable"
+    assert validate_file(ValidationJob("a", tmp_path / "gone.mp4", 16, decode=False)).reason == "undecodable"

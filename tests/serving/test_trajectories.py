@@ -119,7 +119,7 @@ def test_large_frames_are_decoded_in_several_passes(
     from serving.decoding.child import VideoLimits, open_within_limits
 
     monkeypatch.setattr(track_job, "MAX_FRAME_BYTES", 1)
-    task = track_job.TracksTask(tmp_path / "clip.mp4", VideoLimits(math.inf, 10**9, 10**9, 60.0))
+    task = track_job.TracksTask(tmp_path / "clip.mp4", 16, VideoLimits(math.inf, 10**9, 10**9, 60.0))
     with open_within_limits(task) as video:
         header, payload = task.work(video)
     assert track_job.windows(task.parse(header, bytes(payload))) == whole["windows"]

@@ -36,14 +36,14 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def inspection(video: Path) -> Inspection:
-    return Inspection.of(video, PARAMS, 0, 16)
+    return Inspection.of(video, PARAMS, 10, 0, 16)
 
 
 def save_pretrained(folder: Path, params: Params) -> Path:
     folder.mkdir()
     save_weights(folder / "model.safetensors", MaskedMotionModel(params.model, params.clip, params.pretrain))
     sections = params.model_dump(mode="json", include={"clip", "model", "pretrain"})
-    write_json(folder / "config.json", {**sections, "statistics": {"position": [[0.0, 0.0], 0.5]}})
+    write_json(folder / "config.json", {**sections, "fps": 10.0, "statistics": {"position": [[0.0, 0.0], 0.5]}})
     return folder
 
 
@@ -56,10 +56,10 @@ def test_a_video_is_brought_to_the_normal_form_and_tracked(inspection: Inspectio
 
 
 def test_only_the_frames_asked_for_are_read(video: Path, inspection: Inspection) -> None:
-    part = Inspection.of(video, PARAMS, 4, 6)
+    part = Inspection.of(video, PARAMS, 10, 4, 6)
     np.testing.assert_array_equal(part.frames, inspection.frames[4:10])
     with pytest.raises(ValueError, match=r"scene\.mp4: fewer than 2 frames from frame 15 on"):
-        Inspection.of(video, PARAMS, 15, 6)
+        Inspection.of(video, PARAMS, 10, 15, 6)
 
 
 def test_the_liveliest_start_leaves_room_for_the_clip(inspection: Inspection) -> None:
@@ -101,7 +101,7 @@ def test_the_command_writes_a_picture_and_a_film(video: Path, tmp_path: Path, mo
     sheet = cv2.imread("seen/scene.png")
     assert sheet is not None
     assert sheet.std() > 10
-    assert read_metadata(Path("seen/scene.mp4")).num_frames == 15
+    assert read_metadata(Path("seen/scene.mp4")).num_frames == 25  # of 16 at 10 per second, 26 at 16
     assert read_frames(Path("seen/scene.mp4"), [3]).std() > 10
     refused = CliRunner().invoke(app, ["inspect", str(video), "--start", "9"])
     assert refused.exit_code == 1

@@ -32,7 +32,8 @@ def inspect_command(
 ) -> None:
     """Draw a video's tracks, camera motion, validity, HOG and mask: a picture and an animation.
 
-    The video is transcoded to the normal form and tracked with the values of params.yaml.
+    The video is brought to the normal form and tracked with the values of params.yaml; frames count at its rate, or at
+    that of the model.
     """
     from mme.video.codec import write_video
     from mme.viz.drawing import encode_png
@@ -40,7 +41,8 @@ def inspect_command(
 
     params = load_params()
     pretrained = None if model is None else Pretrained.load(model)
-    inspection = Inspection.of(video, params, first, frames)
+    fps = params.dataset(params.pretrain.data)[1].fps if pretrained is None else pretrained.fps
+    inspection = Inspection.of(video, params, fps, first, frames)
     chosen = start - first if start is not None else inspection.liveliest(needed_frames(params, pretrained))
     if not 0 <= chosen <= len(inspection.frames) - needed_frames(params, pretrained):
         raise ValueError(f"{video}: no clip and its tracks can start at frame {start} of those that were read")

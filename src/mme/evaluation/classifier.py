@@ -1,8 +1,8 @@
 """Classification of whole videos with a finetuned model: the one path from a file to logits.
 
 Evaluation, the command line and the service all call ``prepare`` -> ``predict``. ``prepare`` is
-``mme.video.sampling.sample_views`` with the clip of the model, so a server can run it in decoding processes that hold
-no model.
+``mme.video.sampling.sample_views`` with clip and rate of the model, so a server can run it in decoding processes that
+hold no model.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ class Classifier:
         """Classify one video.
 
         Args:
-            video: a path, the bytes of a video file, or RGB frames uint8 ``[T, H, W, 3]``. Where a view reaches
-                beyond the last frame, that frame is repeated.
+            video: a path, the bytes of a video file, or RGB frames uint8 ``[T, H, W, 3]`` at ``config.fps`` per second.
+                Files of any rate are sampled by time. Where a view reaches beyond the last frame, that is repeated.
             top_k: number of labels to return, at most all of them.
             segments: clips along the video; None = the model folder's setting.
             crops: squares per frame, 1 or 3; None = the model folder's setting.
@@ -125,12 +125,12 @@ class Classifier:
         return Classification(self.rank(logits, top_k), logits, len(views.frames), views.info, timings)
 
     def prepare(self, video: VideoInput, segments: int | None = None, crops: int | None = None) -> Views:
-        """Decode, resize and crop the views of a video, on the CPU and without the model; see ``views.prepare``."""
+        """Decode, resize and crop the views of a video, on the CPU and without the model; see ``sample_views``."""
         default = self.config.views
         return sample_views(
             video,
             self.config.clip,
-            None,
+            self.config.fps,
             default.segments if segments is None else segments,
             default.crops if crops is None else crops,
         )

@@ -18,10 +18,19 @@ from mme.video.trim import TimeSpan
 
 @dataclass(frozen=True)
 class ValidationJob:
-    """A file, or the clip of it between two seconds; ``decode`` means all frames instead of the first one."""
+    """A file, or the clip of it between two seconds.
+
+    Attributes:
+        name: of the file in the listing.
+        source: its path.
+        fps: frame rate of the normal form.
+        decode: decode all frames instead of the first one.
+        span_s: begin and end of the clip; None for the whole file.
+    """
 
     name: str
     source: Path
+    fps: float
     decode: bool
     span_s: TimeSpan | None = None
 
@@ -40,14 +49,15 @@ def validate_source(
         advance: called once per file.
 
     Returns:
-        the result that ingest would have, except that sizes and rates are those of the source.
+        the result that ingest would have, except that sizes are those of the source.
     """
-    jobs = [ValidationJob(file.name, params.root / file.path, decode, file.span_s) for file in listing.files]
+    root, fps = params.root, params.fps
+    jobs = [ValidationJob(file.name, root / file.path, fps, decode, file.span_s) for file in listing.files]
     outcomes = {}
     for job, result in run_with_deadline(validate_file, jobs, runtime.num_workers, runtime.deadline_s):
         outcomes[job.name] = outcome_of(result)
         advance()
-    return collect_result(listing, draw_splits(listing, params, seed), outcomes, params.root, params.fps)
+    return collect_result(listing, draw_splits(listing, params, seed), outcomes, root, fps)
 
 
 def validate_file(job: ValidationJob) -> Outcome:
@@ -61,4 +71,4 @@ def validate_file(job: ValidationJob) -> Outcome:
         video.check(num_frames)
     except (VideoError, OSError, MemoryError) as error:
         return rejected(error, sha256)
-    return Outcome(sha256, num_frames, info.fps, info.fps, info.width, info.height)
+    return Outcome(sha256, video.timeline.num_frames(job.fps), job.fps, info.fps, info.width, info.height)

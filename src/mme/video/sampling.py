@@ -37,14 +37,13 @@ class Views:
     decode_ms: float
 
 
-def sample_views(source: VideoInput, clip: ClipParams, fps: float | None, segments: int, crops: int) -> Views:
+def sample_views(source: VideoInput, clip: ClipParams, fps: float, segments: int, crops: int) -> Views:
     """Decode the frames that the views need, resize and crop them.
 
     Args:
         source: a path, the bytes of a video file, or RGB frames uint8 ``[T, H, W, 3]``, which are at ``fps`` already.
         clip: frames, stride and size of a view.
         fps: frames per second in which the clip counts; of a file, those on screen at these times are taken.
-            None: the average rate of the file.
         segments: number of clips along the video, see ``segment_starts``.
         crops: squares per frame, 1 or 3, see ``crop_offsets``.
 
@@ -62,13 +61,12 @@ def sample_views(source: VideoInput, clip: ClipParams, fps: float | None, segmen
         return sample_open_video(video, clip, fps, segments, crops)
 
 
-def sample_open_video(video: OpenVideo, clip: ClipParams, fps: float | None, segments: int, crops: int) -> Views:
+def sample_open_video(video: OpenVideo, clip: ClipParams, fps: float, segments: int, crops: int) -> Views:
     """Like ``sample_views`` for a file that is open.
 
     Raises:
         VideoError, ValueError: as ``sample_views``.
     """
-    fps = video.info.fps if fps is None else fps
     indices = view_indices(video.num_frames(fps), clip, segments)
     needed, positions = np.unique(indices, return_inverse=True)
     frames = video.read([int(index) for index in needed], fps)

@@ -23,9 +23,9 @@ from mme.targets.base import compute_targets
 from mme.targets.drawing import Canvas
 from mme.targets.grid import HiddenTokens, MaskedBatch, TargetSpec, stored_tracks
 from mme.targets.position import POSITION
-from mme.video.codec import iter_frames
 from mme.video.crop import Crop, apply_crop, resize
 from mme.video.metadata import read_metadata
+from mme.video.reader import iter_resampled
 from mme.video.sampling import fitted_size
 from mme.viz.drawing import Picture, dimmed, scale_to_height, titled_row
 from mme.viz.glyphs import draw_hidden, draw_hog, draw_validity
@@ -41,6 +41,7 @@ class Pretrained:
     Attributes:
         network: of the stage ``pretrain``, in evaluation mode.
         clip, model, pretrain: sections that it was trained with.
+        fps: frames per second that its clip counts in.
         deviation_px: clip pixels (under ``patch_std``: deviations of the token) that a predicted displacement of 1
             means; None if it predicts no positions.
     """
@@ -49,6 +50,7 @@ class Pretrained:
     clip: ClipParams
     model: ModelParams
     pretrain: PretrainParams
+    fps: float
     deviation_px: float | None
 
     @classmethod
@@ -63,12 +65,13 @@ class Pretrained:
         try:
             clip, model = ClipParams(**config["clip"]), ModelParams(**config["model"])
             pretrain, statistics = PretrainParams(**config["pretrain"]), config["statistics"]
+            fps = float(config["fps"])
         except (KeyError, TypeError, ValidationError) as error:
             raise ValueError(f"{path}: not of this version's stage pretrain: {error}") from error
         network = MaskedMotionModel(model, clip, pretrain)
         load_state(folder / "model.safetensors", network)
         deviation = float(statistics[POSITION.name][1]) if POSITION.name in statistics else None
-        return cls(network.eval(), clip, model, pretrain, deviation)
+        return cls(network.eval(), clip, model, pretrain, fps, deviation)
 
     @torch.inference_mode()
     def predict(self, clip: NDArray[np.uint8], hidden: NDArray[np.bool_]) -> NDArray[np.float32] | None:
@@ -99,22 +102,23 @@ class Inspection:
     compensated: bool
 
     @classmethod
-    def of(cls, path: Path, params: Params, first: int, num_frames: int) -> Inspection:
-        """Read ``num_frames`` frames from the frame ``first`` on, and track them as the pipeline would.
+    def of(cls, path: Path, params: Params, fps: float, first: int, num_frames: int) -> Inspection:
+        """Read ``num_frames`` frames of a video at ``fps``, from the frame ``first`` on, and track them.
 
         Raises:
             VideoError: the video cannot be decoded.
             ValueError: fewer than two frames are there.
         """
         info = read_metadata(path)
+        _, dataset = params.dataset(params.pretrain.data)
         frames: list[NDArray[np.uint8]] = []
-        for frame in itertools.islice(iter_frames(path), first, first + num_frames):
-            height, width = fitted_size(frame.shape[0], frame.shape[1], params.ingest.short_side, info.pixel_aspect)
+        for frame in itertools.islice(iter_resampled(path, fps), first, first + num_frames):
+            height, width = fitted_size(frame.shape[0], frame.shape[1], dataset.short_side, info.pixel_aspect)
             frames.append(resize(frame[None], height // 2 * 2, width // 2 * 2)[0])
         if len(frames) < 2:
-            raise ValueError(f"{path}: fewer than 2 frames from frame {first} on")
+            raise ValueError(f"{path}: fewer than 2 frames from frame {first} on, at {fps:g} per second")
         tracks = extract_tracks(frames, params.trajectories)
-        return cls(path.name, np.stack(frames), info.fps, tracks, params.trajectories.compensate_camera)
+        return cls(path.name, np.stack(frames), fps, tracks, params.trajectories.compensate_camera)
 
     def liveliest(self, needed: int) -> int:
         """Return the frame with the most motion after compensation, of those that ``needed`` frames can start at.
