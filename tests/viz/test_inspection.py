@@ -103,8 +103,8 @@ def test_the_command_writes_a_picture_and_a_film(video: Path, tmp_path: Path, mo
     assert sheet.std() > 10
     assert read_metadata(Path("seen/scene.mp4")).num_frames == 25  # of 16 at 10 per second, 26 at 16
     assert read_frames(Path("seen/scene.mp4"), [3]).std() > 10
-    refused = CliRunner().invoke(app, ["inspect", str(video), "--start", "9"])
+    refused = CliRunner().invoke(app, ["inspect", str(video), "--start", "19"])
     assert refused.exit_code == 1
-    assert "can start at frame 9" in refused.output
+    assert "can start at frame 19" in refused.output
     missing = CliRunner().invoke(app, ["inspect", "no.mp4"])
     assert missing.exit_code == 1
