@@ -40,7 +40,7 @@ size. With it the median error of the tracks on the sprites of the motion primit
 _PATCH_STRIDE_PX = 4
 _PATCH_ITERATIONS = 16
 """Of ``medium`` at half resolution, where the preset has 3 px and 25: 0.56 of the time. On known warps of real frames
-the forward-backward consistent tracks of six steps have a median error of 0.194 px per step, 0.190 with the preset's."""
+the median error of forward-backward consistent tracks of six steps is 0.194 px per step, 0.190 with the preset's."""
 
 
 class DenseFlow:
