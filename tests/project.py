@@ -17,7 +17,7 @@ import yaml
 from mme.system.files import read_json
 
 ROOT = Path(__file__).parents[1]
-STAGES = ["synthesize", "ingest", "trajectories", "pretrain", "finetune", "evaluate", "register"]
+STAGES = ["synthesize", "survey-primitives", "ingest", "trajectories", "pretrain", "finetune", "evaluate", "register"]
 NUM_PRETRAIN = 8
 CLASSES = ["left", "right", "grow", "clockwise", "up", "down"]
 

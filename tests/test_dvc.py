@@ -5,16 +5,28 @@ from __future__ import annotations
 import functools
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import grimp
 import pytest
 import yaml
 
 from mme.config import Params, RuntimeParams, load_params
+from mme.config.data import SourceLayout
 
 ROOT = Path(__file__).parents[1]
-STAGES = ("synthesize", "ingest", "ingest-more", "trajectories", "pretrain", "finetune", "evaluate", "register")
+STAGES = (
+    "synthesize",
+    "survey-primitives",
+    "survey",
+    "ingest",
+    "ingest-more",
+    "trajectories",
+    "pretrain",
+    "finetune",
+    "evaluate",
+    "register",
+)
 
 LEFT_OUT = ("config", "manifest", "system", "tracking", "viz", "stages.workspace")
 """Modules that decide no result, with all they contain.
@@ -24,7 +36,7 @@ its columns changes the file, on which stages depend. ``system`` writes files an
 records runs, and a new style of picture (``viz``) is not worth a training run.
 """
 
-MAX_CODE_DEPENDENCIES = 35
+MAX_CODE_DEPENDENCIES = 40
 
 
 @functools.cache
@@ -40,7 +52,7 @@ def stages() -> dict[str, dict[str, Any]]:
 
 
 def module_of(stage: str) -> str:
-    return "mme.stages.ingest" if stage == "ingest-more" else f"mme.stages.{stage}"
+    return f"mme.stages.{stage.removesuffix('-more').removesuffix('-primitives')}"
 
 
 @functools.cache
@@ -87,7 +99,7 @@ def out_paths(stage: str, *kinds: str) -> list[str]:
 def test_the_stages_are_those_of_the_package() -> None:
     assert tuple(stages()) == STAGES
     for stage, definition in stages().items():
-        argument = " ${key}" if stage == "ingest-more" else ""
+        argument = {"ingest-more": " ${key}", "survey-primitives": " motion-primitives"}.get(stage, "")
         assert definition["cmd"] == f"python -m {module_of(stage)}{argument}"
         assert file_of(module_of(stage)).is_file()
 
@@ -95,13 +107,23 @@ def test_the_stages_are_those_of_the_package() -> None:
 def test_more_data_sets_are_ingested_as_the_first_one() -> None:
     first, more = stages()["ingest"], stages()["ingest-more"]
     assert pipeline()["stages"]["ingest-more"]["foreach"] == "${datasets}"
-    assert more["deps"] == ["${item.root}", *first["deps"][1:]]
+    assert first["deps"][0] == "data/sources/${ingest.source}/ingest.jsonl"
+    assert more["deps"] == ["data/sources/${item.source}/ingest-${key}.jsonl", *first["deps"][1:]]
     assert more["params"] == ["datasets.${key}", *first["params"][1:]]
     named = [out.replace("data/", "data/${key}/").replace("ingest.json", "ingest-${key}.json") for out in first["outs"]]
     assert more["outs"] == named
 
 
-@pytest.mark.parametrize("stage", STAGES[3:])
+def test_what_ingest_reads_is_looked_at_each_time_unless_it_is_made_by_dvc() -> None:
+    """DVC hashes nothing behind linked folders, and nothing outside of the folder that it is given."""
+    surveyed = {f"data/sources/{source}" for source in get_args(SourceLayout)}
+    assert set(out_paths("survey", "outs")) == surveyed - {"data/sources/motion-primitives"}
+    assert out_paths("survey-primitives", "outs") == ["data/sources/motion-primitives"]
+    assert stages()["survey"]["always_changed"] is True
+    assert stages()["survey-primitives"]["deps"][0] in out_paths("synthesize", "outs")
+
+
+@pytest.mark.parametrize("stage", STAGES[5:])
 def test_stages_read_the_data_set_that_is_asked_for(stage: str) -> None:
     owner = "pretrain" if stage in {"trajectories", "pretrain"} else "finetune"
     deps = stages()[stage]["deps"]

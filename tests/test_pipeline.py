@@ -113,7 +113,7 @@ def test_another_source_leaves_the_motion_primitives_alone(project: Project) -> 
     media.text(source / "wave" / "broken.mp4")
     project.set(ingest={"source": "folder", "root": str(source)}, runtime={"max_bad_ratio": 0.2})
     shutil.rmtree(project.folder / "data/raw")
-    assert project.repro("ingest") == ["ingest"]
+    assert project.repro("ingest") == ["survey", "ingest"]
     assert project.report("ingest.json")["videos"] == 10
     quarantine = (project.folder / "data/quarantine.csv").read_text(encoding="utf-8").splitlines()
     assert len(quarantine) == 2

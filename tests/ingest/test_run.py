@@ -208,8 +208,11 @@ def test_too_many_unusable_files_are_an_error_and_listed(few: Path, tmp_path: Pa
 
 def test_hanging_decoder_is_killed(few: Path, tmp_path: Path) -> None:
     os.mkfifo(few / "up/pipe.mp4")  # opening it blocks for ever: nobody writes to it
+    names = [path.relative_to(few).as_posix() for path in sorted(few.rglob("*.mp4"))]
+    lines = [f"{name},{name.partition('/')[0]}" for name in names]
+    (few / "list.csv").write_text("\n".join(["path,label", *lines]), encoding="utf-8")
     begin = time.monotonic()
-    result = ingest(params(few), tmp_path, deadline_s=1.0)
+    result = ingest(params(few, source="csv", list_file="list.csv"), tmp_path, deadline_s=1.0)
     assert time.monotonic() - begin < 60
     assert [(row.source_path, row.reason) for row in result.manifest.quarantined] == [("up/pipe.mp4", "timed-out")]
     assert result.report()["videos"] == 6
@@ -298,6 +301,7 @@ def test_equal_files_in_training_and_test_are_reported(tmp_path: Path) -> None:
     root = tmp_path / "root"
     for split in ("train", "test"):
         media.write(root / split / "up/1.mp4", num_frames=24, size=(48, 32))
+        media.write(root / split / "down/1.mp4", num_frames=24, size=(48, 32), seed=int(split == "test") + 1)
     shutil.copy(root / "train/up/1.mp4", root / "train/up/2.mp4")
     duplicates = ingest(params(root), tmp_path).report()["duplicates"]
     assert duplicates == {

@@ -74,9 +74,13 @@ def test_wrong_seconds(tmp_path: Path, line: str, message: str) -> None:
 
 
 def test_motion_primitives_have_their_own_list(tmp_path: Path) -> None:
-    make_list(tmp_path, "path,label,split\na.mp4,up,train\ne.mp4,,pretrain\n")
+    make_list(tmp_path, "path,label,split\na.mp4,up,train\nb/c d.avi,down,train\ne.mp4,,pretrain\n")
     listing = list_source(params(tmp_path, "motion-primitives"))
-    assert [(file.path, file.split) for file in listing.files] == [("a.mp4", "train"), ("e.mp4", "pretrain")]
+    assert [(file.path, file.split) for file in listing.files] == [
+        ("a.mp4", "train"),
+        ("b/c d.avi", "train"),
+        ("e.mp4", "pretrain"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -129,7 +133,7 @@ def test_class_folders(tmp_path: Path) -> None:
         SourceFile("up/1.mp4", "up"),
         SourceFile("up/deep/2.AVI", "up"),
     ]
-    assert listing.ignored == ["README.md", "up/notes.txt"]
+    assert listing.ignored == [".hidden/", "README.md", "__MACOSX/", "up/.4.mp4", "up/notes.txt"]
 
 
 def test_split_folders(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def check(
 
 def _parse_values(values: list[str]) -> dict[str, Any]:
     """Return the values of ``--set``; options of the source in params.yaml are reset."""
-    pairs = {"list_file": None, "group_pattern": None}
+    pairs = {"list_file": None, "group_pattern": None, "frames_fps": None}
     for value in values:
         name, mark, text = value.partition("=")
         if not mark:

@@ -36,6 +36,8 @@ SourceLayout = Literal[
     "csv",
     "ucf101",
     "hmdb51",
+    "jester",
+    "something-something-v1",
     "something-something-v2",
     "kinetics",
 ]
@@ -78,6 +80,7 @@ class IngestParams(Section):
     split_number: Literal[1, 2, 3]
     list_file: Path | None
     group_pattern: str | None
+    frames_fps: FrameRate | None
     fps: FrameRate
     short_side: Annotated[int, Field(ge=16, multiple_of=2)]
     crf: Annotated[int, Field(ge=0, le=51)]

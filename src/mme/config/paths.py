@@ -6,6 +6,8 @@ from pathlib import Path
 
 DATA_FOLDER = Path("data")
 MOTION_PRIMITIVES = DATA_FOLDER / "raw/motion-primitives"
+SOURCES_FOLDER = DATA_FOLDER / "sources"
+"""Tables of what each stage ``ingest`` will read, by source."""
 TRACKS_FOLDER = DATA_FOLDER / "trajectories"
 
 PRETRAINED_FOLDER = Path("models/pretrain")

@@ -6,13 +6,15 @@ import csv
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+import unicodedata
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
 from mme.config import Split
+from mme.ingest.frame_folder import frame_sequence, is_picture
 from mme.manifest import SPLITS
 
 VIDEO_SUFFIXES = frozenset({
@@ -26,9 +28,25 @@ VIDEO_SUFFIXES = frozenset({
 
 SPLIT_OF_NAME: dict[str, Split] = {
     **{name: name for name in SPLITS},
-    **dict.fromkeys(("validation", "validate", "valid"), "val"),
+    **dict.fromkeys(("pretraining", "unlabeled", "unlabelled"), "pretrain"),
+    **dict.fromkeys(("training", "trainset"), "train"),
+    **dict.fromkeys(("validation", "validate", "valid", "valset"), "val"),
+    **dict.fromkeys(("testing", "testset"), "test"),
 }
-"""Splits by the names that lists and folders give them."""
+"""Splits by the names that lists and folders give them, in any case."""
+
+_WORDS_BESIDE_SPLIT = frozenset({
+    "avi", "clip", "clips", "data", "dataset", "frame", "frames", "hmdb", "image", "images", "img", "jester", "jpg",
+    "jpgs", "k", "kinetics", "mini", "mp", "p", "px", "rawframe", "rawframes", "resized", "rgb", "set", "small",
+    "something", "split", "ssv", "sthv", "tiny", "ucf", "v", "video", "videos",
+})  # fmt: skip
+"""Words in names such as ``videos_train``, ``rawframes_val``, ``train_256`` and ``k400-test-set``."""
+
+_SYSTEM_FOLDERS = frozenset({
+    "#recycle", "#snapshot", "$recycle.bin", "@eadir", "@recently-snapshot", "@recycle", "__macosx", "__pycache__",
+    "lost+found", "recycler", "system volume information",
+})  # fmt: skip
+"""Folders that operating systems and network drives put beside one's own."""
 
 _MAX_SHOWN_ERRORS = 20
 _ENTRY_START = re.compile(r"[^\s,]")
@@ -44,6 +62,7 @@ class SourceFile:
         split: split that the source assigns, or None.
         group: files of one group go to one split; None is a group of its own.
         span_s: first and last second of the clip (half open), or None for the whole file.
+        frames_fps: frames per second of a folder of numbered pictures; None is a file.
     """
 
     path: str
@@ -51,6 +70,7 @@ class SourceFile:
     split: Split | None = None
     group: str | None = None
     span_s: tuple[float, float] | None = None
+    frames_fps: float | None = None
 
     @property
     def name(self) -> str:
@@ -64,10 +84,12 @@ class Listing:
 
     Attributes:
         files: videos, sorted by name.
-        ignored: files without the suffix of a video.
+        ignored: what is no video by its name, and folders that are left out, with a slash at their end.
         missing: listed videos that do not exist, in a data set where that is usual.
         unused: existing videos that the lists leave out.
         splits_training: True if files without a split are training videos, some of which become validation.
+        broken: links to what does not exist, with their targets.
+        warnings: sentences about what may be other than it was meant.
     """
 
     files: list[SourceFile]
@@ -75,6 +97,8 @@ class Listing:
     missing: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
     splits_training: bool = False
+    broken: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 class LineErrors:
@@ -174,25 +198,126 @@ def json_entries(path: Path) -> Iterator[tuple[int, Any]]:
         line += text.count("\n", match.start(), end)
 
 
-def index_videos(root: Path, key: Callable[[Path], str]) -> tuple[dict[str, list[str]], list[str]]:
-    """Find the videos below ``root``, by a key of their relative paths that several may share, and all other files."""
-    videos: dict[str, list[str]] = {}
-    others = []
-    for path in walk(root):
-        if path.suffix.lower() in VIDEO_SUFFIXES:
-            videos.setdefault(key(path), []).append(path.as_posix())
+@dataclass(frozen=True)
+class Tree:
+    """What lies below a folder, relative to it and with forward slashes, sorted by folder and name.
+
+    Attributes:
+        videos: files with the suffix of a video, and links with one whose target is gone.
+        frame_folders: folders of numbered pictures.
+        others: other files, hidden ones, folders of the operating system with a slash at their end, links that lead
+            back to a folder above them, and pictures beside frames as ``PREFIX*SUFFIX``.
+        broken: links to what does not exist, with their targets.
+    """
+
+    videos: list[PurePath] = field(default_factory=list)
+    frame_folders: list[PurePath] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+
+
+def scan(root: Path) -> Tree:
+    """Find everything below ``root``; links are followed, except those that lead back to a folder above them.
+
+    Raises:
+        ValueError: a folder cannot be read.
+    """
+    tree = Tree()
+    folders = [(PurePath(), os.path.realpath(root))]
+    while folders:
+        folder, real = folders.pop()
+        subfolders, files = _scan_folder(root, folder, real, tree)
+        folders += reversed(subfolders)
+        videos = [name for name in files if PurePath(name).suffix.lower() in VIDEO_SUFFIXES]
+        tree.videos.extend(folder / name for name in videos)
+        others = [name for name in files if PurePath(name).suffix.lower() not in VIDEO_SUFFIXES]
+        if folder.parts and not videos and not subfolders and (frames := set(frame_sequence(others))):
+            tree.frame_folders.append(folder)
+            others = _shown_beside_frames(others, frames)
+        tree.others.extend((folder / name).as_posix() for name in others)
+    return tree
+
+
+def _scan_folder(root: Path, folder: PurePath, real: str, tree: Tree) -> tuple[list[tuple[PurePath, str]], list[str]]:
+    """Return the folders in a folder, with their real paths, and the files; what is neither goes into ``tree``."""
+    try:
+        with os.scandir(root / folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+    except OSError as error:
+        raise ValueError(
+            f"{root / folder}: the folder cannot be read ({error.strerror}); make it readable or take it out of {root}"
+        ) from error
+    subfolders, files = [], []
+    for entry in entries:
+        path, is_folder = folder / entry.name, _is_folder(entry)
+        if entry.name.startswith(".") or (is_folder and entry.name.casefold() in _SYSTEM_FOLDERS):
+            tree.others.append(path.as_posix() + "/" * is_folder)
+        elif is_folder:
+            target = os.path.realpath(entry) if entry.is_symlink() else os.path.join(real, entry.name)
+            if os.path.join(real, "").startswith(os.path.join(target, "")):
+                tree.others.append(path.as_posix())
+            else:
+                subfolders.append((path, target))
+        elif os.path.isfile(entry):
+            files.append(entry.name)
+        elif entry.is_symlink() and not os.path.exists(entry):
+            tree.broken.append(f"{path.as_posix()} -> {os.readlink(entry)}")
+            if path.suffix.lower() in VIDEO_SUFFIXES:
+                files.append(entry.name)
         else:
-            others.append(path.as_posix())
-    return videos, others
+            tree.others.append(path.as_posix())  # pipes and devices: opening one may never end
+    return subfolders, files
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    return entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry))
+
+
+def _shown_beside_frames(names: Sequence[str], frames: Collection[str]) -> list[str]:
+    """Return what is not a frame; numbered pictures of a kind, such as those of optical flow, under one name."""
+    rest = [name for name in names if name not in frames]
+    return sorted({re.sub(r"\d+(?=\.[^.]+$)", "*", name) if is_picture(name) else name for name in rest})
+
+
+def index_videos(root: Path, key: Callable[[PurePath], str], frames: bool = False) -> tuple[dict[str, list[str]], Tree]:
+    """Find the videos below ``root``, by a key of their relative paths that several may share, and all else.
+
+    Args:
+        root: folder of the data set.
+        key: of a relative path.
+        frames: find folders of numbered pictures too, where no video has their key.
+
+    Raises:
+        ValueError: a folder cannot be read.
+    """
+    tree = scan(root)
+    videos: dict[str, list[str]] = {}
+    for path in tree.videos:
+        videos.setdefault(key(path), []).append(path.as_posix())
+    found: dict[str, list[str]] = {}
+    for path in tree.frame_folders if frames else ():
+        found.setdefault(key(path), []).append(path.as_posix())
+    return {**found, **videos}, tree
 
 
 def class_and_stem(path: PurePath) -> str:
     """Return ``class/stem`` of a path, the key of data sets with class folders.
 
-    The suffix is left out for copies in another container, and the case because UCF101 writes some names in two ways
-    (``HandstandPushups/v_HandStandPushups_g01_c01.avi``).
+    The suffix is left out for copies in another container or as frames, and the case because UCF101 writes some names
+    in two ways (``HandstandPushups/v_HandStandPushups_g01_c01.avi``).
     """
-    return "/".join(path.with_suffix("").parts[-2:]).casefold()
+    return unicodedata.normalize("NFC", f"{path.parent.name}/{stem_of(path)}").casefold()
+
+
+def stem_of(path: PurePath) -> str:
+    """Return the name of a video or of a folder of frames, less the suffix of a video."""
+    return path.stem if path.suffix.lower() in VIDEO_SUFFIXES else path.name
+
+
+def split_of_folder(name: str) -> Split | None:
+    """Return the split that a folder's name means, such as ``Train``, ``videos_val`` or ``test_256``, or None."""
+    words = [word for word in re.findall(r"[^\W\d_]+", name.casefold()) if word not in _WORDS_BESIDE_SPLIT]
+    return SPLIT_OF_NAME.get(words[0]) if len(words) == 1 else None
 
 
 def single_match(candidates: Sequence[str], wanted: str, root: Path) -> str:
@@ -206,22 +331,6 @@ def single_match(candidates: Sequence[str], wanted: str, root: Path) -> str:
     if len(candidates) > 1:
         raise ValueError(f"{len(candidates)} videos match {wanted!r} in {root}: {', '.join(candidates[:3])}")
     return candidates[0]
-
-
-def walk(root: Path) -> Iterator[Path]:
-    """Yield all files below ``root`` relative to it, except hidden ones; links are followed, each folder once."""
-    seen = {os.path.realpath(root)}
-    for folder, folders, names in os.walk(root, followlinks=True):
-        kept = []
-        for name in sorted(folders):
-            real = os.path.realpath(os.path.join(folder, name))
-            if not name.startswith((".", "__MACOSX")) and real not in seen:
-                seen.add(real)
-                kept.append(name)
-        folders[:] = kept
-        for name in sorted(names):
-            if not name.startswith("."):
-                yield Path(folder, name).relative_to(root)
 
 
 def _read_text(path: Path) -> str:

@@ -17,9 +17,10 @@ from mme.manifest import Manifest, Video
 _MAX_LISTED = 20
 
 _SKIPPED_FILES = {
-    "missing": "are listed but do not exist",
-    "unused": "are not used",
-    "ignored": "are not videos by their names",
+    "missing": "files are listed but do not exist",
+    "broken": "links lead to nothing",
+    "unused": "files are not used",
+    "ignored": "files are not videos by their names",
 }
 
 
@@ -64,9 +65,10 @@ class IngestResult:
             "quarantined": {"videos": len(bad), "reasons": dict(sorted(Counter(row.reason for row in bad).items()))},
             "ignored": _shortened(self.listing.ignored),
             "missing": _shortened(self.listing.missing),
+            "broken": _shortened(self.listing.broken),
             "unused": _shortened(self.listing.unused),
             "duplicates": _duplicates(good),
-            "warnings": [*_warnings(good), *_rate_warnings(good)],
+            "warnings": [*self.listing.warnings, *_warnings(good), *_rate_warnings(good)],
         }
 
     def _rates(self, rows: list[Video]) -> dict[str, Any]:
@@ -106,7 +108,7 @@ def print_report(result: IngestResult, console: Console) -> None:
         lines.append(f"{duplicates['files']} files are duplicates of another one")
     for name, meaning in _SKIPPED_FILES.items():
         if report[name]["files"]:
-            lines.append(f"{report[name]['files']} files {meaning}, such as {', '.join(report[name]['first'][:3])}")
+            lines.append(f"{report[name]['files']} {meaning}, such as {', '.join(report[name]['first'][:3])}")
     lines += [f"warning: {warning}" for warning in report["warnings"]]
     for line in lines:
         console.print(Text(line), soft_wrap=True)  # `Text`: names may look like rich's markup

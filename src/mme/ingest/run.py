@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from mme.config import DEFAULT_RUNTIME, IngestParams, RuntimeParams, Split
+from mme.ingest.frame_folder import source_stamp
 from mme.ingest.listing import Listing, SourceFile
 from mme.ingest.report import IngestResult
 from mme.ingest.sources import list_source
@@ -27,7 +28,10 @@ from mme.ingest.transcode import NormalForm, Outcome, TranscodeJob, outcome_of, 
 from mme.manifest import MANIFEST_FILE, VIDEOS_FOLDER, Manifest, Video, write_quarantine
 from mme.system.files import atomic_path, digest, write_text
 from mme.system.workers import run_with_deadline
-from mme.video.codec import GOP_FRAMES, NORMAL_FORM_VERSION
+from mme.video.codec import GOP_FRAMES
+
+NORMAL_FORM_VERSION = 3
+"""Increased when the same source and parameters would give other videos."""
 
 QUARANTINE_FILE = "quarantine.csv"
 
@@ -128,10 +132,12 @@ class Ingest:
     def _journal(self) -> Path:
         return self._folder / "journal.jsonl"
 
-    def _stamp(self, path: str) -> list[int]:
-        """Return size and mtime, to detect modified files."""
-        stat = os.stat(self._params.root / path)
-        return [stat.st_size, stat.st_mtime_ns]
+    def _stamp(self, path: str) -> list[int | str] | None:
+        """Return sizes and times, to detect modified files; None is a link whose target is gone, or cannot be read."""
+        try:
+            return source_stamp(self._params.root / path)
+        except OSError:
+            return None
 
     def _write_journal(self, journal: TextIO, file: SourceFile, outcome: Outcome) -> None:
         if outcome.reason is not None and not outcome.sha256:

@@ -20,7 +20,7 @@ from mme.ingest.listing import (
     single_match,
 )
 
-HMDB51_LISTS = ("testTrainMulti_7030_splits", "metafile")
+HMDB51_LISTS = ("testTrainMulti_7030_splits", "metafile", "test_train_splits", "annotations")
 
 _SPLIT_OF_FLAG: dict[str, Split | None] = {"1": None, "2": "test"}
 _UNUSED_FLAG = "0"
@@ -44,7 +44,7 @@ def list_hmdb51(params: IngestParams) -> Listing:
         raise ValueError(f"{folder}: has no list CLASS{ending}")
 
     errors = LineErrors()
-    videos, others = index_videos(root, class_and_stem)
+    videos, tree = index_videos(root, class_and_stem, frames=params.frames_fps is not None)
     listed: dict[str, int] = {}
     files, unused = [], []
     for path in lists:
@@ -81,8 +81,8 @@ def list_hmdb51(params: IngestParams) -> Listing:
     strangers = [video for key, found in videos.items() if key.partition("/")[0] not in classes for video in found]
     if strangers:
         raise ValueError(f"{folder}: no list of the class of {len(strangers)} videos, such as {strangers[0]!r}")
-    ignored = [name for name in others if not name.startswith(f"{folder.name}/")]
-    return Listing(files, ignored, unused=unused, splits_training=True)
+    ignored = [name for name in tree.others if not name.startswith(f"{folder.name}/")]
+    return Listing(files, ignored, unused=unused, splits_training=True, broken=tree.broken)
 
 
 def _parse_flag(line: str) -> tuple[str, str]:

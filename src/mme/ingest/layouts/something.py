@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from mme.config import IngestParams, Split
-from mme.ingest.listing import LineErrors, Listing, SourceFile, index_videos, json_entries, read_lines, single_match
+from mme.ingest.listing import (
+    LineErrors,
+    Listing,
+    SourceFile,
+    index_videos,
+    json_entries,
+    read_lines,
+    single_match,
+    stem_of,
+)
 from mme.system.files import read_json
 
 _LABEL_FOLDERS = ("labels", ".", "annotations")
@@ -33,7 +42,7 @@ def list_something_v2(params: IngestParams) -> Listing:
     root = params.root
     folder = _find_label_folder(root)
     classes = _read_label_names(_label_file(folder, "labels.json"))
-    videos, others = index_videos(root, lambda path: path.stem)
+    videos, tree = index_videos(root, stem_of, frames=params.frames_fps is not None)
     errors = LineErrors()
     listed: dict[str, str] = {}
     files = []
@@ -52,8 +61,8 @@ def list_something_v2(params: IngestParams) -> Listing:
 
     unused = [path for video_id, paths in videos.items() if video_id not in listed for path in paths]
     label_folder = folder.relative_to(root).as_posix()
-    ignored = [name for name in others if Path(name).parent.as_posix() != label_folder]
-    return Listing(files, ignored, unused=unused)
+    ignored = [name for name in tree.others if Path(name).parent.as_posix() != label_folder]
+    return Listing(files, ignored, unused=unused, broken=tree.broken)
 
 
 def _find_label_folder(root: Path) -> Path:

@@ -22,7 +22,7 @@ from mme.ingest.listing import (
     single_match,
 )
 
-UCF101_LISTS = "ucfTrainTestlist"
+UCF101_LISTS = ("ucfTrainTestlist", "annotations", "UCF101TrainTestSplits-RecognitionTask/ucfTrainTestlist")
 
 _Side = Literal["train", "test"]
 _CLASS_AND_GROUP = re.compile(r"v_(\w+_g\d+)_c\d+")
@@ -34,13 +34,15 @@ def list_ucf101(params: IngestParams) -> Listing:
     Raises:
         ValueError: a list is missing, or lines are wrong or missing; the message names files and lines.
     """
-    root, folder, number_of_lists = params.root, params.root / UCF101_LISTS, f"{params.split_number:02d}"
+    root, number_of_lists = params.root, f"{params.split_number:02d}"
+    lists_folder = next((name for name in UCF101_LISTS if (root / name / "classInd.txt").is_file()), UCF101_LISTS[0])
+    folder = root / lists_folder
     lists: dict[_Side, Path] = {
         "train": folder / f"trainlist{number_of_lists}.txt",
         "test": folder / f"testlist{number_of_lists}.txt",
     }
     errors = LineErrors()
-    videos, others = index_videos(root, class_and_stem)
+    videos, tree = index_videos(root, class_and_stem, frames=params.frames_fps is not None)
     classes = _read_classes(folder / "classInd.txt", errors)
     listed: dict[str, tuple[_Side, int]] = {}
     side_of_group: dict[str, _Side] = {}
@@ -70,8 +72,8 @@ def list_ucf101(params: IngestParams) -> Listing:
         what = f"{len(unlisted)} videos are in neither list, such as {unlisted[0]!r}"
         errors.add(lists["test"], last_line, f"the list ends, and {what}")
     errors.check()
-    ignored = [name for name in others if not name.startswith(f"{UCF101_LISTS}/")]
-    return Listing(files, ignored, splits_training=True)
+    ignored = [name for name in tree.others if not name.startswith(f"{lists_folder}/")]
+    return Listing(files, ignored, splits_training=True, broken=tree.broken)
 
 
 def _read_classes(path: Path, errors: LineErrors) -> dict[str, int]:
