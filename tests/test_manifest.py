@@ -122,6 +122,14 @@ def test_unreadable_manifests(tmp_path: Path) -> None:
         Manifest.load(path)
 
 
+def test_videos_in_another_normal_form_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.parquet"
+    _manifest().save(path)
+    pq.write_table(pq.read_table(path).replace_schema_metadata(None), path)  # as versions before 4 wrote it
+    with pytest.raises(ValueError, match=r"manifest\.parquet: .* version 3 of the normal form.*dvc repro ingest"):
+        Manifest.load(path)
+
+
 def test_quarantine_list_is_sorted_csv(tmp_path: Path) -> None:
     write_quarantine(tmp_path / "q.csv", [("b.mp4", "empty", "0 bytes"), ("a, b.mp4", "truncated", 'says "9"')])
     assert (tmp_path / "q.csv").read_text("utf-8") == (

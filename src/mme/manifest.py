@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from mme.config import Split
 from mme.system.files import atomic_path, digest
+from mme.video.codec import NORMAL_FORM_VERSION
 from mme.video.containers import Reason
 
 VideoStatus = Literal["ok", "quarantined"]
@@ -63,12 +64,15 @@ class Video:
     source_fps: float
 
 
+_VERSION_KEY = b"normal_form"
+"""Key in the metadata of the Parquet file: version of the normal form that its videos are in."""
+
 # One column per field; those of `X | None` may be null. Annotations are strings, and literals are stored as strings.
 _TYPES = {"int": pa.int32(), "float": pa.float64()}
 _SCHEMA = pa.schema(
     pa.field(field.name, _TYPES.get(str(field.type), pa.string()), nullable="None" in str(field.type))
     for field in fields(Video)
-)
+).with_metadata({_VERSION_KEY: str(NORMAL_FORM_VERSION)})
 
 
 class Manifest:
@@ -163,7 +167,7 @@ class Manifest:
         """Read a manifest.
 
         Raises:
-            ValueError: the file is missing, not Parquet, or lacks a column.
+            ValueError: the file is missing, not Parquet, lacks a column, or its videos are in another normal form.
         """
         path = Path(path)
         try:
@@ -174,6 +178,12 @@ class Manifest:
         if missing:
             raise ValueError(
                 f"{path}: not a manifest of this version, it lacks the columns {sorted(missing)}; run `dvc repro`"
+            )
+        version = (table.schema.metadata or {}).get(_VERSION_KEY, b"3").decode()
+        if version != str(NORMAL_FORM_VERSION):
+            raise ValueError(
+                f"{path}: its videos are in version {version} of the normal form, not {NORMAL_FORM_VERSION};"
+                " run `dvc repro ingest`"
             )
         return cls((Video(**row) for row in table.select(_SCHEMA.names).to_pylist()), path.parent)
 

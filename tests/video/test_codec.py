@@ -130,6 +130,50 @@ def test_written_videos_are_in_the_normal_form(tmp_path: Path) -> None:
     assert keys == [index % 8 == 0 for index in range(20)]
 
 
+def test_written_videos_are_quick_to_decode(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", _pictures(), 25, crf=30, gop_frames=8)
+    picture_parameters = _PictureParameters(tmp_path / "a.mp4")
+    assert not picture_parameters.entropy_coding_mode
+    assert not picture_parameters.weighted_pred
+
+    # Without a deblocking filter in the stream there is nothing to skip.
+    def decode(**options: str) -> np.ndarray:
+        with av.open(str(tmp_path / "a.mp4")) as container:
+            container.streams.video[0].codec_context.options = options
+            return np.stack([frame.to_ndarray() for frame in container.decode(video=0)])
+
+    np.testing.assert_array_equal(decode(), decode(skip_loop_filter="all"))
+
+
+class _PictureParameters:
+    """The first fields of the picture parameter set of an H.264 stream in MP4 (ISO/IEC 14496-10, 7.3.2.2)."""
+
+    def __init__(self, path: Path) -> None:
+        with av.open(str(path)) as container:
+            extradata = container.streams.video[0].codec_context.extradata
+        assert extradata is not None
+        after_sps = 8 + int.from_bytes(extradata[6:8])  # ISO/IEC 14496-15, 5.2.4.1: one sequence parameter set
+        num_bytes = int.from_bytes(extradata[after_sps + 1 : after_sps + 3])
+        unit = extradata[after_sps + 3 : after_sps + 3 + num_bytes]
+        assert unit[0] & 31 == 8
+        self._bits = "".join(f"{byte:08b}" for byte in unit[1:])
+        for _ in ("pic_parameter_set_id", "seq_parameter_set_id"):
+            self._exp_golomb()
+        self.entropy_coding_mode = bool(self._take(1))
+        self._take(1)
+        for _ in ("num_slice_groups_minus1", "num_ref_idx_l0", "num_ref_idx_l1"):
+            self._exp_golomb()
+        self.weighted_pred = bool(self._take(1))
+
+    def _take(self, count: int) -> int:
+        taken, self._bits = self._bits[:count], self._bits[count:]
+        return int(taken, 2)
+
+    def _exp_golomb(self) -> int:
+        num_zeros = len(self._bits) - len(self._bits.lstrip("0"))
+        return self._take(2 * num_zeros + 1) - 1
+
+
 def test_equal_frames_give_equal_bytes(tmp_path: Path) -> None:
     sizes = [(48, 32), (64, 64), (96, 64)]
     seen: dict[tuple[int, int], set[bytes]] = {size: set() for size in sizes}

@@ -28,10 +28,7 @@ from mme.ingest.transcode import NormalForm, Outcome, TranscodeJob, outcome_of, 
 from mme.manifest import MANIFEST_FILE, VIDEOS_FOLDER, Manifest, Video, write_quarantine
 from mme.system.files import atomic_path, digest, write_text
 from mme.system.workers import run_with_deadline
-from mme.video.codec import GOP_FRAMES
-
-NORMAL_FORM_VERSION = 3
-"""Increased when the same source and parameters would give other videos."""
+from mme.video.codec import GOP_FRAMES, NORMAL_FORM_VERSION
 
 QUARANTINE_FILE = "quarantine.csv"
 

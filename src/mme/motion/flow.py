@@ -1,7 +1,8 @@
 """Dense optical flow by DIS (Kroeger et al., ECCV 2016), median-filtered.
 
 DIS works from coarse to fine and its preset ``medium`` stops at half resolution. In frames of 64 px that leaves one
-level of 32 px, which loses motion of more than a pixel or two; such frames get the full resolution as well.
+level of 32 px, which loses motion of more than a pixel or two; such frames get the full resolution as well. Larger
+frames have patches enough: there ``medium`` takes as few of them, and as few iterations, as the preset ``fast``.
 
 Coordinates are ``(x, y)`` in pixels with pixel centres at integer positions; arrays are indexed ``[..., y, x]``.
 """
@@ -27,10 +28,19 @@ MIN_SIDE = 16
 _MIN_LEVELS = 3
 """Minimum number of pyramid levels that DIS uses, as far as the frame has them."""
 
+_HALF_RESOLUTION = 1
+"""Pyramid level; level 0 is the full resolution."""
+
 _FULL_RESOLUTION_BLUR_PX = 1.0
 """Standard deviation of the Gaussian blur before flow at full resolution, which sees the sensor noise that coarser
 levels average out. Fixed and no parameter: it belongs to the choice of the full resolution, which is made here by frame
 size. With it the median error of the tracks on the sprites of the motion primitives is 0.08 px, without it 0.13 px."""
+
+
+_PATCH_STRIDE_PX = 4
+_PATCH_ITERATIONS = 16
+"""Of ``medium`` at half resolution, where the preset has 3 px and 25: 0.56 of the time. On known warps of real frames
+the median error of forward-backward consistent tracks of six steps is 0.194 px per step, 0.190 with the preset's."""
 
 
 class DenseFlow:
@@ -39,7 +49,7 @@ class DenseFlow:
     The seam for another flow: extraction and service use ``DenseFlow(preset, median_px).pair(first, second)`` only.
 
     Args:
-        preset: DIS preset; ``medium`` has a median end-point error of 0.23 px on known warps of real frames.
+        preset: DIS preset; ``medium`` has a median end-point error of 0.24 px on known warps of real frames.
         median_px: side of the median filter on the flow, 3 or 5; 0 disables it.
     """
 
@@ -89,9 +99,11 @@ class DenseFlow:
         across = int(math.log2(min(frame_size) / patch_px))
         coarsest = min(along, across)
 
-        # Level 0 is the full resolution.
         finest = max(min(self._dis.getFinestScale(), coarsest - _MIN_LEVELS + 1), 0)
         self._dis.setFinestScale(finest)
+        if finest == _HALF_RESOLUTION:
+            self._dis.setPatchStride(_PATCH_STRIDE_PX)
+            self._dis.setGradientDescentIterations(_PATCH_ITERATIONS)
         self._blur = finest == 0
         self._frame_size = frame_size
 
