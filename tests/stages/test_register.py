@@ -228,11 +228,12 @@ def test_the_card_is_valid_and_honest() -> None:
         "| train | 1 | 32 |",  # data by split
         "1 truncated",  # quarantine with reasons
         "| test/top1 | 0.75 |",
-        "| left | 1 | 100.0% |",
-        "| up | 0 | - |",
+        "| `left` | 1 | 100.0% |",
+        "| `up` | 0 | - |",
         "Chance is 25.0%",
+        "A clip is 4 frames of a video at 16 per second, one every 0.125 s, at 16 x 16 pixels.",
         "synthetic",
-        "Wrong more often than right on: down.",
+        "Wrong more often than right on: `down`.",
         "confidence interval",
         "mask_ratio: 0.6",
         "| run_id | " + "f" * 32,
