@@ -24,7 +24,6 @@ from benchmarks.targets import REPEATS, cpu_ms, large_frames
 from mme.config import Params, load_params
 from mme.ingest.motion_primitives import sample_scene
 from mme.manifest import Manifest
-from mme.models.encoder import model_input
 from mme.motion.store import TrackStore, merge_parts, write_index, write_part
 from mme.motion.tracking import iter_tracks
 from mme.training.pretrain import PretrainModule, pretrain_dataset, target_statistics
@@ -78,7 +77,7 @@ def measure(name: str, at_most: float | None, batch: Batch) -> Iterator[Row]:
     read = batch.read()
     actions: list[Callable[[], object]] = [
         lambda: batch.step(read), batch.read, lambda: batch.module.prepare(read),
-        lambda: model_input(read["clip"], batch.params.clip),
+        lambda: batch.module.pixels(read, ~read["hidden"]),
     ]  # fmt: skip
     repeats = REPEATS if batch.params.model.dim < 512 else 2
     step, reading, prepared, pixels = cpu_ms(*actions, repeats=repeats)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mme.config import ClipParams, ModelParams, PretrainParams, load_params
 from mme.models.classifier import MotionClassifier
-from mme.models.encoder import VideoEncoder, position_table
+from mme.models.encoder import VideoEncoder, gather_tokens, model_input, position_table, rgb_of, token_input
 from mme.models.masked_motion import MaskedMotionModel, masked_mse
 
 CLIP = ClipParams(num_frames=4, stride_frames=2, sampling="stride", size=24, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
@@ -37,6 +37,12 @@ def clip_and_mask(batch: int = 2, seed: int = 0) -> tuple[Float[Tensor, "B 3 T H
     return clip, order < 12
 
 
+def visible(
+    model: MaskedMotionModel, clip: Float[Tensor, "B 3 T H W"], hidden: Bool[Tensor, "B N"]
+) -> Float[Tensor, "B V P"]:
+    return gather_tokens(model.encoder.patchify(clip), ~hidden)
+
+
 @pytest.mark.parametrize(
     ("objective", "shapes"),
     [
@@ -50,19 +56,20 @@ def test_every_objective_predicts_its_target_for_hidden_tokens(
     objective: str, shapes: dict[str, tuple[int, ...]]
 ) -> None:
     clip, hidden = clip_and_mask()
-    predictions = MaskedMotionModel(MODEL, CLIP, pretrain(objective=objective))(clip, hidden)
+    model = MaskedMotionModel(MODEL, CLIP, pretrain(objective=objective))
+    predictions = model(visible(model, clip, hidden), hidden)
     assert {name: tuple(value.shape) for name, value in predictions.items()} == {
         name: (2, 12, *shape) for name, shape in shapes.items()
     }
 
 
-def test_hidden_pixels_reach_no_prediction_and_get_no_gradient() -> None:
+def test_hidden_pixels_are_not_encoded_and_get_no_gradient() -> None:
     clip, hidden = clip_and_mask()
-    model = MaskedMotionModel(MODEL, CLIP, pretrain(objective="mme"))
+    encoder = VideoEncoder(MODEL, CLIP)
     clip.requires_grad_()
-    sum(value.square().sum() for value in model(clip, hidden).values()).backward()
+    encoder(clip, hidden).square().sum().backward()
     assert clip.grad is not None
-    gradient = model.encoder.patchify(clip.grad)  # (B, N, P)
+    gradient = encoder.patchify(clip.grad)  # (B, N, P)
     assert gradient[hidden].abs().max() == 0
     assert (gradient[~hidden].abs().amax(dim=1) > 0).all()
 
@@ -71,8 +78,9 @@ def test_the_loss_is_blind_to_visible_tokens() -> None:
     """Targets stand for hidden tokens only, in their order: changing another clip's mask changes nothing here."""
     clip, hidden = clip_and_mask()
     model = MaskedMotionModel(MODEL, CLIP, pretrain(objective="trajectory")).eval()
-    both = model(clip, hidden)["position"]
-    alone = model(clip[:1], hidden[:1])["position"]
+    tubelets = visible(model, clip, hidden)
+    both = model(tubelets, hidden)["position"]
+    alone = model(tubelets[:1], hidden[:1])["position"]
     torch.testing.assert_close(both[:1], alone)
     assert both.shape[1] == hidden[0].sum()
 
@@ -82,7 +90,7 @@ def test_predictions_follow_their_token() -> None:
     clip, hidden = clip_and_mask(batch=1)
     model = MaskedMotionModel(MODEL, CLIP, pretrain(objective="trajectory")).eval()
     model.decoder_blocks = torch.nn.ModuleList()
-    out = model(clip, hidden)["position"]
+    out = model(visible(model, clip, hidden), hidden)["position"]
     tokens = model.decoder_norm(model.mask_token + model.positions)[hidden[0]]
     torch.testing.assert_close(out[0], model.heads["position"](tokens).unflatten(-1, (4, 3, 2)))
 
@@ -95,6 +103,22 @@ def test_tubelets_hold_the_pixels_of_their_place() -> None:
     t, y, x = 1, 2, 0
     expected = clip[0, :, 2:4, 16:24, 0:8]
     torch.testing.assert_close(tubelets[0, t * 9 + y * 3 + x], expected.flatten())
+
+
+@pytest.mark.parametrize("kept", [6, 18])
+def test_tokens_of_planes_are_patches_of_the_normalised_rgb_clip(kept: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    luma = torch.randint(16, 236, (2, 4, 24, 24), generator=generator, dtype=torch.uint8)
+    chroma = torch.randint(100, 156, (2, 4, 2, 12, 12), generator=generator, dtype=torch.uint8)
+    chosen = torch.rand(2, 18, generator=generator).argsort(dim=1) < kept
+    frames = rgb_of(luma, chroma)
+    assert ((frames == 0) | (frames == 255)).any()  # colours out of range are clipped
+    params = CLIP.model_copy(update={"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.25)})
+    expected = gather_tokens(VideoEncoder(MODEL, CLIP).patchify(model_input(frames, params)), chosen)
+    half_a_level = 0.5 / (255 * 0.2)
+    torch.testing.assert_close(
+        token_input(luma, chroma, chosen, params, MODEL), expected, atol=1.01 * half_a_level, rtol=0
+    )
 
 
 def test_encoding_a_subset_is_attention_among_the_subset() -> None:
@@ -133,10 +157,11 @@ def test_a_batch_can_be_over_fitted() -> None:
     torch.manual_seed(0)
     clip, hidden = clip_and_mask(batch=2)
     model = MaskedMotionModel(MODEL, CLIP, pretrain(objective="trajectory"))
+    tubelets = visible(model, clip, hidden)
     target, valid = torch.randn(2, 12, 4, 3, 2), torch.rand(2, 12, 4) < 0.8
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(250):
-        loss = masked_mse(model(clip, hidden)["position"], target, valid)
+        loss = masked_mse(model(tubelets, hidden)["position"], target, valid)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

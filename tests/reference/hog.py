@@ -18,7 +18,7 @@ def hog_at(frame: NDArray[np.uint8], x: float, y: float, window: int, floor_per_
     for row, weight_y in ((y0, 1 - (y + shift - y0)), (y0 + 1, y + shift - y0)):
         for column, weight_x in ((x0, 1 - (x + shift - x0)), (x0 + 1, x + shift - x0)):
             total += weight_x * weight_y * window_sum(maps, row - window // 2, column - window // 2, window)
-    return total / max(math.sqrt(float((total**2).sum())), floor_per_pixel * window**2)
+    return total / max(math.sqrt(float((total**2).sum())), floor_per_pixel * 219 / 255 * window**2)
 
 
 @functools.lru_cache(maxsize=64)
@@ -27,9 +27,9 @@ def _maps_of(pixels: bytes, shape: tuple[int, ...]) -> NDArray[np.float64]:
 
 
 def luma(frame: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """ITU-R BT.601 luma in OpenCV's fixed point: 15 bits, rounded to whole grey levels."""
-    weights = np.array([9798, 19235, 3735])
-    return np.asarray((frame.astype(np.int64) @ weights + (1 << 14)) >> 15, dtype=np.float64)
+    """ITU-R BT.709 luma from 16 (black) to 235 (white), rounded to whole levels."""
+    red, green, blue = np.moveaxis(frame.astype(np.float64), -1, 0)
+    return np.asarray(np.rint(16 + 219 / 255 * (0.2126 * red + 0.7152 * green + 0.0722 * blue)))
 
 
 def bin_maps(gray: NDArray[np.float64]) -> NDArray[np.float64]:

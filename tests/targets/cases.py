@@ -104,7 +104,7 @@ def compute_batch(
     ]
     if frames is not None:
         for sample, view in zip(samples, frames, strict=True):
-            sample["luma"] = torch.from_numpy(luma_of(np.ascontiguousarray(view[spec.hog_frames])))
+            sample["luma"] = torch.from_numpy(luma_of(np.ascontiguousarray(view[spec.dense_frames])))
     batch = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
     targets: list[Target] = [POSITION] if frames is None else [POSITION, HOG]
     computed = compute_targets(targets, HiddenTokens(cast(MaskedBatch, batch), spec))

@@ -46,7 +46,7 @@ def random_tracks(rng: np.random.Generator, spec: TargetSpec, height: int, width
 
 
 def random_frames(rng: np.random.Generator, spec: TargetSpec) -> NDArray[np.uint8]:
-    coarse = rng.integers(0, 256, (spec.hog_frames[-1] + 1, spec.height // 4, spec.width // 4, 3), dtype=np.uint8)
+    coarse = rng.integers(0, 256, (spec.dense_frames[-1] + 1, spec.height // 4, spec.width // 4, 3), dtype=np.uint8)
     return np.stack([cv2.resize(frame, (spec.width, spec.height)) for frame in coarse])
 
 
@@ -320,8 +320,11 @@ def test_the_spec_of_params_yaml() -> None:
 
 
 def test_frames_that_are_needed() -> None:
-    assert target_spec(num_tubelets=3, tubelet_stride=4, length=6).hog_frames[-1] == 13
-    assert target_spec(num_tubelets=3, tubelet_stride=4, length=6, hog_steps="first").hog_frames == [0, 4, 8]
+    spec = target_spec(num_tubelets=3, tubelet_stride=4, length=6)
+    assert spec.seen_frames == [0, 2, 4, 6, 8, 10]
+    assert spec.dense_frames == list(range(14))
+    assert target_spec(num_tubelets=3, tubelet_stride=4, hog_steps="first").dense_frames == spec.seen_frames
+    assert target_spec(num_tubelets=2, tubelet_stride=8, length=3).dense_frames == [0, 1, 2, 4, 8, 9, 10, 12]
 
 
 def test_more_frames_than_needed_change_nothing() -> None:

@@ -35,9 +35,12 @@ class Noise(Dataset[dict[str, Tensor]]):
         grid = (spec.num_tubelets, 8, 8)  # one node of tracks per cell
         self.samples = [
             {
-                "clip": torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8, generator=generator),
                 "hidden": torch.arange(32) < 20,
-                "luma": torch.randint(0, 256, (len(spec.hog_frames), 32, 32), dtype=torch.uint8, generator=generator),
+                "luma": torch.randint(
+                    16, 236, (len(spec.dense_frames), 32, 32), dtype=torch.uint8, generator=generator
+                ),
+                "chroma": torch.randint(96, 160, (4, 2, 16, 16), dtype=torch.uint8, generator=generator),
+                "clip": torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8, generator=generator),
                 "displacements": 0.3 * torch.randn(*grid, spec.length, 2, generator=generator),
                 "num_valid": spec.length * (torch.arange(8)[:, None] <= index).expand(grid).to(torch.uint8),
                 "homographies": torch.eye(3).repeat(spec.num_tubelets, spec.length, 1, 1),

@@ -39,7 +39,7 @@ def test_head_target_and_loss_agree(objective: str, hog_steps: str, precision: s
     torch.manual_seed(0)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
         batch = module.prepare(default_collate([dataset[0, index] for index in range(4)]))
-        predictions = module.model(batch["clip"], batch["hidden"])
+        predictions = module.model(batch["tubelets"], batch["hidden"])
         losses = module.losses(batch)
     assert list(predictions) == [target.name for target in OBJECTIVES[objective]]
     total = torch.tensor(0.0)

@@ -1,10 +1,11 @@
-"""Reading frames for training: random choices of one sample, and a cache of decoded videos.
+"""Reading frames for training: random choices of one sample, and caches of decoded videos.
 
 What is drawn is a function of (seed, epoch, index) alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from mme.manifest import Video
 from mme.video.codec import read_frames
 from mme.video.crop import Crop
+from mme.video.planes import YuvFrame, iter_planes
 
 SampleKey = tuple[int, int]
 """(draw, index of the video), as `mme.training.loop.loaders.EpochSampler` yields it: the first draw of a video is 0."""
@@ -29,11 +31,11 @@ def sample_rng(stream: int, seed: int, epoch: int, index: int) -> np.random.Gene
 def draw_crop(rng: np.random.Generator, height: int, width: int, min_scale: float, horizontal_flip: bool) -> Crop:
     """A random square, its side a share of at least ``min_scale`` of the short side, flipped half of the times.
 
-    The square lies on whole pixels, so that cutting it out is exact.
+    The square lies on even pixels, so that cutting it out is exact in the planes of colour too, which have half the
+    size.
     """
-    short = min(height, width)
-    side = round(short * rng.uniform(min_scale, 1.0))
-    top, left = int(rng.integers(0, height - side + 1)), int(rng.integers(0, width - side + 1))
+    side = 2 * round(min(height, width) * rng.uniform(min_scale, 1.0) / 2)
+    top, left = (2 * int(rng.integers(0, (extent - side) // 2 + 1)) for extent in (height, width))
     flip = bool(rng.random() < 0.5) and horizontal_flip
     return Crop(top=top, left=left, height=side, width=side, flip=flip)
 
@@ -74,3 +76,35 @@ class FrameCache:
         self._budget_bytes -= frames.nbytes
         self._videos[path] = frames
         return frames[indices]
+
+
+class PlaneCache:
+    """Reads the planes of normal-form videos, like `FrameCache`."""
+
+    def __init__(self, budget_mb: float) -> None:
+        self._budget_bytes = int(budget_mb * 2**20)
+        self._videos: dict[Path, list[YuvFrame]] = {}
+
+    def read(self, path: Path, start: int, stop: int, video_bytes: int) -> Iterator[YuvFrame]:
+        """Yield the planes of the frames ``start`` to ``stop - 1``; they are valid until the next one.
+
+        Args:
+            path: a video file.
+            start: first frame.
+            stop: frame to stop before.
+            video_bytes: size of the whole video decoded to RGB, twice that of its planes.
+
+        Raises:
+            VideoError: the video cannot be decoded.
+            ValueError: the video has fewer frames.
+        """
+        if path not in self._videos:
+            if video_bytes // 2 > self._budget_bytes:
+                yield from iter_planes(path, start, stop)
+                return
+            self._budget_bytes -= video_bytes // 2
+            self._videos[path] = [frame.copy() for frame in iter_planes(path)]
+        frames = self._videos[path]
+        if stop > len(frames):
+            raise ValueError(f"{path}: frame {stop - 1} is out of range, the video has {len(frames)} frames")
+        yield from frames[start:stop]

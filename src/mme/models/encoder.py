@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mme.config import ClipParams, ModelParams
+from mme.video.colour import BLACK, CHROMA_SPAN, CHROMA_ZERO, LUMA_WEIGHTS, WHITE
 
 
 def model_input(frames: UInt8[Tensor, "B T H W 3"], clip: ClipParams) -> Float[Tensor, "B 3 T H W"]:
@@ -20,6 +21,76 @@ def model_input(frames: UInt8[Tensor, "B T H W 3"], clip: ClipParams) -> Float[T
         255 * torch.tensor(values, device=frames.device)[:, None, None, None] for values in (clip.mean, clip.std)
     )  # (3, 1, 1, 1) each
     return pixels.sub_(mean).div_(std)  # (B, 3, T, H, W)
+
+
+def token_input(
+    luma: UInt8[Tensor, "B T H W"],
+    chroma: UInt8[Tensor, "B T 2 H/2 W/2"],
+    chosen: Bool[Tensor, "B N"],
+    clip: ClipParams,
+    model: ModelParams,
+) -> Float[Tensor, "B M P"]:
+    """Normalise the pixels of some tokens, from the planes of the normal form; the others cost nothing.
+
+    What comes out is `VideoEncoder.patchify` of `model_input`, within one grey level of RGB that is rounded.
+
+    Args:
+        luma: brightness of the frames that the model sees.
+        chroma: their planes of colour.
+        chosen: tokens, in (time, y, x) order, the same number M in each row.
+        clip: mean and deviation of pixels.
+        model: size of a token.
+
+    Returns:
+        Values of each token in (channel, frame, y, x) order.
+    """
+    p, s = model.tubelet_frames, model.patch_size
+    batch, frames, height, width = luma.shape
+    places = chosen.view(batch, frames // p, height // s, width // s)
+
+    # Cut into tubelets and keep the chosen ones.
+    cut = luma.view(*places.shape[:2], p, places.shape[2], s, places.shape[3], s)
+    y = cut.permute(0, 1, 3, 5, 2, 4, 6)[places].float()  # (K, p, s, s)
+    cut = chroma.view(*places.shape[:2], p, 2, places.shape[2], s // 2, places.shape[3], s // 2)
+    uv = cut.permute(0, 1, 4, 6, 3, 2, 5, 7)[places].float()  # (K, 2, p, s/2, s/2)
+
+    # RGB is linear in the planes, and normalised pixels are linear in RGB; one matrix does both.
+    mean, std = (torch.tensor(values, device=luma.device) for values in (clip.mean, clip.std))  # (3) each
+    matrix, offset = rgb_matrix(luma.device)
+    matrix, offset = matrix / (255 * std[:, None]), (offset / 255 - mean) / std
+    flat = (len(y), 2, -1)
+    colour = (matrix[:, 1:] @ uv.reshape(flat) + offset[:, None]).view(-1, 3, p, s // 2, 1, s // 2, 1)
+    per_channel = (3, 1, 1, 1, 1, 1)
+    pixels = torch.addcmul(
+        colour, y.view(-1, 1, p, s // 2, 2, s // 2, 2), matrix[:, 0].view(per_channel)
+    )  # (K, 3, p, s/2, 2, s/2, 2): a value of colour covers four pixels
+    black, white = (-mean / std).view(per_channel), ((1 - mean) / std).view(per_channel)
+    return pixels.clamp_(black, white).view(batch, -1, 3 * p * s * s)
+
+
+def rgb_matrix(device: torch.device) -> tuple[Float[Tensor, "3 3"], Float[Tensor, " 3"]]:
+    """Return matrix and offset from BT.709 planes (y, u, v) in limited range to RGB from 0 to 255."""
+    red, green, blue = LUMA_WEIGHTS
+    to_red, to_blue = 2 * (1 - red), 2 * (1 - blue)  # of v and u, in units of brightness
+    light, colour = 255 / (WHITE - BLACK), 255 / CHROMA_SPAN
+    matrix = torch.tensor(
+        [
+            [light, 0.0, colour * to_red],
+            [light, -colour * to_blue * blue / green, -colour * to_red * red / green],
+            [light, colour * to_blue, 0.0],
+        ],
+        device=device,
+    )
+    zero = torch.tensor([BLACK, CHROMA_ZERO, CHROMA_ZERO], dtype=torch.float32, device=device)
+    return matrix, -matrix @ zero
+
+
+def rgb_of(luma: UInt8[Tensor, "*B H W"], chroma: UInt8[Tensor, "*B 2 H/2 W/2"]) -> UInt8[Tensor, "*B H W 3"]:
+    """Convert planes of the normal form to RGB, for pictures."""
+    matrix, offset = rgb_matrix(luma.device)
+    wide = chroma.repeat_interleave(2, dim=-1).repeat_interleave(2, dim=-2)  # (*B, 2, H, W)
+    planes = torch.cat([luma.unsqueeze(-3), wide], dim=-3).movedim(-3, -1).float()  # (*B, H, W, 3)
+    return (planes @ matrix.T + offset).round_().clamp_(0, 255).byte()
 
 
 def sinusoid(positions: Int[Tensor, " N"], dim: int) -> Float[Tensor, "N dim"]:
@@ -149,10 +220,15 @@ class VideoEncoder(nn.Module):
             The last block's output for the visible tokens, in order, without a final norm.
         """
         tubelets = self.patchify(clip)  # (B, N, P)
-        positions = self.positions.expand(clip.shape[0], -1, -1)  # (B, N, D)
+        return self.forward_tubelets(tubelets if hidden is None else gather_tokens(tubelets, ~hidden), hidden)
 
-        # Drop hidden tokens before the embedding: with 75 % hidden, attention costs a sixteenth.
+    def forward_tubelets(
+        self, tubelets: Float[Tensor, "B V P"], hidden: Bool[Tensor, "B N"] | None = None
+    ) -> Float[Tensor, "B V D"]:
+        """Encode the visible tokens, given their normalised pixels; otherwise as `forward`."""
+        # With 75 % hidden, attention among the visible tokens costs a sixteenth.
+        positions = self.positions.expand(tubelets.shape[0], -1, -1)  # (B, N, D)
         if hidden is not None:
-            tubelets, positions = gather_tokens(tubelets, ~hidden), gather_tokens(positions, ~hidden)
+            positions = gather_tokens(positions, ~hidden)
         tokens: Tensor = self.embed(tubelets) + positions  # (B, V, D)
         return run_blocks(self.blocks, tokens, self.gradient_checkpointing)

@@ -67,23 +67,23 @@ class MaskedMotionModel(nn.Module):
             nn.init.normal_(head.weight, std=0.01)  # the first guess is the mean of the targets, not noise
         nn.init.normal_(self.mask_token, std=0.02)
 
-    def forward(self, clip: Float[Tensor, "B 3 T H W"], hidden: Bool[Tensor, "B N"]) -> dict[str, Tensor]:
+    def forward(self, tubelets: Float[Tensor, "B V P"], hidden: Bool[Tensor, "B N"]) -> dict[str, Tensor]:
         """Predict the targets of the hidden tokens.
 
         Args:
-            clip: normalised pixels.
+            tubelets: normalised pixels of the visible tokens, of `mme.models.encoder.token_input`.
             hidden: ``True`` = hidden, the same number M in each row.
 
         Returns:
             Prediction of each target, [B, M, *shape], hidden tokens in order.
         """
-        visible = self.forward_encoder(clip, hidden)  # (B, V, D)
+        visible = self.forward_encoder(tubelets, hidden)  # (B, V, D)
         decoded = self.forward_decoder(visible, hidden)  # (B, M, E)
         return self.forward_heads(decoded)
 
-    def forward_encoder(self, clip: Float[Tensor, "B 3 T H W"], hidden: Bool[Tensor, "B N"]) -> Float[Tensor, "B V D"]:
+    def forward_encoder(self, tubelets: Float[Tensor, "B V P"], hidden: Bool[Tensor, "B N"]) -> Float[Tensor, "B V D"]:
         """Encode the visible tokens."""
-        encoded: Tensor = self.norm(self.encoder(clip, hidden))
+        encoded: Tensor = self.norm(self.encoder.forward_tubelets(tubelets, hidden))
         return encoded
 
     def forward_decoder(self, visible: Float[Tensor, "B V D"], hidden: Bool[Tensor, "B N"]) -> Float[Tensor, "B M E"]:

@@ -30,8 +30,8 @@ class Target(Protocol):
         name: key of its head, its metrics and its weight.
         label: plural noun for model cards and reports.
         default_weight: factor of its loss where ``pretrain.weights`` does not name it.
-        inputs: data that a loader reads for it besides the clip: ``tracks`` (stored tracks), ``luma`` (brightness of
-            the dense frames).
+        inputs: data that a loader reads for it besides what the model sees: ``tracks`` (stored tracks), ``luma``
+            (brightness of the frames between, `mme.targets.grid.TargetSpec.dense_frames`).
         centre: ``zero`` subtracts nothing before the loss, ``mean`` the mean of each component (last axis) over the
             valid points; both then divide by one deviation. None: the target standardises each token itself, as one
             that reads pixels (`HiddenTokens.tubelets`) must.
@@ -100,6 +100,11 @@ def target_weights(targets: Sequence[Target], weights: Mapping[str, float]) -> d
     if unknown:
         raise ValueError(f"pretrain.weights: {', '.join(unknown)} is none of {', '.join(TARGETS)}")
     return {target.name: weights.get(target.name, target.default_weight) for target in targets}
+
+
+def luma_frames(targets: Sequence[Target], spec: TargetSpec) -> list[int]:
+    """Raw frames, counted from the clip's first, whose brightness a loader reads."""
+    return spec.dense_frames if any("luma" in target.inputs for target in targets) else spec.seen_frames
 
 
 @torch.no_grad()

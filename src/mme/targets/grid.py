@@ -31,9 +31,9 @@ class MaskedBatch(TypedDict):
     """A batch of masked clips as loader processes read it; nothing in it is computed from pixels or tracks.
 
     Attributes:
-        clip: RGB frames that the model sees.
         hidden: mask of the tokens in (time, y, x) order, ``True`` = hidden, the same number M in each row.
-        luma: brightness of the dense frames `TargetSpec.hog_frames`, if a target reads them.
+        luma: brightness of the frames `mme.targets.base.luma_frames`, 16 (black) to 235 (white).
+        chroma: the two planes of colour of the T frames that the model sees, at half size; 128 = no colour.
         displacements: stored tracks ``p_{t+1} - p_t`` from each tubelet's first frame, source pixels; K tubelets, and
             grids of R x Q nodes, padded to the largest of the data set.
         num_valid: leading valid steps of each track.
@@ -44,9 +44,9 @@ class MaskedBatch(TypedDict):
         flip: clips that are mirrored.
     """
 
-    clip: UInt8[Tensor, "B T H W 3"]
     hidden: Bool[Tensor, "B N"]
-    luma: NotRequired[UInt8[Tensor, "B F H W"]]
+    luma: UInt8[Tensor, "B F H W"]
+    chroma: UInt8[Tensor, "B T 2 H/2 W/2"]
     displacements: NotRequired[Float32[Tensor, "B K R Q L 2"]]
     num_valid: NotRequired[UInt8[Tensor, "B K R Q"]]
     homographies: NotRequired[Float32[Tensor, "B K L 3 3"]]
@@ -120,9 +120,16 @@ class TargetSpec:
         return self.length if self.hog_steps == "all" else 1
 
     @property
-    def hog_frames(self) -> list[int]:
-        """Raw frames, counted from the clip's first, that HOG is taken from; ascending, each once."""
-        return sorted({start + step for start in self.starts(0) for step in range(self.num_hog_steps)})
+    def seen_frames(self) -> list[int]:
+        """Raw frames, counted from the clip's first, that the model sees."""
+        stride = self.tubelet_stride // self.tubelet_frames
+        return [start + stride * frame for start in self.starts(0) for frame in range(self.tubelet_frames)]
+
+    @property
+    def dense_frames(self) -> list[int]:
+        """Raw frames that the model sees or HOG is taken from; ascending, each once."""
+        hog_frames = {start + step for start in self.starts(0) for step in range(self.num_hog_steps)}
+        return sorted(hog_frames.union(self.seen_frames))
 
     def starts(self, clip_start: int) -> list[int]:
         """Raw frames at which the tracks of a clip start."""
@@ -151,15 +158,15 @@ class HiddenTokens:
     Args:
         batch: as the loader read it, on the device of the model.
         spec: geometry of the tokens.
-        patchify: gives the normalised pixels of all tokens, ``[B, N, P]``; called only if a target reads them.
+        read_tubelets: gives the normalised pixels of the tokens; called only if a target reads them.
     """
 
     def __init__(
-        self, batch: MaskedBatch, spec: TargetSpec, patchify: Callable[[], Float[Tensor, "B N P"]] | None = None
+        self, batch: MaskedBatch, spec: TargetSpec, read_tubelets: Callable[[], Float[Tensor, "B M P"]] | None = None
     ) -> None:
         self.batch = batch
         self.spec = spec
-        self._patchify = patchify
+        self._read_tubelets = read_tubelets
 
     @functools.cached_property
     def tracks(self) -> TokenTracks:
@@ -168,15 +175,14 @@ class HiddenTokens:
 
     @property
     def luma(self) -> UInt8[Tensor, "B F H W"]:
-        """Brightness of the frames `TargetSpec.hog_frames`."""
+        """Brightness of the frames `TargetSpec.dense_frames`, 16 (black) to 235 (white)."""
         return self.batch["luma"]
 
     @property
     def tubelets(self) -> Float[Tensor, "B M P"]:
         """Normalised pixels of the tokens, in (channel, frame, y, x) order."""
-        assert self._patchify is not None, "pixels are given in the training step only: see Target.centre"
-        tubelets = self._patchify()
-        return tubelets[self.batch["hidden"]].view(len(tubelets), -1, tubelets.shape[-1])
+        assert self._read_tubelets is not None, "pixels are given in the training step only: see Target.centre"
+        return self._read_tubelets()
 
 
 def stored_tracks(tracks: TrackSlice, crop: Crop, grid: tuple[int, int], camera: bool) -> dict[str, Tensor]:

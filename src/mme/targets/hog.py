@@ -19,7 +19,6 @@ from __future__ import annotations
 import functools
 from typing import Literal
 
-import cv2
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float32, Int32, Int64, UInt8
@@ -28,6 +27,7 @@ from torch.nn.functional import embedding_bag
 
 from mme.targets.drawing import PREDICTED_COLOUR, TRUE_COLOUR, Canvas, Colour, TokenCanvas
 from mme.targets.grid import CELLS_PER_TOKEN, HiddenTokens, TargetSpec
+from mme.video.colour import BLACK, LUMA_WEIGHTS, WHITE
 
 NUM_BINS = 9
 
@@ -60,12 +60,12 @@ class Hog:
         """HOG around each point in the frame of its step, and the cells whose track is valid."""
         tracks, luma, spec = tokens.tracks, tokens.luma, tokens.spec
         num_clips, num_frames = luma.shape[:2]
-        expected = [len(spec.hog_frames), spec.height, spec.width]
+        expected = [len(spec.dense_frames), spec.height, spec.width]
         if list(luma.shape[1:]) != expected:
             raise ValueError(f"frames of {list(luma.shape[1:])}, expected {expected}")
 
         # Frame of each point: raw frames of the tubelet's steps, as places among those that are read.
-        read = torch.tensor(spec.hog_frames, device=luma.device)
+        read = torch.tensor(spec.dense_frames, device=luma.device)
         steps = torch.tensor(spec.starts(0), device=luma.device)[:, None] + torch.arange(
             spec.num_hog_steps, device=luma.device
         )  # (K, S)
@@ -88,10 +88,9 @@ class Hog:
 
 
 def luma_of(frames: UInt8[np.ndarray, "T H W 3"]) -> UInt8[np.ndarray, "T H W"]:
-    """Brightness (BT.601) of RGB frames."""
-    num_frames, height, width = frames.shape[:3]
-    gray = cv2.cvtColor(frames.reshape(num_frames * height, width, 3), cv2.COLOR_RGB2GRAY)
-    return np.asarray(gray, dtype=np.uint8).reshape(num_frames, height, width)
+    """Brightness of RGB frames as the normal form stores it: BT.709, 16 (black) to 235 (white)."""
+    weights = np.array(LUMA_WEIGHTS) * ((WHITE - BLACK) / 255)
+    return np.asarray(np.rint(BLACK + frames @ weights), dtype=np.uint8)
 
 
 def hog_at(
@@ -104,7 +103,7 @@ def hog_at(
     """Normalised histograms, of norm at most 1, at sub-pixel positions.
 
     Args:
-        luma: brightness of frames.
+        luma: brightness of frames, `BLACK` to `WHITE`.
         points: ``(x, y)``, pixels, pixel centres at integers; clamped to the frame.
         frames: frame of each point.
         window: side of the window, pixels.
@@ -137,9 +136,9 @@ def hog_at(
 
 
 def l2_normalise(histograms: Float32[Tensor, "P 9"], window: int, norm_floor: float) -> Float32[Tensor, "P 9"]:
-    """Divide by ``max(norm, floor)``, where the floor is ``norm_floor`` (grey levels) times the window's area."""
+    """Divide by ``max(norm, floor)``: ``norm_floor``, of 255 grey levels, times the window's area."""
     norm = histograms.square().sum(dim=-1, keepdim=True).sqrt()
-    return histograms / norm.clamp(min=norm_floor * window**2)
+    return histograms / norm.clamp(min=norm_floor * (WHITE - BLACK) / 255 * window**2)
 
 
 def _window_corners(

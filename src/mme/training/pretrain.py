@@ -14,10 +14,10 @@ from torch.utils.data import default_collate
 from mme.config import Params, frames_needed
 from mme.data.masked.clips import PretrainDataset, TrackedVideos
 from mme.manifest import Manifest
-from mme.models.encoder import model_input
+from mme.models.encoder import token_input
 from mme.models.masked_motion import MaskedMotionModel
 from mme.motion.store import TrackStore
-from mme.targets.base import compute_targets, objective_targets
+from mme.targets.base import compute_targets, luma_frames, objective_targets
 from mme.targets.grid import HiddenTokens, MaskedBatch
 from mme.training.loop.callbacks import Curves, LogMetrics, Throughput
 from mme.training.loop.loaders import training_loader, validation_loader
@@ -94,26 +94,33 @@ class PretrainModule(TrainingModule):
 
     @torch.no_grad()
     def prepare(self, batch: Batch) -> Batch:
-        """Normalise the pixels and compute the standardised targets of a batch.
+        """Normalise the pixels of the visible tokens and compute the standardised targets of a batch.
 
         Args:
             batch: fields of `mme.targets.grid.MaskedBatch`.
 
         Returns:
-            ``clip`` (normalised pixels), ``hidden``, and for each target ``NAME`` and ``NAME_valid``.
+            ``tubelets``, ``hidden``, and for each target ``NAME`` and ``NAME_valid``.
         """
+        hidden = batch["hidden"]
         with torch.autocast(self.device.type, enabled=False):  # targets keep their precision whatever the model has
-            pixels = model_input(batch["clip"], self.params.clip)
-            tokens = HiddenTokens(
-                cast(MaskedBatch, batch), self.model.spec, lambda: self.model.encoder.patchify(pixels)
-            )
-            prepared = {"clip": pixels, "hidden": batch["hidden"]}
+            tokens = HiddenTokens(cast(MaskedBatch, batch), self.model.spec, lambda: self.pixels(batch, hidden))
+            prepared = {"tubelets": self.pixels(batch, ~hidden), "hidden": hidden}
             for name, (values, valid) in compute_targets(self.model.targets, tokens).items():
                 prepared[name] = values
                 if name in self.standardised:
                     prepared[name] = (values - getattr(self, f"{name}_mean")) / getattr(self, f"{name}_deviation")
                 prepared[f"{name}_valid"] = valid
         return prepared
+
+    def pixels(self, batch: Batch, chosen: Tensor) -> Tensor:
+        """Return the normalised pixels of some tokens ``[B, M, P]``."""
+        luma, spec = batch["luma"], self.model.spec
+        read = luma_frames(self.model.targets, spec)
+        if len(read) > len(spec.seen_frames):
+            seen = torch.tensor([read.index(frame) for frame in spec.seen_frames], device=luma.device)
+            luma = luma.index_select(1, seen)
+        return token_input(luma, batch["chroma"], chosen, self.params.clip, self.params.model)
 
     def unstandardise(self, name: str, values: Tensor) -> Tensor:
         """Values of a target in its own units, from those of the loss."""
@@ -131,7 +138,7 @@ class PretrainModule(TrainingModule):
         return self._losses(self.model, part)
 
     def _losses(self, model: nn.Module, part: Batch) -> dict[str, Tensor]:
-        predictions = model(part["clip"], part["hidden"])
+        predictions = model(part["tubelets"], part["hidden"])
         targets = {name: (part[name], part[f"{name}_valid"]) for name in predictions}
         return self.model.forward_loss(predictions, targets)
 

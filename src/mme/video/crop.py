@@ -8,6 +8,9 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
+_MOST_SHRINK = 0.75
+"""Ratio of new to old sides down to which frames are resampled bicubically."""
+
 
 @dataclass(frozen=True)
 class Crop:
@@ -36,10 +39,18 @@ def apply_crop(frames: UInt8[np.ndarray, "T H W 3"], crop: Crop, size: int) -> U
 
 
 def resize(frames: UInt8[np.ndarray, "T H W 3"], height: int, width: int) -> UInt8[np.ndarray, "T {height} {width} 3"]:
-    """Resample frames: average areas when shrinking, bicubic when growing, unchanged if they have the size."""
-    old_height, old_width = frames.shape[1:3]
-    if (old_height, old_width) == (height, width):
+    """Resample frames by `resize_rule`; unchanged if they have the size."""
+    if frames.shape[1:3] == (height, width):
         return frames
-    rule = cv2.INTER_AREA if height * width < old_height * old_width else cv2.INTER_CUBIC
+    rule = resize_rule(frames.shape[1:3], (height, width))
     resized = [cv2.resize(frame, (width, height), interpolation=rule) for frame in frames]
     return np.stack(resized).astype(np.uint8, copy=False)
+
+
+def resize_rule(old: tuple[int, ...], new: tuple[int, ...]) -> int:
+    """Return OpenCV's interpolation for a resize from ``old`` to ``new`` = (height, width).
+
+    Areas are averaged when the sides shrink by more than a quarter; otherwise bicubic, which takes a quarter of the
+    time and has nothing to fold back but detail of less than three pixels.
+    """
+    return cv2.INTER_AREA if new[0] * new[1] < _MOST_SHRINK**2 * old[0] * old[1] else cv2.INTER_CUBIC

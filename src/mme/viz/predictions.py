@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from mme.data.masked.clips import PretrainDataset
+from mme.models.encoder import rgb_of
 from mme.targets.grid import CELLS_PER_TOKEN
 from mme.training.pretrain import PretrainModule
 from mme.viz.drawing import BACKGROUND, MARGIN_PX, Picture, titled_row
@@ -28,7 +29,7 @@ def draw_predictions(module: PretrainModule, dataset: PretrainDataset, count: in
     batch = default_collate([dataset[0, int(index)] for index in chosen])
     prepared = module.prepare({name: value.to(module.device) for name, value in batch.items()})
     target = module.model.targets[0]
-    predicted = module.model(prepared["clip"], prepared["hidden"])[target.name].float()
+    predicted = module.model(prepared["tubelets"], prepared["hidden"])[target.name].float()
     values = [
         module.unstandardise(target.name, standard).cpu().numpy() for standard in (prepared[target.name], predicted)
     ]
@@ -37,11 +38,12 @@ def draw_predictions(module: PretrainModule, dataset: PretrainDataset, count: in
     spec = dataset.spec
     per_tubelet = batch["hidden"].shape[1] // spec.num_tubelets
     panels = []
-    for row, (clip, hidden) in enumerate(zip(batch["clip"].numpy(), batch["hidden"].numpy(), strict=True)):
+    first_frames = rgb_of(batch["luma"][:, 0], batch["chroma"][:, 0]).numpy()  # (B, S, S, 3)
+    for row, (frame, hidden) in enumerate(zip(first_frames, batch["hidden"].numpy(), strict=True)):
         first = hidden[:per_tubelet]  # tokens of the first tubelet
         number = int(first.sum())
         shown = (values[0][row, :number], values[1][row, :number])
-        panels.append(draw_hidden(clip[0], first, target, shown, valid[row, :number], spec, _PANEL_PX))
+        panels.append(draw_hidden(frame, first, target, shown, valid[row, :number], spec, _PANEL_PX))
 
     # Two rows of panels.
     margins = ((0, MARGIN_PX), (0, MARGIN_PX), (0, 0))

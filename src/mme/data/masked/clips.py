@@ -10,16 +10,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mme.config import ClipParams, ModelParams, PretrainParams
-from mme.data.frames import SEED_PRETRAIN, FrameCache, SampleKey, draw_crop, sample_rng, video_bytes
+from mme.data.frames import SEED_PRETRAIN, PlaneCache, SampleKey, draw_crop, sample_rng, video_bytes
 from mme.data.masked.masking import draw_mask
 from mme.data.masked.motion_map import motion_map
 from mme.manifest import Manifest, Video
 from mme.motion.store import TrackStore
 from mme.motion.tracking import TrackSlice
-from mme.targets.base import objective_targets
+from mme.targets.base import luma_frames, objective_targets
 from mme.targets.grid import TargetSpec, stored_tracks
-from mme.targets.hog import luma_of
-from mme.video.crop import apply_crop
+from mme.video.crop import Crop
+from mme.video.planes import cut_plane, mirrored
 
 
 class TrackedVideos:
@@ -44,7 +44,7 @@ class TrackedVideos:
         """Take the videos of ``splits`` that have at least ``min_frames``, the span of a clip and its trajectories."""
         self.manifest = manifest
         self.tracks = tracks
-        self.cache = FrameCache(frame_cache_mb)
+        self.cache = PlaneCache(frame_cache_mb)
         self.videos = manifest.videos(splits, min_frames)
         if not self.videos:
             num_short, where = len(manifest.videos(splits)), f"splits {list(splits)}"
@@ -91,7 +91,9 @@ class PretrainDataset(Dataset[dict[str, Tensor]]):
         self.mask_ratio = mask_ratio
         self.seed = seed
         self.spec = TargetSpec.from_params(clip, model, pretrain)
-        self.inputs = {name for target in objective_targets(pretrain.objective) for name in target.inputs}
+        targets = objective_targets(pretrain.objective)
+        self.inputs = {name for target in targets for name in target.inputs}
+        self.luma_frames = luma_frames(targets, self.spec)
 
     def __len__(self) -> int:
         return len(self.tracked.videos)
@@ -115,16 +117,28 @@ class PretrainDataset(Dataset[dict[str, Tensor]]):
         if "tracks" in self.inputs:
             sample |= tracks
 
-        hog_frames = spec.hog_frames if "luma" in self.inputs else []
-        num_dense = max(clip.span_frames, *(frame + 1 for frame in hog_frames), 0)
-        dense = np.arange(start, start + num_dense)
-        frames = self.tracked.cache.read(self.tracked.manifest.path_of(video), dense, video_bytes(video))
-        view = apply_crop(frames, crop, clip.size)  # (F, S, S, 3)
-        if hog_frames:
-            sample["luma"] = torch.from_numpy(luma_of(view[hog_frames]))
-        sample["clip"] = torch.from_numpy(np.ascontiguousarray(view[: clip.span_frames : clip.stride_frames]))
         sample["hidden"] = torch.from_numpy(hidden)
-        return sample
+        return sample | self._planes(video, start, crop)
+
+    def _planes(self, video: Video, start: int, crop: Crop) -> dict[str, Tensor]:
+        """Read the clip's planes, and cut and resize each while its frame is in the processor's cache."""
+        size, half = self.clip.size, self.clip.size // 2
+        luma_rows = {frame: row for row, frame in enumerate(self.luma_frames)}
+        chroma_rows = {frame: row for row, frame in enumerate(self.spec.seen_frames)}
+        luma = np.empty((len(luma_rows), size, size), np.uint8)
+        chroma = np.empty((len(chroma_rows), 2, half, half), np.uint8)
+
+        stop = start + self.luma_frames[-1] + 1
+        frames = self.tracked.cache.read(self.tracked.manifest.path_of(video), start, stop, video_bytes(video))
+        for number, frame in enumerate(frames):
+            if number in luma_rows:
+                cut_plane(frame.y, crop, 1, luma[luma_rows[number]])
+            if number in chroma_rows:
+                for plane, out in zip((frame.u, frame.v), chroma[chroma_rows[number]], strict=True):
+                    cut_plane(plane, crop, 2, out)
+        if crop.flip:
+            luma, chroma = mirrored(luma), mirrored(chroma)
+        return {"luma": torch.from_numpy(luma), "chroma": torch.from_numpy(chroma)}
 
     def _tracks(self, video: Video, start: int) -> TrackSlice:
         return self.tracked.tracks.read(video.id, self.spec.starts(start), self.spec.length)

@@ -90,7 +90,7 @@ class Throughput(Callback):
     ) -> None:
         """Count the wait for the batch."""
         self._waited += time.perf_counter() - self._step_end
-        self._num_clips += len(batch["clip"])
+        self._num_clips += len(next(iter(batch.values())))
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Note the end of the step; it reads its losses, so a GPU has finished as well."""

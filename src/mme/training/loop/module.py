@@ -99,7 +99,7 @@ class TrainingModule(lightning.LightningModule):
         if self.ema is not None:
             self.ema.update(self.model)
 
-        self.record("train", self.step_losses, len(batch["clip"]))
+        self.record("train", self.step_losses, len(next(iter(batch.values()))))
         self.log("loss", self.step_losses["loss"], prog_bar=True, on_step=True, on_epoch=False)
 
     def _backward(self, parts: list[Batch]) -> None:
