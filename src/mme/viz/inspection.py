@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from mme.config import ClipParams, ModelParams, Params, PretrainParams, frames_needed
 from mme.data.masked.masking import draw_mask
 from mme.models.checkpoints import load_state
-from mme.models.encoder import model_input
+from mme.models.encoder import gather_tokens, model_input
 from mme.models.masked_motion import MaskedMotionModel
 from mme.motion.tracking import Tracks, TrackSlice, extract_tracks
 from mme.system.files import read_json
@@ -79,7 +79,9 @@ class Pretrained:
         if self.deviation_px is None:
             return None
         pixels = model_input(torch.from_numpy(clip)[None], self.clip)
-        predicted = self.network(pixels, torch.from_numpy(hidden)[None])[POSITION.name][0]
+        chosen = torch.from_numpy(hidden)[None]
+        visible = gather_tokens(self.network.encoder.patchify(pixels), ~chosen)
+        predicted = self.network(visible, chosen)[POSITION.name][0]
         return np.asarray(predicted.numpy() * self.deviation_px, dtype=np.float32)
 
 
