@@ -13,12 +13,9 @@ from mme.models.encoder import rgb_of
 from mme.motion.store import TrackStore
 from mme.targets.base import OBJECTIVES
 from mme.targets.hog import luma_of
-<<<<<<< HEAD
 from mme.training.pretrain import held_out_dataset, pretrain_dataset, span_frames
-=======
 from mme.video.codec import read_frames
 from mme.video.crop import Crop, apply_crop
->>>>>>> 984f18b (data: read the planes of normal-form frames, convert on the device)
 from tests.small_data import make_small_data, small_params
 
 
@@ -54,40 +51,7 @@ def test_a_sample_holds_what_its_objective_reads(folder: Path, hog_steps: str, o
 def test_a_sample_shows_the_crop_of_its_frames(folder: Path, frame_cache_mb: float) -> None:
     params = small_params(pretrain={"objective": "mme", "min_scale": 0.6})
     manifest = Manifest.load(folder / "manifest.parquet")
-<<<<<<< HEAD
-    tracked = TrackedVideos(manifest, TrackStore(folder / "trajectories"), ["pretrain"], 1, frame_cache_mb=0)
-    dataset = PretrainDataset(tracked, params.clip, params.model, params.pretrain, mask_ratio=0.6, seed=0)
-    sample = dataset[0, 3]
-    shown = [frame * params.clip.stride_frames for frame in range(params.clip.num_frames)]
-    both = [frame for frame in dataset.spec.hog_frames if frame in shown]
-    assert len(both) >= 2
-    for frame in both:
-        expected = luma_of(sample["clip"][shown.index(frame)][None].numpy())[0]
-        assert np.array_equal(sample["luma"][dataset.spec.hog_frames.index(frame)].numpy(), expected)
-
-
-def test_videos_shorter_than_clip_and_trajectories_are_left_out(folder: Path) -> None:
-    params = small_params()
-    whole = Manifest.load(folder / "manifest.parquet")
-    span = span_frames(params)
-    rows = [replace(video, num_frames=span - (number % 2)) for number, video in enumerate(whole.rows)]
-    manifest, tracks = Manifest(rows, folder), TrackStore(folder / "trajectories")
-    dataset = pretrain_dataset(params, manifest, tracks, ["pretrain"])
-    assert {video.num_frames for video in dataset.tracked.videos} == {span}
-    assert len(dataset) == 6
-    samples = [dataset[epoch, index] for epoch in range(3) for index in range(len(dataset))]
-    assert len({sample["clip"].shape for sample in samples}) == 1
-    held_out = held_out_dataset(params, manifest, tracks)
-    assert held_out is not None
-    assert len(held_out) == 2
-
-    short = Manifest([replace(video, num_frames=span - 1) for video in rows], folder)
-    assert held_out_dataset(params, short, tracks) is None
-    message = rf"all 12 videos of splits \['pretrain'\] are shorter than {span} frames, which a clip and its traj"
-    with pytest.raises(ValueError, match=message):
-        pretrain_dataset(params, short, tracks, ["pretrain"])
-=======
-    tracked = TrackedVideos(manifest, TrackStore(folder / "trajectories"), ["pretrain"], frame_cache_mb)
+    tracked = TrackedVideos(manifest, TrackStore(folder / "trajectories"), ["pretrain"], 1, frame_cache_mb)
     dataset = PretrainDataset(tracked, params.clip, params.model, params.pretrain, mask_ratio=0.6, seed=0)
     sample, video = dataset[0, 3], tracked.videos[3]
     left, top, width, height = sample["crop"].tolist()
@@ -104,4 +68,25 @@ def test_videos_shorter_than_clip_and_trajectories_are_left_out(folder: Path) ->
     seen = [dataset.luma_frames.index(frame) for frame in dataset.spec.seen_frames]
     shown = rgb_of(sample["luma"][seen], sample["chroma"]).numpy().astype(int)
     assert np.abs(shown - whole[start + np.array(dataset.spec.seen_frames)]).mean() < 6
->>>>>>> 984f18b (data: read the planes of normal-form frames, convert on the device)
+
+
+def test_videos_shorter_than_clip_and_trajectories_are_left_out(folder: Path) -> None:
+    params = small_params()
+    whole = Manifest.load(folder / "manifest.parquet")
+    span = span_frames(params)
+    rows = [replace(video, num_frames=span - (number % 2)) for number, video in enumerate(whole.rows)]
+    manifest, tracks = Manifest(rows, folder), TrackStore(folder / "trajectories")
+    dataset = pretrain_dataset(params, manifest, tracks, ["pretrain"])
+    assert {video.num_frames for video in dataset.tracked.videos} == {span}
+    assert len(dataset) == 6
+    samples = [dataset[epoch, index] for epoch in range(3) for index in range(len(dataset))]
+    assert len({sample["luma"].shape for sample in samples}) == 1
+    held_out = held_out_dataset(params, manifest, tracks)
+    assert held_out is not None
+    assert len(held_out) == 2
+
+    short = Manifest([replace(video, num_frames=span - 1) for video in rows], folder)
+    assert held_out_dataset(params, short, tracks) is None
+    message = rf"all 12 videos of splits \['pretrain'\] are shorter than {span} frames, which a clip and its traj"
+    with pytest.raises(ValueError, match=message):
+        pretrain_dataset(params, short, tracks, ["pretrain"])
