@@ -93,6 +93,12 @@ class Params(Section):
                     f"{name}.batch_size: {section.batch_size} must be a multiple of"
                     f" runtime.devices x runtime.num_nodes x runtime.accumulate = {parts}"
                 )
+            share = section.batch_size // self.runtime.num_processes
+            if share % section.epochs_per_pass:
+                raise ValueError(
+                    f"{name}.batch_size: {section.batch_size} gives a process {share} clips, which must be a multiple"
+                    f" of {name}.draws_per_decode {section.epochs_per_pass}"
+                )
         missing = set(self.pretrain.splits) - set(self.trajectories.splits)
         if missing:
             raise ValueError(f"pretrain.splits: {sorted(missing)} are not in trajectories.splits")

@@ -40,6 +40,11 @@ class OptimisedParams(OptimiserParams):
     min_scale: Annotated[float, Field(gt=0, le=1)]
 
     @property
+    def epochs_per_pass(self) -> int:
+        """Epochs that one pass over the videos counts as: the draws of each video."""
+        return 1
+
+    @property
     def scaled_lr(self) -> float:
         """Learning rate of this batch size (Goyal et al. 2017): proportional to it, or as it stands."""
         return self.lr if self.lr_batch_size is None else self.lr * self.batch_size / self.lr_batch_size
@@ -69,6 +74,18 @@ class PretrainParams(OptimisedParams):
     decoder_depth: Positive
     decoder_heads: Positive
     horizontal_flip: bool
+    draws_per_decode: Positive
+
+    @property
+    def epochs_per_pass(self) -> int:
+        """Draws of a video from one decoding; each counts as an epoch."""
+        return self.draws_per_decode
+
+    @model_validator(mode="after")
+    def _whole_passes(self) -> Self:
+        if self.epochs % self.draws_per_decode:
+            raise ValueError(f"epochs: {self.epochs} must be a multiple of draws_per_decode {self.draws_per_decode}")
+        return self
 
     @model_validator(mode="after")
     def _decoder(self) -> Self:

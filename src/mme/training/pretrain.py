@@ -74,14 +74,14 @@ class PretrainModule(TrainingModule):
     Args:
         params: the whole of ``params.yaml``.
         statistics: of `target_statistics`; kept in checkpoints.
-        steps_per_epoch: optimiser steps, for the schedule.
+        steps_per_pass: optimiser steps in a pass over the videos, for the schedule.
     """
 
     model: MaskedMotionModel
 
-    def __init__(self, params: Params, statistics: Statistics, steps_per_epoch: int) -> None:
+    def __init__(self, params: Params, statistics: Statistics, steps_per_pass: int) -> None:
         model = MaskedMotionModel(params.model, params.clip, params.pretrain)
-        super().__init__(params.pretrain, params.runtime, model, steps_per_epoch, params.seed)
+        super().__init__(params.pretrain, params.runtime, model, steps_per_pass, params.seed)
         self.params = params
         self.standardised = list(statistics)
         for name, (mean, deviation) in statistics.items():

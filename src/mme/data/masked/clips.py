@@ -1,15 +1,16 @@
-"""Masked clips for pretraining: a video's clip in epoch ``e`` is a function of (seed, e, index) alone."""
+"""Masked clips for pretraining: a clip is a function of seed, number of the draw and index of the video alone."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mme.config import ClipParams, ModelParams, PretrainParams
+from mme.config import ClipParams, ModelParams, PretrainParams, frames_needed
 from mme.data.frames import SEED_PRETRAIN, PlaneCache, SampleKey, draw_crop, sample_rng, video_bytes
 from mme.data.masked.masking import draw_mask
 from mme.data.masked.motion_map import motion_map
@@ -18,8 +19,9 @@ from mme.motion.store import TrackStore
 from mme.motion.tracking import TrackSlice
 from mme.targets.base import luma_frames, objective_targets
 from mme.targets.grid import TargetSpec, stored_tracks
+from mme.video.codec import GOP_FRAMES
 from mme.video.crop import Crop
-from mme.video.planes import cut_plane, mirrored
+from mme.video.planes import YuvFrame, cut_plane, mirrored
 
 
 class TrackedVideos:
@@ -62,6 +64,40 @@ class TrackedVideos:
         self.camera = bool(tracks.params.get("compensate_camera", True))
 
 
+class ClipView:
+    """Planes of one clip, filled frame by frame.
+
+    Args:
+        start: frame of the video that is the clip's first.
+        crop: part of the frames that the clip shows.
+        luma_frames: frames whose brightness is kept, counted from ``start``.
+        spec: geometry of the clip.
+    """
+
+    def __init__(self, start: int, crop: Crop, luma_frames: Sequence[int], spec: TargetSpec) -> None:
+        self.start = start
+        self.crop = crop
+        self._luma_rows = {frame: row for row, frame in enumerate(luma_frames)}
+        self._chroma_rows = {frame: row for row, frame in enumerate(spec.seen_frames)}
+        self._luma = np.empty((len(self._luma_rows), spec.height, spec.width), np.uint8)
+        self._chroma = np.empty((len(self._chroma_rows), 2, spec.height // 2, spec.width // 2), np.uint8)
+
+    def add(self, number: int, frame: YuvFrame) -> None:
+        """Cut and resize what is needed of a frame of the video."""
+        row = self._luma_rows.get(number - self.start)
+        if row is not None:
+            cut_plane(frame.y, self.crop, 1, self._luma[row])
+        row = self._chroma_rows.get(number - self.start)
+        if row is not None:
+            cut_plane(frame.u, self.crop, 2, self._chroma[row, 0])
+            cut_plane(frame.v, self.crop, 2, self._chroma[row, 1])
+
+    def planes(self) -> dict[str, Tensor]:
+        """Fields ``luma`` and ``chroma`` of `mme.targets.grid.MaskedBatch`, without the batch axis."""
+        planes = {"luma": self._luma, "chroma": self._chroma}
+        return {name: torch.from_numpy(mirrored(part) if self.crop.flip else part) for name, part in planes.items()}
+
+
 class PretrainDataset(Dataset[dict[str, Tensor]]):
     """Masked clips, as fields of `mme.targets.grid.MaskedBatch` without the batch axis.
 
@@ -94,51 +130,63 @@ class PretrainDataset(Dataset[dict[str, Tensor]]):
         targets = objective_targets(pretrain.objective)
         self.inputs = {name for target in targets for name in target.inputs}
         self.luma_frames = luma_frames(targets, self.spec)
+        self.num_frames = frames_needed(clip, model, pretrain.length)
 
     def __len__(self) -> int:
         return len(self.tracked.videos)
 
     def __getitem__(self, key: SampleKey) -> dict[str, Tensor]:
-        epoch, index = key
-        return self.sample(self.tracked.videos[index], sample_rng(SEED_PRETRAIN, self.seed, epoch, index))
+        return self.__getitems__([key])[0]
 
-    def sample(self, video: Video, rng: np.random.Generator) -> dict[str, Tensor]:
-        """Draw a clip, a crop and a mask of a video."""
-        clip, pretrain, spec = self.clip, self.pretrain, self.spec
-        span = max(clip.span_frames, spec.starts(0)[-1] + spec.length + 1)
-        start = int(rng.integers(0, video.num_frames - span + 1))
+    def __getitems__(self, keys: list[SampleKey]) -> list[dict[str, Tensor]]:
+        """Return the samples of a batch; consecutive draws of a video from one decoding are decoded once."""
+        samples: list[dict[str, Tensor]] = []
+        for (_, index), group in groupby(keys, lambda key: (key[0] // self.pretrain.draws_per_decode, key[1])):
+            video = self.tracked.videos[index]
+            draws = [self._draw(video, draw, index) for draw, _ in group]
+            views = [view for view, _ in draws]
+            self._read(video, views)
+            samples += [fields | view.planes() for view, fields in draws]
+        return samples
+
+    def _draw(self, video: Video, draw: int, index: int) -> tuple[ClipView, dict[str, Tensor]]:
+        """Draw a clip, a crop and a mask of a video; all but the planes is read."""
+        pretrain, spec = self.pretrain, self.spec
+        rng = sample_rng(SEED_PRETRAIN, self.seed, draw, index)
+        start = self._start(rng, video, draw, index)
         crop = draw_crop(rng, video.height, video.width, pretrain.min_scale, pretrain.horizontal_flip)
 
-        sample: dict[str, Tensor] = {}
+        fields: dict[str, Tensor] = {}
         if "tracks" in self.inputs or pretrain.mask == "motion":
             tracks = stored_tracks(self._tracks(video, start), crop, self.tracked.grid, self.tracked.camera)
         motion = motion_map(tracks, spec) if pretrain.mask == "motion" else None
         hidden = draw_mask(rng, spec.grid, self.mask_ratio, pretrain.mask, motion)
         if "tracks" in self.inputs:
-            sample |= tracks
+            fields |= tracks
+        fields["hidden"] = torch.from_numpy(hidden)
+        return ClipView(start, crop, self.luma_frames, spec), fields
 
-        sample["hidden"] = torch.from_numpy(hidden)
-        return sample | self._planes(video, start, crop)
+    def _start(self, rng: np.random.Generator, video: Video, draw: int, index: int) -> int:
+        """Draw the first frame of a clip, uniformly.
 
-    def _planes(self, video: Video, start: int, crop: Crop) -> dict[str, Tensor]:
-        """Read the clip's planes, and cut and resize each while its frame is in the processor's cache."""
-        size, half = self.clip.size, self.clip.size // 2
-        luma_rows = {frame: row for row, frame in enumerate(self.luma_frames)}
-        chroma_rows = {frame: row for row, frame in enumerate(self.spec.seen_frames)}
-        luma = np.empty((len(luma_rows), size, size), np.uint8)
-        chroma = np.empty((len(chroma_rows), 2, half, half), np.uint8)
+        Draws from one decoding start between the same two keyframes, which the first of them decides, so that hardly
+        more is decoded for all of them than for one.
+        """
+        num_starts = video.num_frames - self.num_frames + 1
+        first = draw - draw % self.pretrain.draws_per_decode
+        if draw == first:
+            return int(rng.integers(0, num_starts))
+        key = int(sample_rng(SEED_PRETRAIN, self.seed, first, index).integers(0, num_starts)) // GOP_FRAMES * GOP_FRAMES
+        return int(rng.integers(key, min(key + GOP_FRAMES, num_starts)))
 
-        stop = start + self.luma_frames[-1] + 1
+    def _read(self, video: Video, views: Sequence[ClipView]) -> None:
+        """Decode the frames of all views once, cutting each view while a frame is in the processor's cache."""
+        start = min(view.start for view in views)
+        stop = max(view.start for view in views) + self.luma_frames[-1] + 1
         frames = self.tracked.cache.read(self.tracked.manifest.path_of(video), start, stop, video_bytes(video))
-        for number, frame in enumerate(frames):
-            if number in luma_rows:
-                cut_plane(frame.y, crop, 1, luma[luma_rows[number]])
-            if number in chroma_rows:
-                for plane, out in zip((frame.u, frame.v), chroma[chroma_rows[number]], strict=True):
-                    cut_plane(plane, crop, 2, out)
-        if crop.flip:
-            luma, chroma = mirrored(luma), mirrored(chroma)
-        return {"luma": torch.from_numpy(luma), "chroma": torch.from_numpy(chroma)}
+        for number, frame in enumerate(frames, start):
+            for view in views:
+                view.add(number, frame)
 
     def _tracks(self, video: Video, start: int) -> TrackSlice:
         return self.tracked.tracks.read(video.id, self.spec.starts(start), self.spec.length)

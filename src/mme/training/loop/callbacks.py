@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mme.models.encoder import VideoEncoder
 from mme.system.files import atomic_path
+from mme.training.loop.module import TrainingModule
 
 MAX_WAITING_RATIO = 0.5
 """`Throughput` warns if data loading takes more than this share of an epoch."""
@@ -23,6 +24,16 @@ LogMetrics = Callable[[Mapping[str, float], int], None]
 """Receives the metrics of an epoch and its number."""
 
 _log = logging.getLogger(__name__)
+
+
+def finished_epochs(trainer: lightning.Trainer, module: lightning.LightningModule) -> int:
+    """Return the epochs after the present pass over the data, which may count as several."""
+    return (trainer.current_epoch + 1) * _epochs_per_pass(module)
+
+
+def _epochs_per_pass(module: lightning.LightningModule) -> int:
+    assert isinstance(module, TrainingModule)
+    return module.optimised.epochs_per_pass
 
 
 class Curves(Callback):
@@ -39,10 +50,11 @@ class Curves(Callback):
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Collect the metrics of an epoch, validation included; rank 0 records them."""
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
-        self.rows.append({"epoch": trainer.current_epoch, **metrics})
+        epoch = finished_epochs(trainer, pl_module) - 1
+        self.rows.append({"epoch": epoch, **metrics})
         if trainer.is_global_zero:
             self._write()
-            self.log_metrics(metrics, trainer.current_epoch)
+            self.log_metrics(metrics, epoch)
 
     def _write(self) -> None:
         names = ["epoch", *sorted({name for row in self.rows for name in row if name != "epoch"})]
@@ -104,7 +116,7 @@ class Throughput(Callback):
         waiting = self._waited / seconds
         clips_per_second = self._num_clips * trainer.world_size / seconds
         metrics = {"system/clips_per_second": clips_per_second, "system/waiting": waiting}
-        self.log_metrics(metrics, trainer.current_epoch)
+        self.log_metrics(metrics, finished_epochs(trainer, pl_module) - 1)
 
         # The first epoch fills the frame cache.
         if waiting > MAX_WAITING_RATIO and trainer.current_epoch > 0 and not self._warned:
@@ -146,8 +158,9 @@ class PeriodicProbe(Callback):
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Stop the clock, and probe if it is time."""
         self.seconds += time.perf_counter() - self._epoch_start
-        epoch = trainer.current_epoch + 1
-        if epoch % self.every_epochs and epoch != trainer.max_epochs:
+        epoch = finished_epochs(trainer, pl_module)
+        passed = epoch // self.every_epochs > (epoch - _epochs_per_pass(pl_module)) // self.every_epochs
+        if not passed and trainer.current_epoch + 1 != trainer.max_epochs:
             return
         encoder = pl_module.model.encoder  # type: ignore[union-attr]
         metrics = self.measure(encoder)  # type: ignore[arg-type]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -31,7 +33,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     The order is a function of (seed, epoch) alone. A video is drawn ``repeats`` times in a row in each epoch: the
     number of a draw is ``epoch * repeats + repeat``. Every process of a distributed run walks the same permutation and
-    takes each ``world_size``-th element from its rank on. So equally many consecutive
+    takes each ``world_size``-th group of ``together`` elements from its rank on. So equally many consecutive
     elements of every process make up the same global batch, whatever the number of processes.
 
     Args:
@@ -41,6 +43,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         rank: this process.
         repeats: draws of a sample per epoch (Hoffer et al. 2020).
         multiple_of: the epoch is shortened to a multiple of it, so that all processes have equally many samples.
+        together: consecutive draws that one process takes, so that it decodes their video once.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         rank: Rank = SINGLE_PROCESS,
         repeats: int = 1,
         multiple_of: int = 1,
+        together: int = 1,
     ) -> None:
         self.num_samples = num_samples
         self.seed = seed
@@ -58,6 +62,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.rank = rank
         self.repeats = repeats
         self.num_kept = num_samples * repeats // multiple_of * multiple_of
+        self.together = together
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -73,11 +78,16 @@ class EpochSampler(Sampler[tuple[int, int]]):
             yield draw, int(order[place // self.repeats])
 
     def __len__(self) -> int:
-        return len(self._places())
+        return len(self._groups()) * self.together
 
-    def _places(self) -> range:
+    def _groups(self) -> range:
+        """Numbers of this process's groups of draws in the epoch."""
+        return range(self.rank.rank, self.num_kept // self.together, self.rank.world_size)
+
+    def _places(self) -> Iterator[int]:
         """Places of this process's draws in the epoch."""
-        return range(self.rank.rank, self.num_kept, self.rank.world_size)
+        for group in self._groups():
+            yield from range(group * self.together, (group + 1) * self.together)
 
 
 def training_loader(
@@ -88,19 +98,22 @@ def training_loader(
     rank: Rank = SINGLE_PROCESS,
     repeats: int = 1,
 ) -> DataLoader[dict[str, Tensor]]:
-    """Build the loader of this process's share of full batches, shuffled anew in each epoch.
+    """Build the loader of this process's share of full batches, shuffled anew in each pass over the data set.
 
-    A batch is at most as large as the data set.
+    A pass draws each sample ``repeats`` times `OptimisedParams.epochs_per_pass` times, the latter in one process. A
+    batch is at most as large as a pass.
 
     Raises:
         ValueError: the data set has fewer samples than a batch has parts.
     """
     size: int = len(dataset)  # type: ignore[arg-type]
-    parts = rank.world_size * runtime.accumulate
-    batch_size = min(optimised.batch_size, size * repeats) // parts * parts
+    together = optimised.epochs_per_pass
+    draws = repeats * together
+    parts = rank.world_size * math.lcm(runtime.accumulate, together)
+    batch_size = min(optimised.batch_size, size * draws) // parts * parts
     if batch_size == 0:
         raise ValueError(f"{size} videos are too few for {rank.world_size} processes x {runtime.accumulate} parts")
-    sampler = EpochSampler(size, seed, True, rank, repeats, multiple_of=batch_size)
+    sampler = EpochSampler(size, seed, True, rank, draws, multiple_of=batch_size, together=together)
     return _loader(dataset, sampler, batch_size // rank.world_size, runtime.num_loader_workers)
 
 
@@ -127,4 +140,10 @@ def _loader(dataset: Dataset[Any], sampler: EpochSampler, batch_size: int, num_w
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_use_one_thread,
     )
+
+
+def _use_one_thread(worker: int) -> None:
+    """Keep OpenCV from starting a thread per core in each loader process; PyTorch's is one already."""
+    cv2.setNumThreads(1)

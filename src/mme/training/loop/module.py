@@ -41,7 +41,7 @@ class TrainingModule(lightning.LightningModule):
         optimised: section of this training.
         runtime: parts of a batch, checkpointing and compilation.
         model: model with an ``encoder``.
-        steps_per_epoch: optimiser steps per epoch, for the schedule.
+        steps_per_pass: optimiser steps in a pass over the data, for the schedule.
         seed: seed of everything that a step draws.
 
     Attributes:
@@ -49,14 +49,14 @@ class TrainingModule(lightning.LightningModule):
     """
 
     def __init__(
-        self, optimised: OptimisedParams, runtime: RuntimeParams, model: nn.Module, steps_per_epoch: int, seed: int
+        self, optimised: OptimisedParams, runtime: RuntimeParams, model: nn.Module, steps_per_pass: int, seed: int
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.optimised = optimised
         self.runtime = runtime
         self.model = model
-        self.steps_per_epoch = steps_per_epoch
+        self.steps_per_pass = steps_per_pass
         self.seed = seed
         self.ema = None if optimised.ema_decay is None else ModelEmaV3(model, optimised.ema_decay)
         encoder = model.encoder
@@ -174,8 +174,8 @@ class TrainingModule(lightning.LightningModule):
         scheduler = warmup_cosine(
             optimizer,
             lr,
-            warmup_steps=optimised.warmup_epochs * self.steps_per_epoch,
-            total_steps=optimised.epochs * self.steps_per_epoch,
+            warmup_steps=optimised.warmup_epochs * self.steps_per_pass / optimised.epochs_per_pass,
+            total_steps=optimised.epochs // optimised.epochs_per_pass * self.steps_per_pass,
             min_ratio=optimised.min_lr_ratio,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -33,7 +33,7 @@ _IGNORED_WARNINGS = (
 def build_trainer(
     work: Path, runtime: RuntimeParams, optimised: OptimisedParams, callbacks: Sequence[Callback]
 ) -> lightning.Trainer:
-    """Build a trainer that saves ``last.ckpt`` in ``work`` after each epoch and shows a progress bar.
+    """Build a trainer that saves ``last.ckpt`` in ``work`` after each pass over the data and shows a progress bar.
 
     Gradients are clipped by `mme.training.loop.module.TrainingModule`, which optimises manually.
 
@@ -52,7 +52,7 @@ def build_trainer(
         num_nodes=runtime.num_nodes,
         # Buffers are constants; broadcasting them would hang where processes have unequally many batches.
         strategy="auto" if single else DDPStrategy(forward_sync_buffers=False, gradient_as_bucket_view=True),
-        max_epochs=optimised.epochs,
+        max_epochs=optimised.epochs // optimised.epochs_per_pass,
         precision=optimised.precision,
         callbacks=[*callbacks, checkpoint, RichProgressBar()],
         logger=False,
