@@ -42,10 +42,10 @@ NUM_VIDEOS, NUM_CLIPS = 8, 24
 
 
 def texture(rng: np.random.Generator, height: int, width: int) -> NDArray[np.float32]:
-    """Colour noise whose amplitude falls with the frequency, as in natural images; mean 128, deviation 45."""
+    """Colour noise whose amplitude falls with the frequency, as that of filmed scenes; mean 128, deviation 45."""
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
     frequency[0, 0] = np.inf
-    spectrum = np.fft.rfft2(rng.normal(size=(4, height, width))) / frequency
+    spectrum = np.fft.rfft2(rng.normal(size=(4, height, width))) / frequency**1.25
     planes = np.fft.irfft2(spectrum, s=(height, width))
     planes /= planes.std(axis=(1, 2), keepdims=True)
     return np.asarray(128 + 45 * (0.9 * planes[:1] + 0.45 * planes[1:]).transpose(1, 2, 0), dtype=np.float32)

@@ -1,196 +1,342 @@
-"""Pretraining ViT-B/16 on one CUDA device: ``python -m benchmarks.gpu``.
+"""Pretraining ViT-B/16 on one CUDA device, from files: ``python -m benchmarks.gpu``.
 
-Steps on batches in its memory, in each precision and with each memory saver, beside transformers' VideoMAE with pixel
-targets in the same sizes; and the clips per second that the CPU cores load from files. Medians of wall time,
-synchronised with the device. Without a device nothing is measured.
+Makes its own videos and tracks, then measures, each by itself and each recorded when it is done:
+
+- losses and targets on the device against those of the CPU;
+- the step on batches in the device's memory, and the share of it that targets take;
+- training end to end from files, by the loop that `mme` trains with, at one and two draws per decoding;
+- one process of torchrun with NCCL.
+
+Without a device it runs in miniature on the CPU, which says that the script works and nothing of speed.
 """
 
 from __future__ import annotations
 
+import inspect
 import itertools
+import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import mme  # noqa: F401 - first of all, because it mends what importing torchvision needs
+
+# isort: split
 import cv2
+import pytorch_lightning as lightning
 import torch
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import default_collate
 
-from benchmarks.assembly import VIT_B, changed
-from benchmarks.hf_speed import hf_network
-from benchmarks.report import Row, record
-from benchmarks.speed import stored
-from benchmarks.targets import large_frames
+from benchmarks.assembly import changed
+from benchmarks.feed import HEIGHT, WIDTH, make_data, vit_b
+from benchmarks.report import REPORT, Row, record
 from mme.config import Params, load_params
-from mme.data.masked.clips import PretrainDataset
 from mme.manifest import Manifest
-from mme.motion.extract import Extractor
 from mme.motion.store import TrackStore
+from mme.system.files import write_json
+from mme.training.loop import trainer as trainer_module
 from mme.training.loop.loaders import training_loader
-from mme.training.pretrain import PretrainModule, pretrain_dataset, target_statistics
+from mme.training.loop.module import TrainingModule
+from mme.training.loop.trainer import build_trainer, fit, rank_of
+from mme.training.pretrain import PretrainModule, Statistics, pretrain_dataset, target_statistics
 
-BATCH, STEPS, WARM = 64, 10, 4
-NUM_VIDEOS, NUM_FRAMES = 64, 80
-LOADED_BATCH, LOADED_BATCHES = 16, 60
+ON_GPU = torch.cuda.is_available()
+DEVICE = "cuda" if ON_GPU else "cpu"
+CORES = len(os.sched_getaffinity(0))
+BATCH = 64 if ON_GPU else 4
+NUM_VIDEOS, NUM_FRAMES = (64, 120) if ON_GPU else (4, 80)
+STEPS, WARM = (10, 4) if ON_GPU else (1, 1)
+NCCL_STEPS = 4
 
-CASES: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    ("32", "32", {}),
-    ("bf16-mixed", "bf16-mixed", {}),
-    ("bf16-mixed, compile", "bf16-mixed", {"compile": True}),
-    ("bf16-mixed, gradient_checkpointing", "bf16-mixed", {"gradient_checkpointing": True}),
-)
+SMALL: dict[str, dict[str, Any]] = {
+    "clip": {"size": 64},
+    "model": {"dim": 64, "depth": 2, "num_heads": 2},
+    "pretrain": {"decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 1},
+}
+"""Instead of ViT-B/16 at 224 pixels, where there is no device."""
+
+
+def params_of(draws: int = 1, batch_size: int = BATCH, workers: int = CORES, **runtime: Any) -> Params:
+    """Return the parameters of a training, of one epoch per draw."""
+    params = vit_b(load_params(), draws, num_loader_workers=workers, device=DEVICE, **runtime)
+    budget = {
+        "batch_size": batch_size,
+        "epochs": draws,
+        "warmup_epochs": 0,
+        "precision": "bf16-mixed" if ON_GPU else "32",
+    }
+    params = changed(params, {"pretrain": budget})
+    return params if ON_GPU else changed(params, SMALL)
 
 
 def autocast(precision: str) -> AbstractContextManager[Any]:
     """Return the autocast context that Lightning uses in this precision."""
-    return torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16-mixed")
+    return torch.autocast(DEVICE, torch.bfloat16, enabled=precision == "bf16-mixed")
 
 
-def measure_steps(step: Callable[[], object], num_clips: int) -> tuple[float, float]:
-    """Return clips per second and peak memory in GiB, after warm-up steps that include compilation."""
-    for _ in range(WARM):
-        step()
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    times = []
-    for _ in range(STEPS):
-        begin = time.perf_counter()
-        step()
+def synchronise() -> None:
+    """Wait for the device."""
+    if ON_GPU:
         torch.cuda.synchronize()
-        times.append(time.perf_counter() - begin)
-    return num_clips / statistics.median(times), torch.cuda.max_memory_allocated() / 2**30
 
 
-def step_of(network: torch.nn.Module, loss: Callable[[], Tensor], precision: str, params: Params) -> Callable[[], None]:
-    """Return a function that runs forward, backward, clipping and update, without the training loop."""
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
+def median_ms(action: Callable[[], object], steps: int = STEPS, warm: int = WARM) -> float:
+    """Return the median wall time of an action, synchronised with the device."""
+    times = []
+    for number in range(warm + steps):
+        synchronise()
+        begin = time.perf_counter()
+        action()
+        synchronise()
+        if number >= warm:
+            times.append(1e3 * (time.perf_counter() - begin))
+    return statistics.median(times)
 
-    def step() -> None:
+
+def dataset_of(params: Params, folder: Path) -> Any:
+    """Return the clips of the videos in a folder."""
+    manifest = Manifest.load(folder / "manifest.parquet")
+    return pretrain_dataset(params, manifest, TrackStore(folder / "trajectories"), ["pretrain"])
+
+
+def moments_of(params: Params, folder: Path) -> Statistics:
+    """Return mean and deviation of the targets, which are measured once."""
+    path = folder / "statistics.pt"
+    if not path.exists():
+        torch.save(target_statistics(dataset_of(params, folder)), path)
+    statistics_: Statistics = torch.load(path, weights_only=True)
+    return statistics_
+
+
+def compare_with_cpu(folder: Path) -> Iterator[Row]:
+    """Compare loss, targets and pixels of the device with those of the CPU, in 32 bits."""
+    params = changed(params_of(batch_size=4), {"pretrain": {"precision": "32"}})
+    dataset = dataset_of(params, folder)
+    batch = default_collate([dataset[0, index % len(dataset)] for index in range(4)])
+    moments = moments_of(params, folder)
+    losses, prepared = {}, {}
+    torch.backends.cuda.matmul.allow_tf32 = False
+    for device in ("cpu", DEVICE):
+        torch.manual_seed(0)
+        module = PretrainModule(params, moments, 1).to(device)
+        with torch.no_grad():
+            part = module.prepare({name: value.to(device) for name, value in batch.items()})
+            losses[device] = {name: float(value) for name, value in module.losses(part).items()}
+        prepared[device] = {name: value.float().cpu() for name, value in part.items()}
+    for name, value in losses["cpu"].items():
+        yield Row(f"{name}, device against CPU", abs(losses[DEVICE][name] / value - 1), "relative", at_most=1e-4)
+    hog = moments["hog"][1]
+    scale = {"hog": float(hog), "position": float(moments["position"][1]), "tubelets": 1.0}
+    for name, unit in (("hog", "of norm 1"), ("position", "px"), ("tubelets", "deviations")):
+        error = (prepared["cpu"][name] - prepared[DEVICE][name]).abs().max() * scale[name]
+        yield Row(
+            f"{name}, device against CPU",
+            float(error),
+            f"largest error, {unit}",
+            at_most=1e-3 if name == "position" else 1e-4,
+        )
+    yield Row(
+        "valid points that differ",
+        float((prepared["cpu"]["hog_valid"] != prepared[DEVICE]["hog_valid"]).float().mean()),
+        "of all",
+        at_most=1e-4,
+    )
+
+
+def time_steps(folder: Path) -> Iterator[Row]:
+    """Measure the step on a batch in the device's memory, and its targets."""
+    params = params_of()
+    dataset = dataset_of(params, folder)
+    samples = [dataset[0, index] for index in range(min(BATCH, len(dataset)))]
+    batch = {name: value.to(DEVICE) for name, value in default_collate(samples).items()}
+    size = len(samples)
+    torch.manual_seed(0)
+    module = PretrainModule(params, moments_of(params, folder), 1).to(DEVICE)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, fused=True)
+
+    def step(prepare: Callable[[], Mapping[str, Tensor]]) -> None:
         optimizer.zero_grad()
-        with autocast(precision):
-            value = loss()
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), params.pretrain.clip_grad)
+        with autocast(params.pretrain.precision):
+            loss = module.losses(prepare())["loss"]
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), params.pretrain.clip_grad)
         optimizer.step()
 
-    return step
-
-
-def mme_step(params: Params, statistics_: dict[str, Any], batch: dict[str, Tensor]) -> Callable[[], None]:
-    """Return a step of this project's model with motion targets."""
-    torch.manual_seed(0)
-    module = PretrainModule(params, statistics_, 1).cuda()
     prepared = module.prepare(batch)
-    return step_of(module, lambda: module.losses(prepared)["loss"], params.pretrain.precision, params)
+    pinned = {name: value.cpu().pin_memory() if ON_GPU else value for name, value in batch.items()}
+    of = f"{size} clips, {params.pretrain.precision}, {params.pretrain.mask_ratio:.0%} hidden"
+    copy = median_ms(lambda: [value.to(DEVICE, non_blocking=True) for value in pinned.values()])
+    pixels = median_ms(lambda: module.pixels(batch, ~batch["hidden"]))
+    targets = median_ms(lambda: module.prepare(batch)) - pixels
+    whole = median_ms(lambda: step(lambda: module.prepare(batch)))
+    bare = median_ms(lambda: step(lambda: prepared))
+    yield Row("copy to the device", copy, "ms", of=of)
+    yield Row("pixels", pixels, "ms", of="of visible tokens")
+    yield Row("targets", targets, "ms", of=of)
+    yield Row("step without targets", bare, "ms", of=of)
+    yield Row("step", whole, "ms", of=of)
+    yield Row("share of targets", targets / whole, "of the step", at_most=0.15)
+    yield Row("clips per second, bare", size / bare * 1e3, "clips per second", of=of)
+    yield Row("clips per second, with targets", size / whole * 1e3, "clips per second", of=of)
+    if ON_GPU:
+        yield Row("memory", torch.cuda.max_memory_allocated() / 2**30, "GiB", of=of)
 
 
-def hf_gpu_step(params: Params, precision: str) -> Callable[[], None]:
-    """Return a step of transformers' VideoMAE with pixel targets."""
-    network, pixels, hidden = hf_network(params)
-    network, pixels, hidden = network.cuda(), pixels.cuda(), hidden.cuda()
-    return step_of(network, lambda: network(pixels, bool_masked_pos=hidden).loss, precision, params)
+class Steady(Callback):
+    """Time and losses of the steps after the first ones."""
+
+    def __init__(self, skip: int) -> None:
+        self.skip = skip
+        self.ends: list[float] = []
+        self.waits: list[float] = []
+        self.losses: list[float] = []
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Note how long the batch was waited for, its copy to the device included."""
+        self.waits.append(time.perf_counter() - self.ends[-1] if self.ends else 0.0)
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any) -> None:
+        """Note the end of the step; reading its loss waits for the device."""
+        assert isinstance(pl_module, TrainingModule)
+        self.losses.append(float(pl_module.step_losses["loss"]))
+        self.ends.append(time.perf_counter())
+
+    def rate(self, clips: int) -> tuple[float, float]:
+        """Return clips per second and the share of waiting, after the first steps."""
+        seconds = self.ends[-1] - self.ends[self.skip]
+        steps = len(self.ends) - 1 - self.skip
+        return steps * clips / seconds, sum(self.waits[self.skip + 1 :]) / seconds
 
 
-def time_gpu_steps(params: Params, dataset: PretrainDataset) -> Iterator[Row]:
-    """Measure steps of this project in every case, then of transformers."""
-    statistics_ = target_statistics(dataset)
-    samples = [dataset[0, index] for index in range(BATCH)]
-    batch = {name: value.cuda() for name, value in default_collate(samples).items()}
-    of = f"{BATCH} clips of 16 x 224, {params.pretrain.mask_ratio:.0%} hidden"
-    mme = {}
-    for name, precision, runtime in CASES:
-        case = changed(params, {"pretrain": {"precision": precision}, "runtime": runtime})
-        step = mme_step(case, statistics_, batch)
-        mme[name], memory = measure_steps(step, BATCH)
-        yield Row(f"{name}: clips per second", mme[name], "clips per second", of=of)
-        yield Row(f"{name}: memory", memory, "GiB", of=of)
-        del step
-        torch.compiler.reset()
-        torch.cuda.empty_cache()
-    for precision in ("32", "bf16-mixed"):
-        rival, memory = measure_steps(hf_gpu_step(params, precision), BATCH)
-        yield Row(f"transformers, {precision}: clips per second", rival, "clips per second", of=of)
-        yield Row(f"transformers, {precision}: memory", memory, "GiB", of=of)
-        yield Row(f"{precision}: clips per second", mme[precision] / rival, "x transformers", at_least=1.0, of=of)
-        torch.cuda.empty_cache()
+def train(params: Params, folder: Path, work: Path, num_steps: int, skip: int) -> Steady:
+    """Train from files for some steps, by the loop of `mme`."""
+    dataset = dataset_of(params, folder)
+    steady = Steady(skip)
+    trainer = build_trainer(work, params.runtime, params.pretrain, [steady])
+    per_pass = len(dataset) * params.pretrain.draws_per_decode
+    repeats = -(-num_steps * params.pretrain.batch_size // per_pass)
+    batches = training_loader(dataset, params.pretrain, params.runtime, 0, rank_of(trainer), repeats)
+    torch.manual_seed(0)
+    module = PretrainModule(params, moments_of(params, folder), len(batches))
+    trainer.limit_train_batches = num_steps
+    fit(trainer, module, batches, None, work)
+    return steady
 
 
-def make_data(params: Params, folder: Path) -> Manifest:
-    """Write videos in the normal form with the size and length that clips of Kinetics need."""
-    frames = large_frames(params, NUM_FRAMES)
-    paths = [folder / "videos" / f"{number}.mp4" for number in range(NUM_VIDEOS)]
-    return Manifest([stored(path, frames, 30.0, params, None, "pretrain") for path in paths], folder)
+def time_training(folder: Path) -> Iterator[Row]:
+    """Measure training end to end from files."""
+    workers = CORES if ON_GPU else 1
+    # Every worker prepares whole batches: the rate is steady once each has delivered its third.
+    skip, measured = (3 * workers, 3 * workers) if ON_GPU else (1, 3)
+    for draws, at_least in ((1, 400.0), (2, 700.0)):
+        params = params_of(draws, workers=workers)
+        with tempfile.TemporaryDirectory() as work:
+            steady = train(params, folder, Path(work), skip + measured + 1, skip)
+        rate, waiting = steady.rate(params.pretrain.batch_size)
+        of = f"{draws} draw{'s' if draws > 1 else ''} per decoding, {workers} loader processes on {CORES} cores"
+        yield Row("training from files", rate, "clips per second", at_least=at_least if ON_GPU else None, of=of)
+        yield Row("waiting", waiting, "of the time", of=of)
+        yield Row("loss", steady.losses[0], "at first", of=f"{steady.losses[-1]:.3f} after {len(steady.losses)} steps")
 
 
-def time_extraction(params: Params, manifest: Manifest, cores: int) -> Row:
-    """Measure the extraction of tracks on all cores."""
-    folder = manifest.folder
-    extractor = Extractor(manifest, params.trajectories, folder / "work", params.runtime)
+def time_loading(folder: Path) -> Iterator[Row]:
+    """Measure loading alone: batches are taken and thrown away."""
+    if not ON_GPU:
+        return
+    params = params_of()
+    dataset = dataset_of(params, folder)
+    skip, measured = 2 * CORES, 2 * CORES
+    repeats = -(-(4 * CORES + skip + measured) * BATCH // len(dataset))
+    batches = iter(training_loader(dataset, params.pretrain, params.runtime, 0, repeats=repeats))
+    for _ in itertools.islice(batches, skip):
+        pass
     begin = time.perf_counter()
-    extraction = extractor.run(cores, lambda _: None)
-    minutes = (time.perf_counter() - begin) / 60
-    extractor.finish(folder / "trajectories", extraction)
-    of = f"{cores} processes, {NUM_FRAMES} frames of 454 x 256, start-up included"
-    return Row("trajectories", NUM_VIDEOS / minutes / cores, "videos per core-minute", of=of)
+    for _ in itertools.islice(batches, measured):
+        pass
+    rate = measured * BATCH / (time.perf_counter() - begin)
+    yield Row("loading alone", rate, "clips per second", of=f"{CORES} loader processes")
 
 
-def time_loading(params: Params, manifest: Manifest, cores: int) -> Iterator[Row]:
-    """Measure loading batches from files on all cores but the one that trains."""
-    tracks = TrackStore(manifest.folder / "trajectories")
-    cases = (
-        ("mme, hog_steps: all", "mme", "all"),
-        ("mme, hog_steps: first", "mme", "first"),
-        ("pixel", "pixel", "all"),
+def compare_with_torchrun(folder: Path) -> Iterator[Row]:
+    """Train the same steps in this process and in one of torchrun."""
+    losses = {}
+    with tempfile.TemporaryDirectory() as work:
+        params = params_of(batch_size=min(8, BATCH), workers=1)
+        losses["alone"] = train(params, folder, Path(work), NCCL_STEPS, 0).losses
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
+    with tempfile.TemporaryDirectory() as work:
+        output = Path(work) / "losses.json"
+        answer = subprocess.run(
+            [*launcher, "-m", "benchmarks.gpu", "process", str(folder), str(output)],
+            env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        if answer.returncode:
+            raise RuntimeError(answer.stderr[-4000:])
+        found = json.loads(output.read_text(encoding="utf-8"))
+    worst = max(abs(a / b - 1) for a, b in zip(found["losses"], losses["alone"], strict=True))
+    yield Row(
+        f"torchrun, {found['backend']}, against a process alone",
+        worst,
+        "relative",
+        at_most=1e-3,
+        of=f"{NCCL_STEPS} steps",
     )
-    for name, objective, hog_steps in cases:
-        changes = {
-            "objective": objective, "hog_steps": hog_steps,
-            "batch_size": LOADED_BATCH,
-        }  # fmt: skip
-        runtime = {"num_loader_workers": cores - 1, "frame_cache_mb": 0}
-        case = changed(params, {"pretrain": changes, "runtime": runtime})
-        dataset = pretrain_dataset(case, manifest, tracks, ["pretrain"])
-        num_batches = LOADED_BATCHES + 3 * cores
-        repeats = -(-num_batches * LOADED_BATCH // NUM_VIDEOS)
-        batches = iter(training_loader(dataset, case.pretrain, case.runtime, 0, repeats=repeats))
-        for _ in itertools.islice(batches, 2 * cores):  # each worker has begun its third
-            pass
-        begin = time.perf_counter()
-        for _ in itertools.islice(batches, LOADED_BATCHES):
-            pass
-        rate = LOADED_BATCHES * LOADED_BATCH / (time.perf_counter() - begin)
-        yield Row(f"loading, {name}", rate, "clips per second", of=f"{cores - 1} loader processes on {cores} cores")
+
+
+def torchrun_process(folder: Path, output: Path) -> None:
+    """Train as one process of torchrun, and write the losses."""
+    if "forward_sync_buffers" not in inspect.signature(DistributedDataParallel).parameters:  # PyTorch before 2.13
+
+        def older(forward_sync_buffers: bool, **options: Any) -> DDPStrategy:
+            return DDPStrategy(broadcast_buffers=forward_sync_buffers, **options)
+
+        trainer_module.DDPStrategy = older  # type: ignore[assignment,misc]
+    params = params_of(batch_size=min(8, BATCH), workers=1)
+    with tempfile.TemporaryDirectory() as work:
+        steady = train(params, folder, Path(work), NCCL_STEPS, 0)
+    write_json(output, {"losses": steady.losses, "backend": torch.distributed.get_backend()})
 
 
 def main() -> None:
-    """Run the benchmark and record it."""
-    if not torch.cuda.is_available():
-        sys.exit("no CUDA device: nothing measured")
+    """Run every measurement and record it; one that fails does not stop the others."""
     cv2.setNumThreads(1)
-    cores = os.cpu_count() or 1
-    data: dict[str, dict[str, Any]] = {
-        "trajectories": {"splits": ("pretrain",)},
-        "runtime": {"videos_per_shard": max(1, NUM_VIDEOS // cores)},
-        "pretrain": {"splits": ("pretrain",), "batch_size": BATCH, "min_scale": 0.66},
-    }
-    params = changed(changed(load_params(), VIT_B), data)
-    card = torch.cuda.get_device_name()
+    begin, failed = time.perf_counter(), []
+    section = f"gpu, {torch.cuda.get_device_name()}" if ON_GPU else "gpu, without a device: in miniature"
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory() as name:
-        manifest = make_data(params, Path(name))
-        rows = [time_extraction(params, manifest, cores)]
-        dataset = pretrain_dataset(params, manifest, TrackStore(Path(name) / "trajectories"), ["pretrain"])
-        for row in itertools.chain(time_gpu_steps(params, dataset), time_loading(params, manifest, cores)):
-            rows.append(row)
-            print(f"{row.what}: {row.value:.4g} {row.unit}", flush=True)
-    record(f"gpu, {card}", rows)
+        folder = Path(name) / "data"
+        manifest = make_data(params_of(), folder, NUM_VIDEOS, (NUM_FRAMES, HEIGHT, WIDTH), CORES)
+        manifest.save(folder / "manifest.parquet")
+        print(f"{time.perf_counter() - begin:.0f} s: data", flush=True)
+        for measure in (compare_with_cpu, time_steps, compare_with_torchrun, time_training, time_loading):
+            try:
+                for row in measure(folder):
+                    rows.append(row)
+                    print(f"{row.what}: {row.value:.4g} {row.unit} ({row.of})", flush=True)
+            except Exception:  # noqa: BLE001 - the device is lent for minutes: the other figures are wanted
+                traceback.print_exc()
+                failed.append(measure.__name__)
+            print(f"{time.perf_counter() - begin:.0f} s: {measure.__name__}", flush=True)
+            REPORT.parent.mkdir(exist_ok=True)
+            record(section, rows)
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["process"]:
+        torchrun_process(Path(sys.argv[2]), Path(sys.argv[3]))
+    else:
+        main()
