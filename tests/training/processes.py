@@ -32,7 +32,7 @@ from tests.small_data import small_params, split_options
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 280.0
 NUM_STEPS = 12
-VARIANTS: dict[str, dict[str, Any]] = {"plain": {}, "parts": {"accumulate": 2}}
+VARIANTS: dict[str, dict[str, Any]] = {"plain": {}, "parts": {"accumulate": 2}, "draws": {"draws_per_decode": 2}}
 
 
 class GlobalLosses(Callback):
@@ -52,7 +52,7 @@ def params_of(num_processes: int, device: str, **options: Any) -> Params:
     return small_params(
         runtime={"device": device, "devices": num_processes, **runtime},
         pretrain={"epochs": 4, "batch_size": 4, **options},
-        finetune={"epochs": 3, "batch_size": 4, "mixup": 0.0, "cutmix": 0.0, "drop_path": 0.0, **options},
+        finetune={"epochs": 3, "batch_size": 4, "mixup": 0.0, "cutmix": 0.0, "drop_path": 0.0},
     )
 
 

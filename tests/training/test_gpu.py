@@ -11,6 +11,7 @@ import torch
 from mme.evaluation.classifier import Classifier
 from mme.manifest import Manifest
 from mme.motion.store import TrackStore
+from mme.targets.hog import hog_at
 from mme.training.loop.module import NonFiniteError, compile_blocks
 from mme.training.pretrain import PretrainModule, run_pretraining
 from tests.small_data import make_small_data, small_params
@@ -105,6 +106,20 @@ def test_resumed_training_agrees_with_uninterrupted(tmp_path: Path) -> None:
     _, rest = train(tmp_path / "parts", params)
     assert len(rest.losses) == 5
     assert rest.losses == pytest.approx(whole.losses[5:], rel=1e-4)
+
+
+@pytest.mark.parametrize("window", [7, 8, 16])
+def test_histograms_are_those_of_the_cpu(window: int) -> None:
+    generator = torch.Generator().manual_seed(window)
+    luma = torch.randint(16, 236, (3, 40, 56), generator=generator, dtype=torch.uint8)
+    luma[1, :20] //= 8  # weak gradients, of which a histogram fades
+    points = 64 * torch.rand((500, 2), generator=generator) - 4
+    points[:100] = points[:100].round()
+    points[100:200] = points[100:200].round() + 0.5
+    frames = torch.randint(0, 3, (500,), generator=generator)
+    expected = hog_at(luma, points, frames, window, 8.0)
+    found = hog_at(luma.cuda(), points.cuda(), frames.cuda(), window, 8.0)
+    torch.testing.assert_close(found.cpu(), expected, atol=1e-5, rtol=0)
 
 
 @pytest.fixture(scope="module")

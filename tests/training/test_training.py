@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pytorch_lightning import Callback
+from pytorch_lightning import Callback, Trainer
 from torch.utils.data import default_collate
 
 from mme.config import Params
@@ -43,7 +43,8 @@ def train_pretrain(
     logged: list[Mapping[str, float]] = []
     tracks = TrackStore(manifest.folder / "trajectories")
     module, curves = run_pretraining(params, manifest, tracks, work, lambda row, _: logged.append(row), callbacks)
-    assert len(curves.rows) == params.pretrain.epochs
+    per_pass = params.pretrain.draws_per_decode
+    assert [row["epoch"] for row in curves.rows] == list(range(per_pass - 1, params.pretrain.epochs, per_pass))
     assert logged[-1]["train/loss"] > 0
     return module
 
@@ -71,6 +72,7 @@ PRETRAIN_OPTIONS: dict[str, dict[str, Any]] = {
         "mask": "motion",
         "num_loader_workers": 1,
     },
+    "draws": {"draws_per_decode": 2, "epochs": 6, "min_scale": 0.6, "frame_cache_mb": 0},
 }
 
 
@@ -80,7 +82,7 @@ def test_resumed_pretraining_is_bitwise_identical(options: str, data: Manifest, 
     params = small_params(runtime=runtime, pretrain=pretrain)
     whole = train_pretrain(data, tmp_path / "whole", params)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
-        train_pretrain(data, tmp_path / "parts", params, [Stop(step=5)])  # in the second of three epochs
+        train_pretrain(data, tmp_path / "parts", params, [Stop(step=5 * params.pretrain.draws_per_decode)])  # mid-run
     resumed = train_pretrain(data, tmp_path / "parts", params)
     assert_equal_weights(whole, resumed)
     assert (tmp_path / "whole/curves.csv").read_text() == (tmp_path / "parts/curves.csv").read_text()
@@ -135,6 +137,28 @@ def test_samples_depend_on_seed_epoch_and_index_alone(data: Manifest) -> None:
     assert not torch.equal(first[0, 3]["hidden"], first[1, 3]["hidden"])
     reseeded = dataset(data, small_params(seed=1))
     assert not torch.equal(first[0, 3]["hidden"], reseeded[0, 3]["hidden"])
+
+
+def test_a_pass_over_several_draws_counts_as_so_many_epochs(data: Manifest, tmp_path: Path) -> None:
+    """The same number of steps, and the same schedule of the learning rate."""
+    rates: dict[int, list[float]] = {}
+    for draws in (1, 2):
+        params = small_params(pretrain={"epochs": 6, "warmup_epochs": 2, "draws_per_decode": draws})
+        seen = Rates()
+        train_pretrain(data, tmp_path / str(draws), params, [seen])
+        rates[draws] = seen.rates
+    assert rates[1] == pytest.approx(rates[2])
+    assert len(rates[1]) == 6 * 3
+
+
+class Rates(Callback):
+    """Learning rate of each step."""
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
 
 def test_flip_pairs_swap_labels_and_name_unknown_ones() -> None:

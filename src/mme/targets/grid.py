@@ -70,7 +70,7 @@ class TargetSpec:
         position_norm, patch_std_floor_px: see `mme.targets.position.Position`.
         hog_steps: HOG at ``all`` steps of the track or at the ``first`` only.
         hog_window_px: side of the HOG window, clip pixels.
-        hog_norm_floor: see `mme.targets.hog.l2_normalise`.
+        hog_norm_floor: see `mme.targets.hog.hog_at`.
     """
 
     height: int

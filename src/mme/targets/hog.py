@@ -43,6 +43,10 @@ LOOKUPS_PER_CALL = 2**24
 """Pixels looked up at once: bounds the memory to about 200 MB, far above what a call costs by itself."""
 
 
+PIXELS_PER_CALL = 2**27
+"""Pixels of frames whose gradients are computed at once: a gigabyte on a CUDA device."""
+
+
 class Hog:
     """HOG of a token's cells at each step of their tracks, or at the first step only (``hog_steps``)."""
 
@@ -69,12 +73,18 @@ class Hog:
         steps = torch.tensor(spec.starts(0), device=luma.device)[:, None] + torch.arange(
             spec.num_hog_steps, device=luma.device
         )  # (K, S)
-        frame = torch.searchsorted(read, steps)[tracks.tubelet]  # (B, M, S)
-        frame = frame + num_frames * torch.arange(num_clips, device=luma.device)[:, None, None]
-
         points = tracks.path[..., : spec.num_hog_steps, :]  # (B, M, C, S, 2)
-        frames = frame[:, :, None].expand(points.shape[:-1])
-        return hog_at(luma.flatten(0, 1), points, frames, spec.hog_window_px, spec.hog_norm_floor), tracks.valid
+        frames = torch.searchsorted(read, steps)[tracks.tubelet][:, :, None].expand(points.shape[:-1])
+
+        # A few clips at once, so that the memory has a bound.
+        parts = []
+        per_call = max(1, PIXELS_PER_CALL // luma[0].numel())
+        for begin in range(0, num_clips, per_call):
+            part = slice(begin, begin + per_call)
+            clip = torch.arange(len(luma[part]), device=luma.device).view(-1, 1, 1, 1)
+            place = frames[part] + num_frames * clip
+            parts.append(hog_at(luma[part].flatten(0, 1), points[part], place, spec.hog_window_px, spec.hog_norm_floor))
+        return torch.cat(parts), tracks.valid
 
     def draw(
         self, canvas: TokenCanvas, true: Float[np.ndarray, "M C S 9"], predicted: Float[np.ndarray, "M C S 9"] | None
@@ -107,12 +117,30 @@ def hog_at(
         points: ``(x, y)``, pixels, pixel centres at integers; clamped to the frame.
         frames: frame of each point.
         window: side of the window, pixels.
-        norm_floor: see `l2_normalise`.
+        norm_floor: mean gradient, of 255 grey levels, below which a histogram fades.
     """
+    x, y = (line.flatten() for line in _window_corners(points, window, *luma.shape[1:]))
+    least_norm = norm_floor * (WHITE - BLACK) / 255 * window**2  # luma has fewer levels than the floor's unit
+    if luma.is_cuda:
+        from mme.targets.hog_kernel import window_histograms  # Triton comes with PyTorch for CUDA only
+
+        histograms = window_histograms(luma, x, y, frames.flatten(), window, least_norm)
+    else:
+        histograms = look_up_histograms(luma, x, y, frames.flatten(), window)
+        histograms = histograms / torch.linalg.vector_norm(histograms, dim=1, keepdim=True).clamp(min=least_norm)
+    return histograms.view(*points.shape[:-1], NUM_BINS)
+
+
+def look_up_histograms(
+    luma: UInt8[Tensor, "T H W"],
+    x: Float32[Tensor, " P"],
+    y: Float32[Tensor, " P"],
+    frames: Int64[Tensor, " P"],
+    window: int,
+) -> Float32[Tensor, "P 9"]:
+    """Histograms of windows whose first column and row are ``x`` and ``y``, from a table of every gradient."""
     pad = window // 2 + 1
     codes = gradient_codes(luma, pad)
-    x, y = _window_corners(points, window, *luma.shape[1:])
-    x, y, frames = x.flatten(), y.flatten(), frames.flatten()
 
     # Windows that lie on whole pixels, as those of cells' centres do, cover one row and column less.
     right, down = x - x.floor(), y - y.floor()
@@ -131,14 +159,7 @@ def hog_at(
         chosen = codes.flatten().index_select(0, place.flatten()).view_as(place)  # much faster than codes[place]
         weights = None if side == window else _edge_weights(right[part], down[part], side)
         parts.append(embedding_bag(chosen, table, per_sample_weights=weights, mode="sum"))  # (p, 9)
-    histograms = torch.cat(parts) if parts else table.new_zeros((0, NUM_BINS))
-    return l2_normalise(histograms, window, norm_floor).view(*points.shape[:-1], NUM_BINS)
-
-
-def l2_normalise(histograms: Float32[Tensor, "P 9"], window: int, norm_floor: float) -> Float32[Tensor, "P 9"]:
-    """Divide by ``max(norm, floor)``: ``norm_floor``, of 255 grey levels, times the window's area."""
-    norm = histograms.square().sum(dim=-1, keepdim=True).sqrt()
-    return histograms / norm.clamp(min=norm_floor * (WHITE - BLACK) / 255 * window**2)
+    return torch.cat(parts) if parts else table.new_zeros((0, NUM_BINS))
 
 
 def _window_corners(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from mme.data.frames import SEED_PRETRAIN, PlaneCache, sample_rng
 from mme.data.masked.clips import PretrainDataset, TrackedVideos
 from mme.manifest import Manifest
 from mme.models.encoder import rgb_of
@@ -14,8 +16,9 @@ from mme.motion.store import TrackStore
 from mme.targets.base import OBJECTIVES
 from mme.targets.hog import luma_of
 from mme.training.pretrain import held_out_dataset, pretrain_dataset, span_frames
-from mme.video.codec import read_frames
+from mme.video.codec import GOP_FRAMES, read_frames
 from mme.video.crop import Crop, apply_crop
+from mme.video.planes import YuvFrame
 from tests.small_data import make_small_data, small_params
 
 
@@ -90,3 +93,65 @@ def test_videos_shorter_than_clip_and_trajectories_are_left_out(folder: Path) ->
     message = rf"all 12 videos of splits \['pretrain'\] are shorter than {span} frames, which a clip and its traj"
     with pytest.raises(ValueError, match=message):
         pretrain_dataset(params, short, tracks, ["pretrain"])
+
+
+class Counting(PlaneCache):
+    """Notes the frames of each decoding."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        self.ranges: list[tuple[int, int]] = []
+
+    def read(self, path: Path, start: int, stop: int, video_bytes: int) -> Iterator[YuvFrame]:
+        self.ranges.append((start, stop))
+        return super().read(path, start, stop, video_bytes)
+
+
+def draws_dataset(folder: Path, draws: int) -> tuple[PretrainDataset, Counting]:
+    params = small_params(
+        pretrain={"objective": "mme", "min_scale": 0.6, "batch_size": 6, "epochs": 6, "draws_per_decode": draws}
+    )
+    manifest = Manifest.load(folder / "manifest.parquet")
+    dataset = pretrain_dataset(params, manifest, TrackStore(folder / "trajectories"), ["pretrain"])
+    dataset.tracked.cache = Counting()
+    return dataset, dataset.tracked.cache
+
+
+def test_draws_of_one_decoding_decode_once_and_are_those_drawn_alone(folder: Path) -> None:
+    dataset, cache = draws_dataset(folder, 3)
+    keys = [(6, 2), (7, 2), (8, 2), (3, 5), (4, 5), (5, 5), (9, 5)]
+    together = dataset.__getitems__(keys)
+    assert len(cache.ranges) == 3
+    for key, sample in zip(keys, together, strict=True):
+        alone = dataset[key]
+        assert sample.keys() == alone.keys()
+        for name, value in sample.items():
+            assert torch.equal(value, alone[name]), name
+    assert len({sample["hidden"].numpy().tobytes() for sample in together}) == len(keys)
+    assert len({sample["luma"].numpy().tobytes() for sample in together}) == len(keys)
+
+
+def test_starts_of_one_decoding_lie_between_two_keyframes_and_each_is_drawn_uniformly(folder: Path) -> None:
+    dataset, _ = draws_dataset(folder, 3)
+    video = replace(dataset.tracked.videos[0], num_frames=dataset.num_frames - 1 + 20)  # 20 starts
+    starts = np.array(
+        [
+            [
+                dataset._start(sample_rng(SEED_PRETRAIN, dataset.seed, draw, 0), video, draw, 0)
+                for draw in range(3 * n, 3 * n + 3)
+            ]
+            for n in range(2000)
+        ]
+    )
+    assert (starts // GOP_FRAMES == starts[:, :1] // GOP_FRAMES).all()
+    for column in starts.T:
+        counts = np.bincount(column, minlength=20)
+        assert len(counts) == 20
+        assert abs(counts / 100 - 1).max() < 0.45  # four deviations
+    assert 0.05 < (starts[:, 1] == starts[:, 2]).mean() < 0.3
+
+
+def test_one_draw_per_decoding_starts_where_the_first_of_several_does(folder: Path) -> None:
+    one, three = draws_dataset(folder, 1)[0], draws_dataset(folder, 3)[0]
+    for name, value in one[3, 4].items():
+        assert torch.equal(value, three[3, 4][name])

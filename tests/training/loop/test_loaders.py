@@ -56,3 +56,24 @@ def test_repeats_draw_a_video_in_a_row_and_never_twice_alike() -> None:
 def test_order_is_a_function_of_seed_and_epoch(epoch: int) -> None:
     assert parts(1, 20, epoch) == parts(1, 20, epoch)
     assert [index for _, index in parts(1, 20, epoch)[0]] != [index for _, index in parts(1, 20, epoch + 1)[0]]
+
+
+@given(st.integers(1, 20), st.integers(1, 3), st.integers(1, 3), st.integers(1, 2), st.integers(1, 3))
+def test_draws_of_one_decoding_stay_in_one_process_and_batches_are_the_same(
+    num_samples: int, num_processes: int, together: int, more: int, groups: int
+) -> None:
+    repeats, share = together * more, together * groups
+    batch = num_processes * share
+    options = {"repeats": repeats, "multiple_of": batch, "together": together}
+    alone = parts(1, num_samples, **options)[0]
+    drawn = parts(num_processes, num_samples, **options)
+    assert len(alone) == num_samples * repeats // batch * batch
+    for part in drawn:
+        for first in range(0, len(part), together):
+            draws, indices = zip(*part[first : first + together], strict=True)
+            assert len(set(indices)) == 1
+            assert draws == tuple(range(draws[0], draws[0] + together))
+            assert draws[0] % together == 0
+    for number in range(len(alone) // batch):
+        shares = [part[number * share : (number + 1) * share] for part in drawn]
+        assert sorted(key for part in shares for key in part) == sorted(alone[number * batch : (number + 1) * batch])

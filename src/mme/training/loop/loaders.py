@@ -145,5 +145,5 @@ def _loader(dataset: Dataset[Any], sampler: EpochSampler, batch_size: int, num_w
 
 
 def _use_one_thread(worker: int) -> None:
-    """Keep OpenCV from starting a thread per core in each loader process; PyTorch's is one already."""
-    cv2.setNumThreads(1)
+    """Keep OpenCV from starting a thread per core in each loader process; PyTorch has one there already."""
+    cv2.setNumThreads(0)  # 1 would wait for the threads of the process that was forked, which are not there
