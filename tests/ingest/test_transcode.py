@@ -124,8 +124,8 @@ def test_truncated_in_any_container(tmp_path: Path, suffix: str, share: float) -
         (media.empty, "empty", "0 bytes"),
         (media.text, "not-a-video", "starts with b'label,file"),
         (media.audio_only, "no-video-stream", "none of them video"),
-        (media.no_frames, "zero-frames", "holds no frame"),
-        (media.damaged, "truncated", "frame "),
+        (media.no_frames, "zero-frames", "holds no picture"),
+        (media.damaged, "truncated", "pictures are missing for "),
         (lambda path: path, "undecodable", "cannot be read: No such file"),
     ],
 )

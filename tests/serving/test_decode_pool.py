@@ -111,7 +111,7 @@ def test_video_above_the_memory_limit_is_refused(clip: Path, tmp_path: Path) -> 
         async with pool(memory_mb=24) as decoders:
             with pytest.raises(VideoError) as caught:
                 await decoders.run(job(large))
-            assert caught.value.reason in {"too-large", "undecodable"}  # as the libraries take it
+            assert caught.value.reason in {"too-large", "undecodable", "truncated"}  # as the libraries take it
             assert len((await decoders.run(job(clip))).frames) == 6
 
     asyncio.run(scenario())

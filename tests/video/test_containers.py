@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from mme.ingest.listing import VIDEO_SUFFIXES
 from mme.video.codec import read_frames
 from mme.video.containers import VideoError, open_stream
-from mme.video.metadata import read_metadata
+from mme.video.reader import read_metadata
 from tests import corpus, media
 
 
@@ -141,7 +142,9 @@ PLACES = [
 def test_a_tag_that_is_not_utf8_does_not_matter(tmp_path: Path, suffix: str, place: str, title: str) -> None:
     tagged = corpus.tagged(tmp_path, suffix, corpus.TITLES[title], place)
     plain = tmp_path / f"plain{suffix}"
-    assert read_metadata(tagged) == read_metadata(plain)
+    tagged_info, info = read_metadata(tagged), read_metadata(plain)
+    assert tagged_info == replace(info, duration_s=tagged_info.duration_s)
+    assert tagged_info.duration_s == pytest.approx(info.duration_s, abs=0.002)  # Matroska rounds
     np.testing.assert_array_equal(read_frames(tagged), read_frames(plain))
 
 

@@ -12,10 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mme.video.codec import iter_frames, read_frames
-from mme.video.metadata import read_metadata
 from mme.video.orientation import UPRIGHT, nearest_orientation
-from mme.video.reader import open_video
-from mme.video.trim import iter_trimmed_frames
+from mme.video.reader import iter_resampled, open_video, read_metadata
 from tests import media
 from tests.reference.orientation import TURNS_AND_MIRRORS, matrix_of, nearest, shown
 
@@ -44,7 +42,7 @@ def test_container_says_how_the_picture_is_shown(
     assert (info.height, info.width) == expected[0].shape[:2]
     np.testing.assert_array_equal(read_frames(path), expected)
     np.testing.assert_array_equal(np.stack(list(iter_frames(path))), expected)
-    np.testing.assert_array_equal(np.stack(list(iter_trimmed_frames(path, (0.25, 9.0)))), expected[4:])
+    np.testing.assert_array_equal(np.stack(list(iter_resampled(path, 16, (0.25, 0.75)))), expected[4:])
     with open_video(path) as video:
         np.testing.assert_allclose(video.read([2, 11], 16).astype(int), np.stack([expected[2], expected[11]]), atol=2)
 
@@ -78,7 +76,7 @@ def test_orientation_in_the_coded_stream_holds_until_the_next(
     expected = [shown(frame, matrix_of(*mirror)) for frame in stored_frames(plain)]
     np.testing.assert_array_equal(read_frames(path), expected)
     np.testing.assert_array_equal(read_frames(path, [11, 3]), [expected[11], expected[3]])
-    np.testing.assert_array_equal(np.stack(list(iter_trimmed_frames(path, (0.25, 9.0)))), expected[4:])
+    np.testing.assert_array_equal(np.stack(list(iter_resampled(path, 16, (0.25, 0.75)))), expected[4:])
 
 
 @given(st.floats(0, 360), st.booleans(), st.floats(0.01, 100), st.integers(-(2**31), 2**31 - 1))

@@ -13,8 +13,8 @@ import pytest
 from mme.video import metadata, reader
 from mme.video.codec import read_frames
 from mme.video.containers import VideoError
-from mme.video.metadata import read_metadata
-from mme.video.reader import open_video
+from mme.video.decoding import PictureDecoder
+from mme.video.reader import open_video, read_metadata
 from tests import media
 from tests.media import Spec
 
@@ -66,48 +66,49 @@ def test_open_video_agrees_with_read_metadata_and_read_frames(
             )
 
 
-@pytest.mark.parametrize("name", [name for name in KINDS if not name.endswith("avi")])
-def test_first_read_reuses_the_buffered_packets(files: dict[str, Path], name: str, openings: list[object]) -> None:
-    with open_video(files[name]) as video:
-        assert len(openings) == 1
-        video.read(DENSE, float(KINDS[name].fps))
-        assert len(openings) == 1
-        video.read(DENSE, float(KINDS[name].fps))
-        assert len(openings) == 2
-
-
-def test_file_above_the_buffer_limit_is_opened_again(
-    files: dict[str, Path], openings: list[object], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(metadata, "MAX_BUFFER_BYTES", 10_000)
+def test_small_file_is_opened_once(files: dict[str, Path], openings: list[object]) -> None:
     with open_video(files["h264.mp4"]) as video:
-        np.testing.assert_array_equal(video.read(DENSE, 16), read_frames(files["h264.mp4"], DENSE))
-    assert len(openings) == 3
+        for _ in range(2):
+            video.read(DENSE, 16)
+    assert len(openings) == 1
+
+
+@pytest.mark.parametrize(("buffer_bytes", "num_openings"), [(2**24, 1), (10_000, 3)])
+def test_large_file_is_decoded_where_it_is_needed(
+    files: dict[str, Path],
+    openings: list[object],
+    monkeypatch: pytest.MonkeyPatch,
+    buffer_bytes: int,
+    num_openings: int,
+) -> None:
+    monkeypatch.setattr(metadata, "MAX_BUFFER_BYTES", buffer_bytes)
+    monkeypatch.setattr(reader, "MAX_CHECKED_PIXELS", 0)
+    decoded: list[int] = []
+    decode = PictureDecoder.decode
+
+    def spy(decoder: PictureDecoder, packet: Any) -> list[av.VideoFrame]:
+        frames = decode(decoder, packet)
+        decoded.append(len(frames))
+        return frames
+
+    monkeypatch.setattr(PictureDecoder, "decode", spy)
+    with open_video(files["h264.mp4"]) as video:
+        assert sum(decoded) == 1
+        frames = video.read([26, 27], 16)
+        assert sum(decoded) == 1 + 4  # from the keyframe 24 on
+        assert media.frame_numbers(frames) == [26, 27]
+        assert media.frame_numbers(video.read([1, 13], 16)) == [1, 13]
+        assert sum(decoded) == 1 + 4 + 2 + 2
+    assert len(openings) == num_openings
 
 
 def test_declared_size_is_checked_before_decoding(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     def too_large(width: int, height: int) -> None:
         raise VideoError("too-large", "it", f"{width} x {height}")
 
-    monkeypatch.setattr(metadata, "decode_packet", lambda *arguments: pytest.fail("decoded"))
+    monkeypatch.setattr(PictureDecoder, "decode", lambda *arguments: pytest.fail("decoded"))
     with pytest.raises(VideoError, match="64 x 64"), open_video(files["h264.mp4"], too_large):
         pytest.fail("opened")
-
-
-def test_opening_decodes_one_frame_only(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    decoded: list[int] = []
-    decode = metadata.decode_packet
-
-    def spy(source: Any, packet: Any, num_before: int) -> list[av.VideoFrame]:
-        frames = decode(source, packet, num_before)
-        decoded.append(len(frames))
-        return frames
-
-    monkeypatch.setattr(metadata, "decode_packet", spy)
-    with open_video(files["h264.mp4"]) as video:
-        assert sum(decoded) == 1
-        video.read([0, 1, 2, 3], 16)
-        assert sum(decoded) == 4
 
 
 @pytest.mark.parametrize(
@@ -126,12 +127,14 @@ def test_file_without_frames_is_refused_on_opening(tmp_path: Path, make: Any, re
 
 
 @pytest.mark.parametrize("make", [media.truncated, media.damaged])
-def test_damage_after_the_first_frame_is_found_by_reading(tmp_path: Path, make: Any) -> None:
-    with open_video(make(tmp_path / "clip.mp4")) as video:
-        for _ in range(2):
-            with pytest.raises(VideoError) as caught:
-                video.read([0, *range(20, 32)], 16)
-            assert caught.value.reason == "truncated"
+@pytest.mark.parametrize("checked_pixels", [0, 10**8])
+def test_damage_after_the_first_frame_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Any, checked_pixels: int
+) -> None:
+    monkeypatch.setattr(reader, "MAX_CHECKED_PIXELS", checked_pixels)
+    with pytest.raises(VideoError) as caught, open_video(make(tmp_path / "clip.mp4")) as video:
+        video.read([0, *range(20, 32)], 16)
+    assert caught.value.reason == "truncated"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from mme.models.checkpoints import save_weights
 from mme.models.masked_motion import MaskedMotionModel
 from mme.system.files import write_json
 from mme.video.codec import read_frames, write_video
-from mme.video.metadata import read_metadata
+from mme.video.reader import read_metadata
 from mme.viz.inspection import Inspection, Pretrained, animation, picture
 from tests.reference.moving_scene import MovingScene, Similarity
 from tests.small_data import small_params

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,20 +16,26 @@ from jaxtyping import UInt8
 
 from mme.system.files import atomic_path, sha256_file
 from mme.system.workers import WorkerFailure
-from mme.video.codec import VideoWriter, iter_frames
+from mme.video.codec import MAX_SIDE, VideoWriter
 from mme.video.containers import Reason, VideoError
 from mme.video.crop import resize
 from mme.video.metadata import ContainerMetadata, VideoInfo, read_container_metadata
 from mme.video.orientation import UPRIGHT
-from mme.video.reader import resampled
-from mme.video.timeline import Timeline, exact_rate
-from mme.video.trim import TimeSpan, iter_trimmed_frames, read_trim_metadata
+from mme.video.reader import check_decodes, count_resampled, errors_of_file, iter_resampled
+from mme.video.timeline import exact_rate
+from mme.video.trim import TimeSpan, read_trim_metadata
 
-# A file is truncated if it lacks more frames than declared by one of these shares and by this number: edit lists hide
-# frames, headers round, and some muxers count an empty last packet.
-_FRAMES_TOLERANCE = 0.05
-_DURATION_TOLERANCE = 0.10
-_NUM_FRAMES_TOLERANCE = 2
+_TARGET_FAULTS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EIO,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOENT,
+}
+"""Errors of the folder that is written to; all others that the encoder raises are of the file that is read."""
 
 
 @dataclass(frozen=True)
@@ -89,47 +97,43 @@ class SourceVideo:
         """
         self._path = path
         self._span_s = span_s
-        self._trim = None if span_s is None else read_trim_metadata(path, span_s)
+        with errors_of_file(path):
+            self._trim = None if span_s is None else read_trim_metadata(path, span_s)
         self.sha256 = sha256_file(path) if self._trim is None else self._trim.sha256
 
     @cached_property
     def _container(self) -> ContainerMetadata:
-        return read_container_metadata(self._path)
+        with errors_of_file(self._path):
+            return read_container_metadata(self._path)
 
     @property
     def info(self) -> VideoInfo:
-        """Size, rate and number of frames."""
+        """Size, average rate and number of the pictures that should decode."""
         return self._container.info if self._trim is None else self._trim.info
 
-    @property
-    def timeline(self) -> Timeline:
-        """Times of the frames."""
-        return self._container.timeline if self._trim is None else self._trim.timeline
-
-    def frames(self) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-        """Decode the upright RGB frames one by one."""
-        return iter_frames(self._path) if self._span_s is None else iter_trimmed_frames(self._path, self._span_s)
-
-    def check(self, num_frames: int) -> None:
-        """Compare the number of frames decoded with header or duration.
+    def frames(self, fps: float) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+        """Decode upright RGB frames one by one at a constant rate.
 
         Raises:
-            VideoError: ``truncated``.
+            VideoError: too much of the video does not decode, which may be known at its end only.
         """
-        if self._span_s is not None:
-            coded = self.info.num_frames
-            self._check_complete(coded, (self._span_s[1] - self._span_s[0]) * self.info.fps, _DURATION_TOLERANCE)
-            self._check_complete(num_frames, coded, _FRAMES_TOLERANCE)
-        elif self._container.declared_frames:
-            self._check_complete(num_frames, self._container.declared_frames, _FRAMES_TOLERANCE)
-        else:
-            rate = self.info.fps if num_frames > 1 else 0.0  # one frame has no rate
-            self._check_complete(num_frames, self._container.declared_s * rate, _DURATION_TOLERANCE)
+        return iter_resampled(self._path, fps, self._span_s, None if self._trim is not None else self._container)
 
-    def _check_complete(self, num_frames: int, expected: float, tolerance: float) -> None:
-        if num_frames + max(_NUM_FRAMES_TOLERANCE, tolerance * expected) < expected:
-            span = "" if self._span_s is None else f" between {self._span_s[0]:g} and {self._span_s[1]:g} s"
-            raise VideoError("truncated", self._path, f"{num_frames} frames{span}, {expected:.0f} expected")
+    def count(self, fps: float, decode: bool) -> int:
+        """Return the number of frames at a constant rate; decode all pictures for it, or the first one.
+
+        Raises:
+            VideoError: too much of the video does not decode, or it ends too early.
+        """
+        return count_resampled(self._path, fps, self._span_s, decode)
+
+    def can_be_copied(self, form: NormalForm) -> bool:
+        """Return whether a whole file is in the normal form already, at any quality, and every picture decodes.
+
+        Raises:
+            VideoError: too much of it does not decode.
+        """
+        return self.is_normal(form) and check_decodes(self._path, self._container)[1]
 
     def is_normal(self, form: NormalForm) -> bool:
         """Return whether a whole file is in the normal form already, at any quality."""
@@ -176,28 +180,39 @@ def transcode(job: TranscodeJob) -> Outcome:
 def _write_normal(video: SourceVideo, job: TranscodeJob) -> Outcome:
     info, form = video.info, job.form
     width, height = normal_size(info.width, info.height, info.pixel_aspect, form.short_side)
-    copied = video.is_normal(form)
+    if max(width, height) > MAX_SIDE:
+        raise VideoError("too-large", job.source, f"{info.width} x {info.height} pixels would be {width} x {height}")
+    copied = video.can_be_copied(form)
     num_frames = 0
-    frames = video.frames()
-    num_decoded = 0
-
-    def counted() -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-        nonlocal num_decoded
-        for frame in frames:
-            num_decoded += 1
-            yield frame
-
     with atomic_path(job.target) as temporary:
         if copied:
-            num_frames = sum(1 for _ in counted())  # decoded all the same: damage may be anywhere
+            num_frames = info.num_frames
             shutil.copyfile(job.source, temporary)
         else:
-            with VideoWriter(temporary, (width, height), form.fps, form.crf, form.gop_frames) as writer:
-                for frame in resampled(counted(), video.timeline, form.fps):
-                    writer.write(resize(frame[None], height, width)[0])
+            with (
+                _encoder_errors(job),
+                VideoWriter(temporary, (width, height), form.fps, form.crf, form.gop_frames) as writer,
+            ):
+                previous, resized = None, None
+                for frame in video.frames(form.fps):
+                    if frame is not previous:  # one that is held is resized once
+                        previous, resized = frame, resize(frame[None], height, width)[0]
+                    writer.write(resized)
                     num_frames += 1
-        video.check(num_decoded)
-    return Outcome(video.sha256, num_frames, form.fps, info.fps, width, height, copied)
+    return Outcome(video.sha256, num_frames, float(exact_rate(form.fps)), info.fps, width, height, copied)
+
+
+@contextmanager
+def _encoder_errors(job: TranscodeJob) -> Iterator[None]:
+    """Convert what is raised on a file into `VideoError`, but for a target that cannot be written."""
+    try:
+        yield
+    except (VideoError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _TARGET_FAULTS:
+            raise
+        raise VideoError("undecodable", job.source, f"cannot be encoded: {type(error).__name__}: {error}") from error
 
 
 def rejected(error: VideoError | OSError | MemoryError, sha256: str = "") -> Outcome:

@@ -67,8 +67,7 @@ def validate_file(job: ValidationJob) -> Outcome:
         video = SourceVideo(job.source, job.span_s)
         sha256 = video.sha256
         info = video.info
-        num_frames = sum(1 for _ in video.frames()) if job.decode else info.num_frames
-        video.check(num_frames)
+        num_frames = video.count(job.fps, job.decode)
     except (VideoError, OSError, MemoryError) as error:
         return rejected(error, sha256)
-    return Outcome(sha256, video.timeline.num_frames(job.fps), job.fps, info.fps, info.width, info.height)
+    return Outcome(sha256, num_frames, job.fps, info.fps, info.width, info.height)

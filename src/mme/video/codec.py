@@ -20,7 +20,7 @@ from jaxtyping import UInt8
 
 from mme.system.files import atomic_path
 from mme.video.containers import VideoError, VideoSource, ffmpeg_input, open_stream, source_name
-from mme.video.metadata import decode_stream, has_timestamps
+from mme.video.decoding import decode_stream
 from mme.video.orientation import UPRIGHT, Orientation, stated_orientation
 
 try:
@@ -37,11 +37,14 @@ _SKIPPED_PER_FRAME = 4
 if decord is not None:
     decord.logging.set_level(decord.logging.QUIET)
 
-NORMAL_FORM_VERSION = 4
+NORMAL_FORM_VERSION = 5
 """Increased when equal sources and parameters would give other videos; a manifest holds the version of its videos."""
 
 GOP_FRAMES = 12
 """Distance of keyframes. A clip starts anywhere: 5.5 frames on average are decoded before its first one."""
+
+MAX_SIDE = 16_384
+"""Longest side in pixels that x264 takes."""
 
 
 def read_frames(source: VideoSource, indices: Sequence[int] | None = None) -> RgbFrames:
@@ -62,7 +65,7 @@ def read_frames(source: VideoSource, indices: Sequence[int] | None = None) -> Rg
         raise ValueError(f"{source_name(source)}: no frame asked for")
 
     if indices is not None and _skips_much(indices) and _suits_decord(source):
-        frames = try_decord(source, indices)
+        frames = _try_decord(source, indices)
         if frames is not None:
             return frames
     return _read_pyav(source, indices)
@@ -185,13 +188,6 @@ class RgbConverter:
         return self._orientation.apply(rgb)
 
 
-def suits_decord(
-    container: InputContainer, stream: VideoStream, orientation: Orientation, indices: Sequence[int]
-) -> bool:
-    """Return whether decord reads these frames faster than PyAV, and finds the same ones."""
-    return _skips_much(indices) and _is_safe_for_decord(container, stream, orientation)
-
-
 def _skips_much(indices: Sequence[int]) -> bool:
     """Return whether so many frames are skipped that decord gains more than it loses by opening the file.
 
@@ -215,14 +211,14 @@ def _is_safe_for_decord(container: InputContainer, stream: VideoStream, orientat
     """
     context = stream.codec_context
     return (
-        has_timestamps(container)
+        not {"mov", "matroska"}.isdisjoint(container.format.name.split(","))
         and orientation == UPRIGHT
         and not context.has_b_frames
         and context.pix_fmt in {"yuv420p", "yuvj420p"}
     )
 
 
-def try_decord(source: VideoSource, indices: Sequence[int]) -> RgbFrames | None:
+def _try_decord(source: VideoSource, indices: Sequence[int]) -> RgbFrames | None:
     """Read frames by decord; return None if it fails.
 
     PyAV then reads them: it has fewer bugs (such as row padding of small odd widths) and reports what is wrong.
@@ -246,10 +242,10 @@ def _read_decord(source: VideoSource, indices: Sequence[int]) -> RgbFrames:
 
 def _read_pyav(source: VideoSource, indices: Sequence[int] | None) -> RgbFrames:
     with open_stream(source) as (container, stream):
-        return select_frames(source, decode_stream(source, container, stream), indices)
+        return _select_frames(source, decode_stream(source, container, stream), indices)
 
 
-def select_frames(source: VideoSource, frames: Iterator[VideoFrame], indices: Sequence[int] | None) -> RgbFrames:
+def _select_frames(source: VideoSource, frames: Iterator[VideoFrame], indices: Sequence[int] | None) -> RgbFrames:
     """Convert the selected frames to RGB, decoding no further than the last of them.
 
     Args:

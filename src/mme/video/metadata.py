@@ -1,25 +1,30 @@
-"""Metadata of video files: frame count, rate, size and container details, with one decoded frame."""
+"""Metadata of video files: times of the coded pictures, rate, size and container details, with one decoded picture."""
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from pathlib import Path
 
-import av
 from av.container import InputContainer
 from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from mme.video.containers import Reason, VideoError, VideoSource, open_stream
+from mme.video.containers import VideoError, VideoSource, open_stream
+from mme.video.decoding import PictureDecoder, demux, is_shown
 from mme.video.orientation import UPRIGHT, Orientation, stated_orientation
-from mme.video.timeline import Clock, Timeline, exact_rate, median_interval
+from mme.video.timeline import Clock, Timeline, median_interval
 
 MAX_BUFFER_BYTES = 16 * 2**20
 """Most bytes of packets that a `PacketBuffer` keeps. A larger file is read a second time, so that memory does not grow
 with its length."""
+
+MAX_ASPECT = 64
+"""Longest side over the shortest one, as shown. The normal form of a longer strip is wider than x264 takes, and no
+square of it shows anything."""
 
 _PACKET_BYTES = 1024
 """Approximate memory of a packet beside its content: a hostile file may consist of empty packets."""
@@ -27,17 +32,20 @@ _PACKET_BYTES = 1024
 _RATE_TOLERANCE = 0.02
 """Relative difference below which two frame rates are equal: timestamps are rounded."""
 
+DEFAULT_RATE = Fraction(25)
+"""Frames per second of a file that has neither timestamps nor a rate, as FFmpeg assumes."""
+
 
 @dataclass(frozen=True)
 class VideoInfo:
     """Metadata of the decoded video.
 
     Attributes:
-        num_frames: frames in presentation order that ``read_frames`` can return.
+        num_frames: pictures that decode; where not all were decoded, those that should.
         fps: frames per second; the average if the rate varies.
         width: pixels of the upright picture.
         height: pixels of the upright picture.
-        duration_s: ``num_frames / fps``.
+        duration_s: seconds from the first picture to the end of the last one, see ``Timeline``.
         codec: FFmpeg's name of the codec, such as ``h264``.
         pixel_aspect: width of a pixel of the upright picture over its height; frames are not corrected for it.
     """
@@ -52,25 +60,87 @@ class VideoInfo:
 
 
 @dataclass(frozen=True)
+class CodedPictures:
+    """The coded pictures of a file in its order, one per packet.
+
+    Attributes:
+        timestamps: time of each in ticks; None where the file does not say.
+        shown: whether it is a picture that is shown.
+        keyframes: whether decoding can begin with it.
+        start: timestamp of the first picture that decodes; None if it is known only later than its packet.
+        time_base: seconds per tick.
+        interval: usual ticks from one picture to the next.
+        timed: whether pictures have timestamps; those of other files come one per tick.
+        in_decoding_order: whether timestamps are those of decoding: AVI has no others.
+        last_duration: ticks for which the last picture is shown by its own account; 0 if unknown.
+        starts_anew: whether the clock does, as where recordings were joined.
+    """
+
+    timestamps: list[int | None]
+    shown: list[bool]
+    keyframes: list[bool]
+    start: int | None
+    time_base: Fraction
+    interval: int
+    timed: bool
+    in_decoding_order: bool
+    last_duration: int
+    starts_anew: bool = False
+
+    def timestamp(self, frame: VideoFrame) -> int | None:
+        """Return the timestamp of a decoded picture."""
+        if not self.timed:
+            return None
+        return frame.dts if self.in_decoding_order else frame.pts
+
+    def expected(self) -> list[int]:
+        """Return the timestamps of the pictures from the first one that decodes on, ascending."""
+        pairs = zip(self.timestamps, self.shown, strict=True)
+        return sorted(
+            stamp
+            for stamp, shown in pairs
+            if shown and stamp is not None and (self.start is None or stamp >= self.start)
+        )
+
+    def timeline(self) -> Timeline:
+        """Return the times of the pictures from the first one that decodes on, if all of them do."""
+        if not self.timed:
+            return Timeline(range(max(1, len(self.timestamps))), self.time_base, 1)
+        clock = Clock(self.time_base, self.interval)
+        times = [clock.time(stamp) for stamp in self.expected()] or [0]
+        return Timeline(times, self.time_base, self.interval, self.last_duration)
+
+    @property
+    def are_predictable(self) -> bool:
+        """Return whether times are known without decoding: all are there, and the clock never starts anew."""
+        if self.start is None or self.starts_anew or None in self.timestamps:
+            return False
+        stamps = [stamp for stamp in self.timestamps if stamp is not None]
+        latest = itertools.accumulate(stamps, max)
+        return all((most - stamp) * self.time_base < 1 for stamp, most in zip(stamps, latest, strict=True))
+
+
+@dataclass(frozen=True)
 class ContainerMetadata:
     """Metadata of the container and of the coded stream.
 
     Attributes:
         info: metadata of the decoded video.
         orientation: how decoded frames are turned and mirrored to be upright.
+        pictures: the coded pictures.
+        timeline: times of the pictures from the first one that decodes, if all others do.
         formats: FFmpeg's names of the container format.
         num_streams: number of streams: video, sound and others.
         pixel_format: FFmpeg's name of it.
         has_b_frames: whether frames are stored in another order than they are shown in.
         keyframe_interval: longest distance in frames from one keyframe to the next, or to the end.
         is_constant_rate: whether all frames have the same duration.
-        declared_frames: number of frames in the header, 0 if it has none.
-        declared_s: seconds in the header; 0 if it has none, or only one that a longer sound may have set.
-        timeline: times of the pictures.
+        missing_s: seconds by which the file ends earlier than its header says.
     """
 
     info: VideoInfo
     orientation: Orientation
+    pictures: CodedPictures
     timeline: Timeline
     formats: frozenset[str]
     num_streams: int
@@ -78,21 +148,18 @@ class ContainerMetadata:
     has_b_frames: bool
     keyframe_interval: int
     is_constant_rate: bool
-    declared_frames: int
-    declared_s: float
+    missing_s: float
 
 
 class PacketBuffer:
-    """Packets read while counting frames, kept for decoding them without reading the file again.
+    """Packets read while scanning a file, kept for decoding them without reading the file again.
 
     Attributes:
-        frames: the first frames of the stream, decoded.
-        packets: the packets after them, up to ``MAX_BUFFER_BYTES``.
-        complete: whether frames and packets together are the whole stream.
+        packets: the packets, up to ``MAX_BUFFER_BYTES``.
+        complete: whether they are the whole stream.
     """
 
     def __init__(self) -> None:
-        self.frames: list[VideoFrame] = []
         self.packets: list[Packet[VideoStream]] = []
         self.complete = True
         self._num_bytes = 0
@@ -101,46 +168,20 @@ class PacketBuffer:
         """Keep one more packet, or drop all of them if they exceed the limit."""
         self._num_bytes += packet.size + _PACKET_BYTES
         if self._num_bytes > MAX_BUFFER_BYTES:
-            self.clear()
+            self.complete = False
+            self.packets = []
         if self.complete:
             self.packets.append(packet)
 
-    def clear(self) -> None:
-        """Drop everything and stop buffering."""
-        self.complete = False
-        self.frames = []
-        self.packets = []
 
-
-@dataclass(frozen=True)
-class _Scan:
-    """First frame, number of frames, timestamps of packets, and positions of keyframes among these."""
-
-    first: VideoFrame
-    num_frames: int
-    timestamps: list[int]
-    keyframes: list[int]
-
-
-def read_metadata(source: VideoSource) -> VideoInfo:
-    """Count the frames and decode the first one.
-
-    In MP4 and Matroska every packet is a frame; frames of other containers are counted by decoding them all.
+def read_container_metadata(source: VideoSource) -> ContainerMetadata:
+    """Read the packets of a file, and decode its first picture.
 
     Args:
         source: a file, or the bytes of one.
 
     Raises:
-        VideoError: with the reason, if no frame can be decoded.
-    """
-    return read_container_metadata(source).info
-
-
-def read_container_metadata(source: VideoSource) -> ContainerMetadata:
-    """Like ``read_metadata``, plus container details from the same pass.
-
-    Raises:
-        VideoError: with the reason, if no frame can be decoded.
+        VideoError: with the reason, if no picture can be decoded.
     """
     with open_stream(source) as (container, stream):
         return scan_container(source, container, stream)
@@ -155,153 +196,135 @@ def scan_container(
         source: the file, named in errors.
         container: the open file.
         stream: its video stream.
-        buffer: keeps the packets, for decoding the frames afterwards.
+        buffer: keeps the packets, for decoding them afterwards.
 
     Raises:
-        VideoError: with the reason, if no frame can be decoded.
+        VideoError: with the reason, if no picture can be decoded.
     """
+    formats = frozenset(container.format.name.split(","))
     # Demuxing may change these fields, so they are read first.
-    declared_frames = stream.frames
-    declared_s = _declared_seconds(container, stream)
+    declared_s = _declared_seconds(source, container, stream, formats)
+    nominal = stream.average_rate or stream.guessed_rate
 
-    scan = _scan_packets(source, container, stream, buffer)
-    intervals = [
-        end - key for key, end in zip(scan.keyframes, [*scan.keyframes[1:], len(scan.timestamps)], strict=False)
+    pictures, first = _scan_packets(source, container, stream, buffer)
+    shown = [
+        stamp
+        for stamp, is_shown in zip(pictures.timestamps, pictures.shown, strict=True)
+        if is_shown and stamp is not None
     ]
-    durations = {later - earlier for earlier, later in zip(scan.timestamps, scan.timestamps[1:], strict=False)}
+    steps = {later - earlier for earlier, later in itertools.pairwise(shown)}
+    keys = [number for number, key in enumerate(pictures.keyframes) if key]
+    covered_s = 0.0
+    if shown:  # a header counts from the first picture or, in Matroska, from zero
+        last = max(shown) + max(pictures.last_duration, pictures.interval)
+        covered_s = float((last - min(0, *shown) if "matroska" in formats else last - min(shown)) * pictures.time_base)
 
-    info = stream_info(stream, scan.first, scan.num_frames, scan.timestamps)
+    timeline = pictures.timeline()
+    info = stream_info(stream, first, timeline, nominal)
+    if max(info.width * info.pixel_aspect, info.height) > MAX_ASPECT * min(info.width * info.pixel_aspect, info.height):
+        detail = f"{info.width} x {info.height} pixels, one side more than {MAX_ASPECT} times the other"
+        raise VideoError("too-large", source, detail)
     return ContainerMetadata(
         info=info,
-        timeline=packet_timeline(stream, info, scan.timestamps),
-        orientation=stated_orientation(scan.first) or UPRIGHT,
-        formats=frozenset(container.format.name.split(",")),
+        orientation=stated_orientation(first) or UPRIGHT,
+        pictures=pictures,
+        timeline=timeline,
+        formats=formats,
         num_streams=len(container.streams),
         pixel_format=stream.codec_context.pix_fmt,
         has_b_frames=bool(stream.codec_context.has_b_frames),
-        keyframe_interval=max(intervals, default=0),
-        is_constant_rate=len(durations) == 1 and min(durations) > 0,
-        declared_frames=declared_frames,
-        declared_s=declared_s,
+        keyframe_interval=max((end - key for key, end in itertools.pairwise([*keys, len(shown)])), default=0),
+        is_constant_rate=all(pictures.shown) and None not in pictures.timestamps and len(steps) == 1 and min(steps) > 0,
+        missing_s=max(0.0, declared_s - covered_s) if covered_s else 0.0,
     )
-
-
-def has_timestamps(container: InputContainer) -> bool:
-    """Return whether every packet of this container format is a frame with a timestamp."""
-    return not {"mov", "matroska"}.isdisjoint(container.format.name.split(","))
-
-
-def decode_stream(source: VideoSource, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-    """Decode all frames in presentation order, as they are stored.
-
-    Raises:
-        VideoError: at the first packet that does not decode: ``undecodable`` before the first frame, else
-            ``truncated``.
-    """
-    yield from decode_packets(source, container.demux(stream), 0)
-
-
-def decode_packets(
-    source: VideoSource, packets: Iterable[Packet[VideoStream]], num_before: int
-) -> Iterator[VideoFrame]:
-    """Decode packets in the file's order; ``num_before`` frames were decoded before them.
-
-    Raises:
-        VideoError: as ``decode_stream``.
-    """
-    for packet in packets:
-        decoded = decode_packet(source, packet, num_before)
-        num_before += len(decoded)
-        yield from decoded
-
-
-def decode_packet(source: VideoSource, packet: Packet[VideoStream], num_before: int) -> list[VideoFrame]:
-    """Send one packet to the decoder and return the frames that it completes.
-
-    Raises:
-        VideoError: it does not decode; ``truncated`` if frames were decoded before it, else ``undecodable``.
-    """
-    try:
-        return packet.decode()
-    except av.error.FFmpegError as error:
-        reason: Reason = "truncated" if num_before else "undecodable"
-        raise VideoError(reason, source, f"frame {num_before}: {error.strerror}") from error
 
 
 def _scan_packets(
     source: VideoSource, container: InputContainer, stream: VideoStream, buffer: PacketBuffer | None
-) -> _Scan:
-    """Read all packets; decode the first frame, or all frames if packets do not say how many there are."""
-    count_packets = has_timestamps(container)
-    if buffer is not None and not count_packets:
-        buffer.clear()  # every frame is decoded for counting, which may be too many to keep
-
+) -> tuple[CodedPictures, VideoFrame]:
+    """Read all packets, and decode the first picture."""
+    avi = container.format.name == "avi"
+    decoder = PictureDecoder(stream)
     first: VideoFrame | None = None
-    num_frames = 0
-    num_packets = 0
-    timestamps: list[int] = []
-    keyframes: list[int] = []
-    for packet in container.demux(stream):
-        if first is None or not count_packets:
-            decoded = decode_packet(source, packet, num_frames)
-            first = first or next(iter(decoded), None)
-            num_frames += len(decoded)
-            if buffer is not None and buffer.complete:
-                buffer.frames += decoded
-        elif buffer is not None:
+    timestamps: list[int | None] = []
+    shown: list[bool] = []
+    keyframes: list[bool] = []
+    last, last_duration = None, 0
+    decoded_at: int | None = None
+    starts_anew = False
+    for packet in demux(container, stream):
+        first = first or next(iter(decoder.decode(packet)), None)
+        if buffer is not None:
             buffer.add(packet)
-
-        if packet.size and not packet.is_discard:
-            num_packets += 1
-            if packet.pts is not None:
-                if packet.is_keyframe:
-                    keyframes.append(len(timestamps))
-                timestamps.append(packet.pts)
-
+        stamp = packet.dts if avi else packet.pts
+        if packet.dts is not None:
+            starts_anew = starts_anew or (decoded_at is not None and packet.dts < decoded_at)
+            decoded_at = packet.dts
+        timestamps.append(stamp)
+        shown.append(is_shown(stream, packet))
+        keyframes.append(packet.is_keyframe)
+        if shown[-1] and stamp is not None and (last is None or stamp >= last):
+            last, last_duration = stamp, packet.duration or 0
+    first = first or next(iter(decoder.flush()), None)
     if first is None:
-        raise VideoError("zero-frames", source, "its video stream holds no frame")
-    return _Scan(first, max(num_packets, 1) if count_packets else num_frames, timestamps, keyframes)
+        raise decoder.no_picture(source)
+
+    nominal = Fraction(stream.average_rate or stream.guessed_rate or DEFAULT_RATE)
+    time_base = Fraction(stream.time_base) if stream.time_base else 1 / nominal
+    stamps = [stamp for stamp, is_one in zip(timestamps, shown, strict=True) if is_one and stamp is not None]
+    if not stamps:
+        return CodedPictures(timestamps, shown, keyframes, None, 1 / nominal, 1, False, avi, 0), first
+    interval = median_interval(stamps, time_base) or max(1, round(1 / (nominal * time_base)))
+    start = first.pts if not avi else None if stream.codec_context.has_b_frames else first.dts
+    pictures = CodedPictures(
+        timestamps, shown, keyframes, start, time_base, interval, True, avi, last_duration, starts_anew
+    )
+    return pictures, first
 
 
-def stream_info(stream: VideoStream, first: VideoFrame, num_frames: int, timestamps: list[int]) -> VideoInfo:
-    """Metadata of a stream from its first frame, the number of frames, and their timestamps in any order."""
-    fps = _average_rate(stream, timestamps)
+def stream_info(stream: VideoStream, first: VideoFrame, timeline: Timeline, nominal: Fraction | None) -> VideoInfo:
+    """Metadata of a stream from its first picture, the times of all, and the rate that the header declares."""
     orientation = stated_orientation(first) or UPRIGHT
     width, height = (first.height, first.width) if orientation.transposed else (first.width, first.height)
     aspect = float(stream.sample_aspect_ratio or 1)
-    return VideoInfo(
-        num_frames=num_frames,
-        fps=float(fps),
+    info = VideoInfo(
+        num_frames=0,
+        fps=0.0,
         width=width,
         height=height,
-        duration_s=float(num_frames / fps),
+        duration_s=0.0,
         codec=stream.codec_context.codec.canonical_name,
         pixel_aspect=1 / aspect if orientation.transposed else aspect,
     )
+    return timed_info(info, timeline, nominal)
 
 
-def _average_rate(stream: VideoStream, timestamps: list[int]) -> Fraction:
-    """Frames per second of the header, unless the timestamps of the frames contradict it."""
-    nominal = stream.average_rate or stream.guessed_rate
-    span = max(timestamps) - min(timestamps) if timestamps else 0
-    if not span or stream.time_base is None:
-        return Fraction(nominal) if nominal else Fraction(1)
-    measured = (len(timestamps) - 1) / (span * Fraction(stream.time_base))
-    if nominal and abs(nominal / measured - 1) < _RATE_TOLERANCE:
-        return Fraction(nominal)
-    return measured
+def timed_info(info: VideoInfo, timeline: Timeline, nominal: Fraction | float | None) -> VideoInfo:
+    """Return metadata with the number, average rate and duration of these pictures.
+
+    The rate is that of the header, unless the timestamps of the pictures contradict it.
+    """
+    fps = Fraction(nominal) if nominal else DEFAULT_RATE
+    if timeline.times[-1]:
+        measured = (len(timeline.times) - 1) / (timeline.times[-1] * timeline.time_base)
+        fps = fps if nominal and abs(fps / measured - 1) < _RATE_TOLERANCE else measured
+    return replace(info, num_frames=len(timeline.times), fps=float(fps), duration_s=float(timeline.duration_s))
 
 
-def packet_timeline(stream: VideoStream, info: VideoInfo, timestamps: list[int]) -> Timeline:
-    """Return the times of pictures whose timestamps are known in any order."""
-    interval = median_interval(timestamps, stream.time_base) if stream.time_base else None
-    if interval is None or stream.time_base is None:
-        return Timeline(range(info.num_frames), 1 / exact_rate(info.fps), 1)
-    clock = Clock(stream.time_base, interval)
-    return Timeline([clock.time(timestamp) for timestamp in sorted(timestamps)], stream.time_base, interval)
+def _declared_seconds(
+    source: VideoSource, container: InputContainer, stream: VideoStream, formats: frozenset[str]
+) -> float:
+    """Return the duration in the header; 0 if it has none, or one that says nothing of what is missing.
 
-
-def _declared_seconds(container: InputContainer, stream: VideoStream) -> float:
+    FFmpeg estimates that of other containers from their content. In Matroska, a last picture that is held makes the
+    file longer than its blocks say, so only a file that lacks bytes as well is too short.
+    """
+    if formats.isdisjoint({"mov", "matroska", "avi", "asf", "flv"}) or (
+        "matroska" in formats and not _lacks_bytes(source)
+    ):
+        return 0.0
+    if "avi" in formats and stream.frames and stream.average_rate:
+        return float(stream.frames / stream.average_rate)
     if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
     # Matroska stores the duration of a stream as a tag.
@@ -311,3 +334,25 @@ def _declared_seconds(container: InputContainer, stream: VideoStream) -> float:
     if container.duration and len(container.streams) == 1:
         return container.duration / 1_000_000
     return 0.0
+
+
+def _lacks_bytes(source: VideoSource) -> bool:
+    """Return whether the segment of a Matroska file is longer than the file."""
+    if isinstance(source, bytes):
+        head, size = source[:4096], len(source)
+    else:
+        with open(source, "rb") as file:
+            head, size = file.read(4096), Path(source).stat().st_size
+    position = 0
+    for identifier in (b"\x1aE\xdf\xa3", b"\x18S\x80g"):  # EBML header, segment
+        position = head.find(identifier, position)
+        if position < 0 or position + 5 > len(head) or not head[position + 4]:
+            return False
+        width = 9 - head[position + 4].bit_length()
+        coded = int.from_bytes(head[position + 4 : position + 4 + width], "big")
+        length = coded & ((1 << 7 * width) - 1)
+        position += 4 + width
+        if identifier == b"\x18S\x80g":
+            return length != (1 << 7 * width) - 1 and position + length > size  # all ones: unknown, written live
+        position += length
+    return False

@@ -15,8 +15,9 @@ from fractions import Fraction
 MAX_PAUSE_S = 3600
 """A longer time between two pictures is no pause but another clock, such as that of the wall after a first zero."""
 
-_STEP_BACK_S = 1
-"""A picture that is this much earlier than the one before begins another clock, as where recordings were joined."""
+_STEP_BACK = 4
+"""A picture that is more intervals than this earlier than the one before begins another clock, as where recordings were
+joined."""
 
 _LOOK_AFTER = Fraction(35, 100)
 """Share of an interval by which an instant lies after the beginning of its picture.
@@ -55,16 +56,16 @@ def median_interval(timestamps: Iterable[int], time_base: Fraction) -> int | Non
 class Clock:
     """Time of each decoded picture in ticks after the first one, from the timestamps that a file gives them.
 
-    A picture without a timestamp comes one interval after its predecessor; so does one that is more than a second
-    earlier than its predecessor or more than ``MAX_PAUSE_S`` later, and the clock goes on from there. One that is
-    a little earlier takes the place of its predecessor.
+    A picture without a timestamp comes one interval after its predecessor; so does one that is more than four
+    intervals earlier than its predecessor or more than ``MAX_PAUSE_S`` later, and the clock goes on from there. One
+    that is a little earlier takes the place of its predecessor.
     """
 
     def __init__(self, time_base: Fraction, interval: int) -> None:
         """Start a clock that counts in ``time_base`` seconds; ``interval`` ticks are usual between two pictures."""
         self._interval = interval
         self._longest = MAX_PAUSE_S / time_base
-        self._back = -_STEP_BACK_S / time_base
+        self._back = -_STEP_BACK * interval
         self._shift: int | None = None
         self._time = -interval
 
@@ -110,16 +111,6 @@ class Instants:
         """Return the number of instants before a time of the source in ticks."""
         return max(0, math.ceil((time * self.time_base - self._after_s) * self.fps))
 
-    def num_frames(self, last: int, last_duration: int) -> int:
-        """Return the number of pictures of the video: the duration of the source times the rate, at least 1.
-
-        Args:
-            last: time of the last picture in ticks.
-            last_duration: its own duration; it counts for at most one interval, however long the picture is held.
-        """
-        held = min(last_duration, self.interval) if last_duration > 0 else self.interval
-        return max(1, math.floor((last + held) * self.time_base * self.fps + Fraction(1, 2)))
-
 
 @dataclass(frozen=True)
 class Timeline:
@@ -145,7 +136,7 @@ class Timeline:
 
     def num_frames(self, fps: float | Fraction) -> int:
         """Return the number of pictures of this video at a constant rate, at least 1."""
-        return self._instants(fps).num_frames(self.times[-1], self.last_duration)
+        return max(1, math.floor(self.duration_s * exact_rate(fps) + Fraction(1, 2)))
 
     def positions(self, indices: Iterable[int], fps: float | Fraction) -> list[int]:
         """Return for every picture at a constant rate the position of the picture that is on screen.

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 
-import av
-import numpy as np
 from av.container import InputContainer
 from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
-from jaxtyping import UInt8
 
-from mme.video.codec import RgbConverter
 from mme.video.containers import VideoError, VideoSource, open_stream
-from mme.video.metadata import VideoInfo, decode_packet, packet_timeline, stream_info
-from mme.video.timeline import Timeline
+from mme.video.decoding import PictureDecoder, check_missing, demux
+from mme.video.metadata import DEFAULT_RATE, VideoInfo, stream_info
+from mme.video.timeline import Clock, Timeline, median_interval
 
 TimeSpan = tuple[float, float]
 """Start (inclusive) and end (exclusive) in seconds from the beginning of the video."""
@@ -34,13 +33,15 @@ class TrimMetadata:
     """Metadata of a trimmed span.
 
     Attributes:
-        info: number, average rate and size of the frames in the span.
-        timeline: times of the frames in the span.
+        info: number, average rate and size of the pictures in the span.
+        interval: usual ticks from one picture to the next.
+        missing_s: seconds by which the file ends before the span does.
         sha256: digest of the coded pictures that were read, and of which of them are shown.
     """
 
     info: VideoInfo
-    timeline: Timeline
+    interval: int
+    missing_s: float
     sha256: str
 
 
@@ -48,95 +49,150 @@ def read_trim_metadata(source: VideoSource, span_s: TimeSpan) -> TrimMetadata:
     """Read the packets of a span and decode one picture of it.
 
     Raises:
-        VideoError: the span has no frame, or the file cannot be read or has no timestamps.
+        VideoError: the span has no picture, or the file cannot be read or has no timestamps.
     """
-    digest = hashlib.sha256()
-    timestamps: list[int] = []
-    first: VideoFrame | None = None
     with open_stream(source) as (container, stream):
-        for packet in _span_packets(source, container, stream, span_s):
-            if first is None:
-                first = next(iter(decode_packet(source, packet, 0)), None)
+        return TrimmedPictures(source, container, stream, span_s).metadata
+
+
+class TrimmedPictures:
+    """A pass over the pictures of a span, of which as many as can decode.
+
+    Attributes:
+        metadata: of the span.
+        time_base: seconds per tick.
+    """
+
+    def __init__(self, source: VideoSource, container: InputContainer, stream: VideoStream, span_s: TimeSpan) -> None:
+        """Read the packets of the span.
+
+        Raises:
+            VideoError: as ``read_trim_metadata``.
+        """
+        self._source, self._container, self._stream, self._span_s = source, container, stream, span_s
+        start, end = (_to_ticks(source, stream, second) for second in span_s)
+        self._scale = math.lcm(start.denominator, end.denominator)  # ticks of an AVI are as long as its pictures
+        self._start, self._end = int(start * self._scale), int(end * self._scale)
+        self.time_base = Fraction(stream.time_base or 1) / self._scale
+        self._goes_on = False
+        self.metadata = self._read_metadata()
+        self._interval = self.metadata.interval
+        self._decoder = PictureDecoder(stream)
+        self._stamps: set[int | None] = set()
+        self._late = 0
+        self._last = 0
+
+    def _read_metadata(self) -> TrimMetadata:
+        source, stream, span_s = self._source, self._stream, self._span_s
+        nominal = stream.average_rate or stream.guessed_rate
+        digest = hashlib.sha256()
+        timestamps: list[int] = []
+        first: VideoFrame | None = None
+        decoder = PictureDecoder(stream)
+        for packet in self._packets():
+            first = first or next(iter(decoder.decode(packet)), None)
             digest.update(bytes(packet))
-            if packet.pts is not None and span_s[0] <= _to_seconds(stream, packet.pts) < span_s[1]:
-                timestamps.append(packet.pts)
+            if packet.pts is not None and self._start <= packet.pts * self._scale < self._end:
+                timestamps.append(packet.pts * self._scale)
+        first = first or next(iter(decoder.flush()), None)
 
         if not timestamps:
             raise VideoError("truncated", source, f"no frame between {span_s[0]:g} and {span_s[1]:g} s")
         if first is None:
-            raise VideoError("undecodable", source, f"no frame decodes at {span_s[0]:g} s")
-        shown = sorted(timestamp - min(timestamps) for timestamp in timestamps)
-        digest.update(repr(shown).encode())
-        info = stream_info(stream, first, len(timestamps), timestamps)
-        return TrimMetadata(info, packet_timeline(stream, info, timestamps), digest.hexdigest())
+            raise decoder.no_picture(source)
+        timestamps.sort()
+        shown = [timestamp - timestamps[0] for timestamp in timestamps]
+        digest.update(repr([time // self._scale for time in shown]).encode())
+        interval = median_interval(shown, self.time_base)
+        if interval is None:
+            interval = max(1, round(1 / (Fraction(nominal or DEFAULT_RATE) * self.time_base)))
+        timeline = Timeline(shown, self.time_base, interval)
+        lacking = 0 if self._goes_on else max(0, self._end - timestamps[-1] - interval)
+        info = stream_info(stream, first, timeline, nominal)
+        return TrimMetadata(info, interval, float(lacking * self.time_base), digest.hexdigest())
 
-
-def iter_trimmed_frames(source: VideoSource, span_s: TimeSpan) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-    """Decode the upright RGB frames of a span one by one.
-
-    Raises:
-        VideoError: a frame cannot be decoded.
-    """
-    converter = RgbConverter()
-    with open_stream(source) as (container, stream):
-        for frame in _decode_span(source, container, stream, span_s):
-            second = _to_seconds(stream, frame.pts)
-            if second >= span_s[1]:
+    def pictures(self) -> Iterator[tuple[VideoFrame, int]]:
+        """Decode pictures and yield them with their times in ticks; the one on screen at the start is at 0."""
+        self._decoder.jump()
+        clock = Clock(self.time_base, self._interval)
+        for picture in self._decoder.pictures(self._packets()):
+            self._stamps.add(picture.pts)
+            stamp = None if picture.pts is None else max(picture.pts * self._scale, self._start)
+            if stamp is not None and stamp >= self._end:
                 return
-            if second >= span_s[0]:
-                yield converter.to_rgb(frame)
-            else:
-                converter.skip(frame)
+            if len(self._stamps) == 1 and stamp is not None:
+                self._late = stamp - self._start
+            self._last = clock.time(stamp)
+            yield picture, self._last
+
+    def num_frames(self, fps: Fraction) -> int:
+        """Return the number of pictures of the span at a constant rate, once all were decoded.
+
+        Raises:
+            VideoError: no picture decodes, or too much of the span has none.
+        """
+        if not self._stamps:
+            raise self._decoder.no_picture(self._source)
+        length = self._end - self._start
+        covered = length - self._late if self._goes_on else min(self._last + self._interval, length - self._late)
+        num_missing = sum(stamp is None or stamp not in self._stamps for stamp in self._decoder.failed)
+        missing = length - covered + num_missing * self._interval
+        tick = float(self.time_base)
+        check_missing(
+            self._source, missing * tick, length * tick, self._interval * tick, self._decoder.fault, self._where
+        )
+        return max(1, math.floor(covered * self.time_base * fps + Fraction(1, 2)))
+
+    def expected_frames(self, fps: Fraction) -> int:
+        """Return the number of pictures of the span at a constant rate if all of them decode.
+
+        Raises:
+            VideoError: the file ends too early.
+        """
+        length_s, interval_s = self._span_s[1] - self._span_s[0], float(self._interval * self.time_base)
+        missing_s = self.metadata.missing_s
+        check_missing(self._source, missing_s, length_s, interval_s, None, self._where)
+        return max(1, math.floor((length_s - missing_s) * fps + Fraction(1, 2)))
+
+    @property
+    def _where(self) -> str:
+        return f" between {self._span_s[0]:g} and {self._span_s[1]:g} s"
+
+    def _packets(self) -> Iterator[Packet[VideoStream]]:
+        """Packets from the last keyframe before the span to its last picture."""
+        for packet in _packets_from(self._source, self._container, self._stream, self._span_s[0]):
+            if _is_past(packet, self._end / self._scale, _MAX_REORDER_S / self.time_base / self._scale):
+                self._goes_on = True
+                return
+            yield packet
 
 
-def _decode_span(
-    source: VideoSource, container: InputContainer, stream: VideoStream, span_s: TimeSpan
-) -> Iterator[VideoFrame]:
-    num_frames = 0
-    for packet in _span_packets(source, container, stream, span_s):
-        decoded = decode_packet(source, packet, num_frames)
-        num_frames += len(decoded)
-        yield from decoded
-    try:
-        yield from stream.codec_context.decode(None)  # flush the frames that the decoder still holds
-    except av.error.FFmpegError as error:
-        raise VideoError("truncated", source, f"frame {num_frames}: {error.strerror}") from error
-
-
-def _span_packets(
-    source: VideoSource, container: InputContainer, stream: VideoStream, span_s: TimeSpan
+def _packets_from(
+    source: VideoSource, container: InputContainer, stream: VideoStream, second: float
 ) -> Iterator[Packet[VideoStream]]:
-    """Packets from the last keyframe before the span to its last frame."""
     for back_s in _SEEK_BACK_S:
-        begin_s = max(span_s[0] - back_s, 0.0)
-        container.seek(_to_timestamp(source, stream, begin_s), stream=stream, backward=True)
-        packets = container.demux(stream)
-        first = next(packets)
-        if first.size and first.pts is None:
+        begin_s = max(second - back_s, 0.0)
+        container.seek(math.floor(_to_ticks(source, stream, begin_s)), stream=stream, backward=True)
+        packets = demux(container, stream)
+        first = next(packets, None)
+        if first is None:
+            continue
+        if first.pts is None and first.dts is None:
             raise VideoError("undecodable", source, "its frames have no timestamps and cannot be trimmed")
-        if begin_s == 0 or (first.pts is not None and _to_seconds(stream, first.pts) <= span_s[0]):
-            break
-    yield first
-    for packet in packets:
-        if not packet.size or _is_past(stream, packet, span_s[1]):
+        if begin_s == 0 or (first.pts is not None and first.pts <= _to_ticks(source, stream, second)):
+            yield first
+            yield from packets
             return
-        yield packet
 
 
-def _is_past(stream: VideoStream, packet: Packet[VideoStream], end_s: float) -> bool:
-    """Return whether this packet and all later ones are shown at ``end_s`` or after: none is decoded after its time."""
+def _is_past(packet: Packet[VideoStream], end: float, max_reorder: float) -> bool:
+    """Return whether this packet and all later ones are shown at ``end`` or after: none is decoded after its time."""
     if packet.dts is not None:
-        return _to_seconds(stream, packet.dts) >= end_s
-    return packet.pts is not None and _to_seconds(stream, packet.pts) >= end_s + _MAX_REORDER_S
+        return packet.dts >= end
+    return packet.pts is not None and packet.pts >= end + max_reorder
 
 
-def _to_seconds(stream: VideoStream, timestamp: int | None) -> float:
-    assert timestamp is not None
-    assert stream.time_base is not None
-    return float((timestamp - (stream.start_time or 0)) * stream.time_base)
-
-
-def _to_timestamp(source: VideoSource, stream: VideoStream, second: float) -> int:
+def _to_ticks(source: VideoSource, stream: VideoStream, second: float) -> Fraction:
     if stream.time_base is None:
         raise VideoError("undecodable", source, "its frames have no timestamps and cannot be trimmed")
-    return int(second / stream.time_base) + (stream.start_time or 0)
+    return Fraction(second).limit_denominator(1000) / stream.time_base + (stream.start_time or 0)

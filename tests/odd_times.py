@@ -1,0 +1,279 @@
+"""Small videos whose packets are not simply their pictures, one after the other, from zero on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+from av.packet import Packet
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from tests import media
+
+NUM_FRAMES = 48
+RATE = Fraction(24)
+TICK = Fraction(1, 1000)
+
+Shown = list[tuple[int, Fraction]]
+"""Pictures that a video shows: number, and second at which each appears."""
+
+
+def steady(numbers: Sequence[int] = range(NUM_FRAMES)) -> Shown:
+    """Return pictures that appear one after the other at the constant rate."""
+    return [(number, index / RATE) for index, number in enumerate(numbers)]
+
+
+def write(path: Path, stamps: Sequence[int] | None = None, container: str | None = None, **changes: Any) -> Path:
+    """Write numbered pictures, at timestamps in milliseconds if these are given."""
+    values: dict[str, Any] = {"codec": "libx264", "pix_fmt": "yuv420p", "size": (96, 64), "options": {"bf": "0"}}
+    values |= changes
+    base = TICK if stamps is not None else 1 / values.get("rate", RATE)
+    with av.open(str(path), "w", format=container, options=values.get("muxer", {})) as target:
+        stream = target.add_stream(values["codec"], rate=values.get("rate", RATE))
+        assert isinstance(stream, VideoStream)
+        (stream.width, stream.height), stream.pix_fmt = values["size"], values["pix_fmt"]
+        stream.options = values["options"]
+        stream.codec_context.time_base = base
+        stream.codec_context.thread_count = 1
+        for index, picture in enumerate(media.pictures(values.get("num_frames", NUM_FRAMES), values["size"])):
+            frame = VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=values["pix_fmt"])
+            frame.pts, frame.time_base = index if stamps is None else stamps[index], base
+            target.mux(stream.encode(frame))
+        target.mux(stream.encode(None))
+    return path
+
+
+def copied(packet: Packet[VideoStream], shift: int = 0, data: bytes | None = None) -> Packet[VideoStream]:
+    """Return a packet that can be written to another file, ``shift`` ticks later."""
+    copy: Packet[VideoStream] = Packet(bytes(packet) if data is None else data)
+    assert packet.pts is not None
+    copy.pts = packet.pts + shift
+    copy.dts = copy.pts if packet.dts is None else packet.dts + shift
+    copy.duration, copy.time_base, copy.is_keyframe = packet.duration, packet.time_base, packet.is_keyframe
+    return copy
+
+
+def remux(
+    source: Path,
+    target: Path,
+    change: Callable[[list[Packet[VideoStream]]], list[Packet[VideoStream]]],
+    container: str | None = None,
+    muxer: dict[str, str] | None = None,
+) -> Path:
+    """Write the packets of a file, changed, to another one without coding them again."""
+    with av.open(str(source)) as old, av.open(str(target), "w", format=container, options=muxer or {}) as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for packet in change([packet for packet in old.demux(video=0) if packet.size]):
+            packet.stream = stream
+            new.mux(packet)
+    return target
+
+
+def hidden(folder: Path) -> tuple[Path, Shown]:
+    """VP8 with packets that show nothing, as alternate reference frames."""
+    source = write(folder / "plain.webm", codec="libvpx", options={"deadline": "realtime", "g": "1"})
+
+    def hide(packets: list[Packet[VideoStream]]) -> list[Packet[VideoStream]]:
+        result = []
+        for number, packet in enumerate(packets):
+            if number % 12 == 6:
+                data = bytearray(bytes(packet))
+                data[0] &= ~0x10
+                result.append(copied(packet, -1, bytes(data)))
+            result.append(copied(packet))
+        return result
+
+    return remux(source, folder / "hidden.webm", hide), steady()
+
+
+def held(folder: Path, suffix: str, middle: bool) -> tuple[Path, Shown]:
+    """A recording that writes no picture while nothing changes, at its end or in its middle."""
+    codec, pix_fmt, options = {
+        ".webm": ("libvpx", "yuv420p", {"deadline": "realtime", "auto-alt-ref": "0"}),
+        ".gif": ("gif", "rgb8", {}),
+    }.get(suffix, ("libx264", "yuv420p", {"bf": "0"}))
+    tick = 10 if suffix == ".gif" else 1
+    stamps = [round(1000 * index / RATE / tick) * tick for index in range(NUM_FRAMES)]
+    if middle:
+        stamps = [stamp + (3000 if index >= 30 else 0) for index, stamp in enumerate(stamps)]
+    plain = write(folder / f"plain{suffix}", stamps, codec=codec, pix_fmt=pix_fmt, options=options)
+
+    def hold(packets: list[Packet[VideoStream]]) -> list[Packet[VideoStream]]:
+        result = [copied(packet) for packet in packets]
+        assert packets[-1].time_base is not None
+        if not middle:
+            result[-1].duration = int(5 / packets[-1].time_base)
+        return result
+
+    shown = [(index, stamp * TICK) for index, stamp in enumerate(stamps)]
+    return remux(plain, folder / f"held{suffix}", hold), shown
+
+
+def grows(folder: Path) -> tuple[Path, Shown]:
+    """A call whose picture grows after a second."""
+    options = {"deadline": "realtime", "auto-alt-ref": "0"}
+    small = write(folder / "small.webm", codec="libvpx", options=options)
+    large = write(folder / "large.webm", codec="libvpx", options=options | {"g": "24"}, size=(192, 128))
+    with av.open(str(large)) as other:
+        later = [packet for packet in other.demux(video=0) if packet.size]
+
+    def join(packets: list[Packet[VideoStream]]) -> list[Packet[VideoStream]]:
+        key = next(number for number in range(24, NUM_FRAMES) if later[number].is_keyframe)
+        return [copied(packet) for packet in [*packets[:key], *later[key:]]]
+
+    return remux(small, folder / "grows.webm", join), steady()
+
+
+def wall_clock(folder: Path) -> tuple[Path, Shown]:
+    """A first picture at zero, the others at the time of the day."""
+    stamps = [0] + [1_700_000_000_000 + round(1000 * index / RATE) for index in range(1, NUM_FRAMES)]
+    return write(folder / "epoch.mkv", stamps, codec="ffv1", options={}), steady()
+
+
+def cut(folder: Path, codec: str, suffix: str, num_cut: int | None, **options: str) -> tuple[Path, Shown]:
+    """The rest of a stream after ``num_cut`` packets, or from its second keyframe on: it is seen from a keyframe on."""
+    source = write(folder / f"whole{suffix}", codec=codec, options=options)
+    with av.open(str(source)) as whole:
+        packets = [packet for packet in whole.demux(video=0) if packet.size]
+    start, second = [packet for packet in packets if packet.is_keyframe][:2]
+    first_cut = packets.index(second) if num_cut is None else num_cut
+    target = remux(source, folder / f"cut{suffix}", lambda packets: [copied(packet) for packet in packets[first_cut:]])
+    assert second.pts is not None
+    assert start.pts is not None
+    assert second.time_base is not None
+    return target, steady(range(round((second.pts - start.pts) * second.time_base * RATE), NUM_FRAMES))
+
+
+def edit_list(folder: Path) -> tuple[Path, Shown]:
+    """An edit list that hides the first half second, whose pictures others refer to."""
+    source = write(folder / "whole.mp4", options={"bf": "2"})
+
+    def earlier(packets: list[Packet[VideoStream]]) -> list[Packet[VideoStream]]:
+        assert packets[0].time_base is not None
+        return [copied(packet, -int(Fraction(1, 2) / packets[0].time_base)) for packet in packets]
+
+    path = remux(source, folder / "edited.mp4", earlier, muxer={"avoid_negative_ts": "disabled"})
+    return path, steady(range(12, NUM_FRAMES))
+
+
+def dropped(folder: Path) -> tuple[Path, Shown]:
+    """AVI with empty packets where the recorder dropped pictures."""
+    numbers = [number for number in range(NUM_FRAMES) if number % 7 != 3]
+    source = write(folder / "whole.avi", codec="mpeg4", options={"g": "12"})
+    del source
+    path = folder / "dropped.avi"
+    with av.open(str(path), "w") as target:
+        stream = target.add_stream("mpeg4", rate=RATE)
+        assert isinstance(stream, VideoStream)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for number, picture in enumerate(media.pictures(NUM_FRAMES, (96, 64))):
+            if number in numbers:
+                frame = VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p")
+                frame.pts, frame.time_base = number, 1 / RATE
+                target.mux(stream.encode(frame))
+        target.mux(stream.encode(None))
+    return path, [(number, number / RATE) for number in numbers]
+
+
+def joined(folder: Path) -> tuple[Path, Shown]:
+    """Two transport streams joined byte by byte: timestamps begin anew."""
+    data = write(folder / "one.ts", container="mpegts", num_frames=24).read_bytes()
+    path = folder / "joined.ts"
+    path.write_bytes(data + data)
+    return path, steady([*range(24), *range(24)])
+
+
+def damaged(folder: Path) -> tuple[Path, Shown]:
+    """One picture of FFV1 that is noise: the one before is held."""
+    source = write(folder / "whole.mkv", codec="ffv1", options={"g": "1"})
+
+    def spoil(packets: list[Packet[VideoStream]]) -> list[Packet[VideoStream]]:
+        return [copied(packet, data=b"\xff" * 40 if number == 20 else None) for number, packet in enumerate(packets)]
+
+    shown = [(number, number / RATE) for number in range(NUM_FRAMES) if number != 20]
+    return remux(source, folder / "damaged.mkv", spoil), shown
+
+
+def raw(folder: Path) -> tuple[Path, Shown]:
+    """A stream without container and timestamps, which FFmpeg takes to have 25 pictures per second."""
+    path = write(folder / "raw.h264", container="h264", options={"bf": "2"})
+    return path, [(number, Fraction(number, 25)) for number in range(NUM_FRAMES)]
+
+
+def late(folder: Path) -> tuple[Path, Shown]:
+    """A first picture long after zero."""
+    stamps = [90_000 + round(1000 * index / RATE) for index in range(NUM_FRAMES)]
+    return write(folder / "late.mkv", stamps), steady()
+
+
+def jittery(folder: Path) -> tuple[Path, Shown]:
+    """A camera that drops every third picture, in Matroska's milliseconds."""
+    stamps = [round(1000 * (index + index // 2) / RATE) for index in range(NUM_FRAMES)]
+    return write(folder / "jittery.mkv", stamps, options={"bf": "2"}), [
+        (index, stamp * TICK) for index, stamp in enumerate(stamps)
+    ]
+
+
+def plain(folder: Path, name: str, container: str | None, **changes: Any) -> tuple[Path, Shown]:
+    """A whole file of another container or codec."""
+    return write(folder / name, container=container, **changes), steady()
+
+
+_MPEG2 = {"codec": "mpeg2video"}
+_X265 = "x265-params"
+CASES: dict[str, Callable[[Path], tuple[Path, Shown]]] = {
+    "hidden": hidden,
+    **{
+        f"held{'-middle' * middle}{suffix}": lambda folder, suffix=suffix, middle=middle: held(folder, suffix, middle)
+        for suffix in (".mkv", ".webm", ".mp4", ".gif")
+        for middle in (False, True)
+    },
+    "grows": grows,
+    "wall clock": wall_clock,
+    "open group, H.264": lambda folder: cut(
+        folder,
+        "libx264",
+        ".mkv",
+        None,
+        **{"x264-params": "keyint=12:min-keyint=12:open-gop=1:bframes=2:scenecut=0:b-adapt=0"},
+    ),
+    "open group, HEVC": lambda folder: cut(
+        folder,
+        "libx265",
+        ".mkv",
+        None,
+        **{_X265: "keyint=12:min-keyint=12:open-gop=1:bframes=2:scenecut=0:log-level=none"},
+    ),
+    "within a group, H.264": lambda folder: cut(folder, "libx264", ".ts", 5, bf="0", g="12", sc_threshold="0"),
+    "within a group, MPEG-2": lambda folder: cut(folder, "mpeg2video", ".ts", 5, bf="0", g="12"),
+    "within a group, MPEG-4": lambda folder: cut(folder, "mpeg4", ".mkv", 5, bf="0", g="12"),
+    "within a group, VP9": lambda folder: cut(
+        folder, "libvpx-vp9", ".webm", 5, g="12", deadline="realtime", **{"cpu-used": "8"}
+    ),
+    "edit list": edit_list,
+    "dropped in AVI": dropped,
+    "joined": joined,
+    "damaged": damaged,
+    "raw": raw,
+    "late": late,
+    "jittery": jittery,
+    "superframes, VP9": lambda folder: plain(
+        folder,
+        "a.webm",
+        None,
+        codec="libvpx-vp9",
+        options={"auto-alt-ref": "1", "lag-in-frames": "16", "cpu-used": "8"},
+    ),
+    "fragmented": lambda folder: plain(
+        folder, "a.mp4", None, options={"bf": "2", "g": "12"}, muxer={"movflags": "frag_keyframe+empty_moov"}
+    ),
+    "B-frames in AVI": lambda folder: plain(folder, "a.avi", None, options={"bf": "2"}),
+    "interlaced": lambda folder: plain(
+        folder, "a.mpg", "mpeg", codec="mpeg2video", rate=RATE, options={"flags": "+ildct+ilme", "bf": "2"}
+    ),
+    "program stream": lambda folder: plain(folder, "a.vob", "vob", **_MPEG2, options={"bf": "2"}),
+}

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mme.ingest.transcode import NormalForm, TranscodeJob, transcode
+from mme.video import metadata, reader
+from mme.video.codec import read_frames
+from mme.video.reader import iter_resampled, open_video
+from tests import media
+from tests.odd_times import CASES, NUM_FRAMES, Shown
+from tests.reference.sample_and_hold import shown_pictures
+
+FORM = NormalForm(fps=16, short_side=64, crf=8, gop_frames=8)
+
+
+def expected_numbers(shown: Shown, fps: int) -> list[int]:
+    seconds = [second - shown[0][1] for _, second in shown]
+    return [shown[position][0] for position in shown_pictures(seconds, Fraction(0), Fraction(fps))]
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Shown]:
+    return CASES[request.param](tmp_path_factory.mktemp("odd"))
+
+
+def test_ingest_and_service_show_the_same_pictures(case: tuple[Path, Shown], tmp_path: Path) -> None:
+    path, shown = case
+    expected = expected_numbers(shown, 16)
+    outcome = transcode(TranscodeJob(path, tmp_path / "a.mp4", FORM))
+    assert (outcome.reason, outcome.detail) == (None, "")
+    assert media.frame_numbers(read_frames(tmp_path / "a.mp4")) == expected
+    assert outcome.num_frames == len(expected)
+    with open_video(path) as video:
+        assert video.num_frames(16) == len(expected)
+        assert video.info.num_frames == len(shown)
+        assert media.frame_numbers(video.read(range(len(expected)), 16)) == expected
+
+
+@pytest.mark.parametrize("buffer_bytes", [2**24, 2000])
+def test_reading_what_is_needed_equals_decoding_all(
+    case: tuple[Path, Shown], monkeypatch: pytest.MonkeyPatch, buffer_bytes: int
+) -> None:
+    path, _ = case
+    monkeypatch.setattr(reader, "MAX_CHECKED_PIXELS", 0)
+    monkeypatch.setattr(metadata, "MAX_BUFFER_BYTES", buffer_bytes)
+    for fps in (10, 30):
+        frames = np.stack(list(iter_resampled(path, fps)))
+        with open_video(path) as video:
+            assert video.num_frames(fps) == len(frames)
+            for indices in (
+                [0, 1],
+                [len(frames) - 1],
+                [3, len(frames) // 2, len(frames) - 3, 3],
+                [*range(len(frames))],
+            ):
+                np.testing.assert_array_equal(video.read(indices, fps), frames[indices])
+
+
+def test_memory_is_that_of_one_picture() -> None:
+    assert NUM_FRAMES < 2**media.NUM_BITS
