@@ -21,6 +21,7 @@ import torch.distributed
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from mme.config import Params
+from mme.config.edit import with_values
 from mme.manifest import Manifest
 from mme.motion.store import TrackStore
 from mme.training.finetune import run_finetuning
@@ -32,6 +33,7 @@ from tests.small_data import small_params, split_options
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 280.0
 NUM_STEPS = 12
+FINETUNINGS = {"finetune": "none", "sampling": "sampling", "loss": "loss"}
 VARIANTS: dict[str, dict[str, Any]] = {"plain": {}, "parts": {"accumulate": 2}, "draws": {"draws_per_decode": 2}}
 
 
@@ -69,10 +71,17 @@ def train(data: Path, work: Path, num_processes: int, device: str = "cpu") -> di
         params, seen = params_of(num_processes, device, **options), GlobalLosses()
         module, curves = run_pretraining(params, manifest, tracks, work / name, lambda *_: None, [seen])
         found[name] = {"losses": seen.losses, "rows": curves.rows, "weights": digest_of(module.model)}
-    params, seen = params_of(num_processes, device), GlobalLosses()
-    classifier, curves = run_finetuning(params, manifest, None, work / "finetune", lambda *_: None, [seen])
-    found["finetune"] = {"losses": seen.losses, "rows": curves.rows, "weights": digest_of(classifier.model)}
+    for name, balance in FINETUNINGS.items():
+        params, seen = params_of(num_processes, device), GlobalLosses()
+        params = with_values(params, {"finetune.balance": balance})
+        classifier, curves = run_finetuning(params, unequal(manifest), None, work / name, lambda *_: None, [seen])
+        found[name] = {"losses": seen.losses, "rows": curves.rows, "weights": digest_of(classifier.model)}
     return found
+
+
+def unequal(manifest: Manifest) -> Manifest:
+    """Leave the first class two training videos and the others one or two fewer."""
+    return manifest.without(["train-5", "train-6"])
 
 
 def launched(data: Path, output: Path, num_processes: int, device: str = "cpu") -> list[dict[str, Any]]:

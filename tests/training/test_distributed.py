@@ -33,16 +33,16 @@ def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
     return processes.train(data, tmp_path_factory.mktemp("alone"), 1)
 
 
-@pytest.mark.parametrize("name", [*processes.VARIANTS, "finetune"])
+@pytest.mark.parametrize("name", [*processes.VARIANTS, *processes.FINETUNINGS])
 def test_two_processes_have_the_losses_of_one(name: str, alone: dict[str, Any], together: list[dict[str, Any]]) -> None:
     expected, found = alone["plain" if name == "parts" else name], together[0][name]
-    assert name == "finetune" or len(expected["losses"]) == processes.NUM_STEPS
+    assert name in processes.FINETUNINGS or len(expected["losses"]) == processes.NUM_STEPS
     assert found["losses"] == pytest.approx(expected["losses"], abs=1e-5)
     for row, wanted in zip(found["rows"], expected["rows"], strict=True):
         assert row == pytest.approx(wanted, abs=1e-4)
 
 
-@pytest.mark.parametrize("name", [*processes.VARIANTS, "finetune"])
+@pytest.mark.parametrize("name", [*processes.VARIANTS, *processes.FINETUNINGS])
 def test_processes_end_with_the_same_weights(name: str, together: list[dict[str, Any]]) -> None:
     assert together[0][name]["weights"] == together[1][name]["weights"]
 

@@ -13,7 +13,7 @@ from pytorch_lightning import Callback, Trainer
 from torch.utils.data import default_collate
 
 from mme.config import Params
-from mme.data.labelled.clips import mirrored_labels
+from mme.data.labelled.clips import LabelledDataset, mirrored_labels
 from mme.data.masked.clips import PretrainDataset
 from mme.manifest import Manifest
 from mme.models.checkpoints import save_weights
@@ -21,7 +21,7 @@ from mme.models.classifier import MotionClassifier
 from mme.motion.store import TrackStore
 from mme.targets.base import OBJECTIVES
 from mme.targets.drawing import PREDICTED_COLOUR, TRUE_COLOUR
-from mme.training.finetune import FinetuneModule, load_encoder, run_finetuning
+from mme.training.finetune import FinetuneModule, class_weights, load_encoder, run_finetuning
 from mme.training.pretrain import PretrainModule, pretrain_dataset, run_pretraining, target_statistics
 from mme.viz.predictions import draw_predictions
 from tests.small_data import make_small_data, small_params, split_options
@@ -197,3 +197,93 @@ def test_predictions_are_drawn_beside_their_targets(objective: str, data: Manife
         panels = picture[40:].astype(int)  # below the key to the colours
         for colour in (TRUE_COLOUR, PREDICTED_COLOUR):
             assert (np.abs(panels - colour).max(axis=-1) < 80).sum() > 20
+
+
+UNEQUAL = ("train-1", "train-5", "train-2", "train-6", "train-7")
+"""Videos left out: two of the first class remain, none of the second and third, one of the fourth."""
+
+
+@pytest.mark.parametrize("balance", ["sampling", "loss"])
+def test_balanced_finetuning_resumes_bit_for_bit(balance: str, data: Manifest, tmp_path: Path) -> None:
+    params = small_params(finetune={"balance": balance, "mixup": 0.8, "batch_size": 2})
+    manifest = data.without(UNEQUAL)
+    whole = train_finetune(manifest, tmp_path / "whole", params)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        train_finetune(manifest, tmp_path / "parts", params, [Stop(step=2)])
+    resumed = train_finetune(manifest, tmp_path / "parts", params)
+    assert_equal_weights(whole, resumed)
+    assert whole.best["epoch"] == resumed.best["epoch"]
+    plain = train_finetune(manifest, tmp_path / "none", small_params(finetune={"mixup": 0.8, "batch_size": 2}))
+    assert not torch.equal(plain.model.head.weight, whole.model.head.weight)
+
+
+class Seen(Callback):
+    """Labels of the clips of a training."""
+
+    def __init__(self) -> None:
+        self.labels: list[int] = []
+
+    def on_train_batch_start(self, *arguments: Any) -> None:
+        self.labels += arguments[2]["label"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("balance", "counts"), [("none", {0: 6, 3: 3}), ("loss", {0: 6, 3: 3}), ("sampling", {0: 4, 3: 5})]
+)
+def test_only_sampling_changes_what_is_drawn(
+    balance: str, counts: dict[int, int], data: Manifest, tmp_path: Path
+) -> None:
+    seen = Seen()
+    params = small_params(finetune={"balance": balance, "batch_size": 3})
+    train_finetune(data.without(UNEQUAL), tmp_path, params, [seen])
+    labels = [data.labels.index(name) for name in ("left", "right", "up", "down")]
+    assert {label: seen.labels.count(label) for label in set(seen.labels)} == {
+        labels[0]: counts[0],
+        labels[3]: counts[3],
+    }
+
+
+def test_class_weights_are_inverse_to_the_shares_of_the_classes(data: Manifest) -> None:
+    def weights(**options: Any) -> list[float]:
+        finetune = small_params(finetune=options).finetune
+        manifest = data.without(["train-5", "train-6", "train-2"])
+        training = LabelledDataset(manifest, "train", small_params().clip, finetune, seed=0, training=True)
+        found = class_weights(training)
+        counts = np.bincount(training.classes, minlength=4)
+        assert {name: int(n) for name, n in zip(manifest.labels, counts, strict=True)} == {
+            "left": 2,
+            "right": 1,
+            "up": 0,
+            "down": 2,
+        }
+        return [float(found[manifest.labels.index(name)]) for name in ("left", "right", "up", "down")]
+
+    assert weights() == pytest.approx([5 / 6, 5 / 3, 0, 5 / 6])
+    mirrored = weights(horizontal_flip=True, flip_pairs=(("left", "right"),))
+    assert mirrored == pytest.approx([10 / 9, 10 / 9, 0, 5 / 6])
+
+
+def test_the_weighted_loss_is_a_mean_over_clips() -> None:
+    """Not over weights: then parts of a batch would add up to something else than the batch."""
+    params = small_params(finetune={"balance": "loss", "label_smoothing": 0.0})
+    module = FinetuneModule(params, 3, 1, torch.tensor([0.5, 1.0, 2.0]))
+    clip = torch.randn(4, 3, params.clip.num_frames, 32, 32)
+    label = torch.tensor([0, 0, 1, 2])
+    module.eval()
+    nll = -module.model(clip).log_softmax(dim=1)[torch.arange(4), label]
+    expected = (nll * torch.tensor([0.5, 0.5, 1.0, 2.0])).sum() / 4
+    batch = {"clip": clip, "label": label, "target": label}
+    assert float(module.losses(batch)["loss"].detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    soft = batch | {"target": torch.nn.functional.one_hot(label, 3).float()}
+    assert float(module.losses(soft)["loss"].detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+
+
+def test_a_balanced_training_keeps_the_epoch_that_is_best_by_classes(data: Manifest, tmp_path: Path) -> None:
+    params = small_params(finetune={"balance": "sampling"})
+    manifest = data.without(["val-1"])
+    module, curves = run_finetuning(params, manifest, None, tmp_path, lambda *_: None)
+    kept = curves.rows[module.best["epoch"]]
+    assert kept["val/mean_class_accuracy"] == max(row["val/mean_class_accuracy"] for row in curves.rows)
+    plain, plain_curves = run_finetuning(small_params(), manifest, None, tmp_path / "none", lambda *_: None)
+    assert "val/mean_class_accuracy" not in plain_curves.rows[0]
+    assert module.model.state_dict().keys() == plain.model.state_dict().keys()

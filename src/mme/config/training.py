@@ -10,6 +10,7 @@ from mme.config.base import NonNegative, Positive, PositiveFloat, Ratio, Section
 from mme.config.data import DataFolder, Split
 
 MaskKind = Literal["tube", "random", "motion"]
+Balance = Literal["none", "sampling", "loss"]
 Precision = Literal["32", "bf16-mixed", "16-mixed"]
 
 
@@ -104,6 +105,7 @@ class FinetuneParams(OptimisedParams):
     rand_augment: Annotated[str, Field(pattern=r"^rand(-[a-z]+[0-9.]+)+$")] | None
     erasing: Ratio
     repeats: Positive
+    balance: Balance
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     mixup: NonNegative
     cutmix: NonNegative

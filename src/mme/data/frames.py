@@ -19,7 +19,7 @@ from mme.video.planes import YuvFrame, iter_planes
 SampleKey = tuple[int, int]
 """(draw, index of the video), as `mme.training.loop.loaders.EpochSampler` yields it: the first draw of a video is 0."""
 
-SEED_PRETRAIN, SEED_FINETUNE, SEED_ORDER = 1, 2, 3
+SEED_PRETRAIN, SEED_FINETUNE, SEED_ORDER, SEED_BALANCE = 1, 2, 3, 4
 """Streams of randomness that never meet, whatever the seed."""
 
 

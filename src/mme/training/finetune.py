@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pytorch_lightning.callbacks import Callback
+from sklearn.utils.class_weight import compute_class_weight
 from timm.data.mixup import Mixup
 from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
 from torch import Tensor
 from torch.nn import functional
+from torchmetrics.classification import MulticlassConfusionMatrix
 
 from mme.config import Params
 from mme.data.labelled.clips import LabelledDataset
@@ -30,11 +33,21 @@ class FinetuneModule(TrainingModule):
 
     Attributes:
         best: validation accuracy, number and weights of the best epoch (the later of equals); part of checkpoints.
+            The accuracy is the mean over classes if ``finetune.balance`` is on.
+
+    Args:
+        params: all parameters.
+        num_classes: labels.
+        steps_per_epoch: optimiser steps per epoch.
+        class_weights: weights ``[K]`` of the classes in the loss; None for equal ones.
     """
 
     model: MotionClassifier
+    class_weights: Tensor | None
 
-    def __init__(self, params: Params, num_classes: int, steps_per_epoch: int) -> None:
+    def __init__(
+        self, params: Params, num_classes: int, steps_per_epoch: int, class_weights: Tensor | None = None
+    ) -> None:
         finetune = params.finetune
         model = MotionClassifier(params.model, params.clip, num_classes, finetune.drop_path)
         super().__init__(finetune, params.runtime, model, steps_per_epoch, params.seed)
@@ -47,7 +60,9 @@ class FinetuneModule(TrainingModule):
                 label_smoothing=finetune.label_smoothing,
                 num_classes=num_classes,
             )
-        self.best: dict[str, Any] = {"top1": -1.0, "epoch": -1, "state": {}}
+        self.register_buffer("class_weights", class_weights, persistent=False)
+        self.confusion = None if finetune.balance == "none" else MulticlassConfusionMatrix(num_classes)
+        self.best: dict[str, Any] = {"accuracy": -1.0, "epoch": -1, "state": {}}
 
     def prepare(self, batch: Batch) -> Batch:
         """Return normalised, mixed clips, and the ``target`` of the loss besides the ``label``."""
@@ -63,11 +78,17 @@ class FinetuneModule(TrainingModule):
         return torch.tensor(len(part["clip"]), device=self.device)
 
     def losses(self, part: Batch) -> dict[str, Tensor]:
-        """Return the cross-entropy and the share of clips whose label is predicted."""
+        """Return the cross-entropy, weighted by class if there are weights, and the share of correct clips."""
         target = part["target"]
         smoothing = 0.0 if target.is_floating_point() else self.params.finetune.label_smoothing  # timm's are smoothed
         logits = self.model(part["clip"])
-        loss = functional.cross_entropy(logits, target, label_smoothing=smoothing)
+        if self.class_weights is None:
+            loss = functional.cross_entropy(logits, target, label_smoothing=smoothing)
+        else:  # PyTorch's own mean would divide by the weights of this part, so that parts and processes weighed more
+            total = functional.cross_entropy(
+                logits, target, self.class_weights, label_smoothing=smoothing, reduction="sum"
+            )
+            loss = total / len(logits)
         return {"loss": loss, "top1": (logits.argmax(dim=1) == part["label"]).float().mean()}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -76,13 +97,22 @@ class FinetuneModule(TrainingModule):
         loss = functional.cross_entropy(logits, batch["label"])
         hits = (logits.argmax(dim=1) == batch["label"]).float().mean()
         self.record("val", {"loss": loss, "top1": hits}, len(logits))
+        if self.confusion is not None:
+            self.confusion.update(logits, batch["label"])
 
     def on_validation_epoch_end(self) -> None:
         """Keep the best weights."""
-        top1 = float(self.trainer.callback_metrics["val/top1"])
-        if top1 >= self.best["top1"]:
+        if self.confusion is None:
+            accuracy = float(self.trainer.callback_metrics["val/top1"])
+        else:
+            counts = self.confusion.compute().double()  # [K, K] of all processes, rows are the true labels
+            self.confusion.reset()
+            known = counts.sum(dim=1) > 0
+            accuracy = float((counts.diagonal()[known] / counts.sum(dim=1)[known]).mean())
+            self.log("val/mean_class_accuracy", accuracy)  # the same in all processes
+        if accuracy >= self.best["accuracy"]:
             state = {name: value.detach().cpu().clone() for name, value in self.eval_model.state_dict().items()}
-            self.best = {"top1": top1, "epoch": self.current_epoch, "state": state}
+            self.best = {"accuracy": accuracy, "epoch": self.current_epoch, "state": state}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the best weights."""
@@ -100,6 +130,18 @@ class FinetuneModule(TrainingModule):
             self.model, finetune.weight_decay, layer_decay=layer_decay
         )
         return groups
+
+
+def class_weights(training: LabelledDataset) -> Tensor:
+    """Return scikit-learn's balanced weights ``[K]``: inverse to a class's share, their mean over the videos is 1.
+
+    A video counts half for its label and half for that of its mirror image; the weight of a label without videos is 0.
+    """
+    seen = np.array([label for own in training.classes for label in (own, training.mirrored[own])])
+    weights = np.zeros(len(training.labels))
+    present = np.unique(seen)
+    weights[present] = compute_class_weight("balanced", classes=present, y=seen)
+    return torch.from_numpy(weights).float()
 
 
 def load_encoder(path: Path, classifier: MotionClassifier) -> None:
@@ -145,9 +187,11 @@ def run_finetuning(
     cache_mb = params.runtime.frame_cache_mb
     training = LabelledDataset(manifest, "train", params.clip, finetune, seed=seed, training=True, cache_mb=cache_mb)
     validation = LabelledDataset(manifest, "val", params.clip, finetune, seed=seed, training=False)
-    batches = training_loader(training, finetune, params.runtime, seed, rank_of(trainer), finetune.repeats)
+    classes = training.classes if finetune.balance == "sampling" else None
+    batches = training_loader(training, finetune, params.runtime, seed, rank_of(trainer), finetune.repeats, classes)
+    weights = class_weights(training) if finetune.balance == "loss" else None
     torch.manual_seed(seed)
-    module = FinetuneModule(params, len(manifest.labels), len(batches))
+    module = FinetuneModule(params, len(manifest.labels), len(batches), weights)
     if pretrained is not None:
         load_encoder(pretrained, module.model)
         module.eval_model.load_state_dict(module.model.state_dict())

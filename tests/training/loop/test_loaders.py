@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mme.training.loop.loaders import EpochSampler, Rank
+from mme.data.frames import SEED_ORDER
+from mme.training.loop.loaders import EpochSampler, Rank, balanced_draws
 
 
-def parts(num_processes: int, num_samples: int, epoch: int = 4, **options: int) -> list[list[tuple[int, int]]]:
+def parts(num_processes: int, num_samples: int, epoch: int = 4, **options: Any) -> list[list[tuple[int, int]]]:
     """What each process draws in an epoch."""
     samplers = [
         EpochSampler(num_samples, seed=3, shuffle=True, rank=Rank(rank, num_processes), **options)
@@ -77,3 +80,56 @@ def test_draws_of_one_decoding_stay_in_one_process_and_batches_are_the_same(
     for number in range(len(alone) // batch):
         shares = [part[number * share : (number + 1) * share] for part in drawn]
         assert sorted(key for part in shares for key in part) == sorted(alone[number * batch : (number + 1) * batch])
+
+
+def test_without_classes_the_order_is_one_permutation_of_the_epoch() -> None:
+    order = np.random.default_rng((SEED_ORDER, 3, 4)).permutation(9)
+    assert parts(1, 9, repeats=2)[0] == [(8 + repeat, index) for index in order for repeat in (0, 1)]
+
+
+def slow_draws(classes: list[int], count: int) -> list[tuple[int, int]]:
+    """Class and number of the pass of each draw: take classes in turn, and a class's samples without putting back."""
+    present, drawn, found = sorted(set(classes)), Counter[int](), []
+    for draw in range(count):
+        wanted = present[draw % len(present)]
+        found.append((wanted, drawn[wanted] // classes.count(wanted)))
+        drawn[wanted] += 1
+    return found
+
+
+@given(st.lists(st.sampled_from([0, 1, 2, 5]), min_size=1, max_size=12), st.integers(0, 30), st.integers(1, 40))
+def test_balanced_draws_take_classes_in_turn_and_samples_equally_often(
+    classes: list[int], first: int, count: int
+) -> None:
+    indices, passes = balanced_draws(np.array(classes), 0, first + count, seed=1)
+    assert [(classes[i], done) for i, done in zip(indices, passes, strict=True)] == slow_draws(classes, first + count)
+    assert (
+        len(set(zip(indices.tolist(), passes.tolist(), strict=True))) == first + count
+    )  # no sample is seen twice alike
+    later = balanced_draws(np.array(classes), first, count, seed=1)
+    np.testing.assert_array_equal(later, (indices[first:], passes[first:]))  # whatever was drawn before
+
+
+def test_an_epoch_has_equally_many_of_each_class() -> None:
+    classes = [0] * 17 + [1] * 2 + [3] * 5  # no sample of class 2
+    seen: Counter[int] = Counter()
+    for epoch in range(4):
+        drawn = parts(1, 24, epoch, classes=classes, multiple_of=6, repeats=2)[0]
+        assert Counter(classes[index] for _, index in drawn) == {0: 16, 1: 16, 3: 16}
+        assert len(set(drawn)) == 48
+        assert [index for _, index in drawn] != sorted(index for _, index in drawn)
+        seen.update(index for _, index in drawn)
+    assert {seen[index] for index in (17, 18)} == {32}
+    assert {seen[index] for index in range(17)} <= {2, 4}
+
+
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(0, 5))
+def test_a_balanced_batch_is_the_same_for_any_number_of_processes(
+    num_processes: int, per_process: int, repeats: int, epoch: int
+) -> None:
+    batch, classes = num_processes * per_process, [0] * 9 + [1] * 3
+    options = {"repeats": repeats, "multiple_of": batch, "classes": classes}
+    alone, drawn = parts(1, 12, epoch, **options)[0], parts(num_processes, 12, epoch, **options)
+    for number in range(len(alone) // batch):
+        shares = [part[number * per_process : (number + 1) * per_process] for part in drawn]
+        assert sorted(key for share in shares for key in share) == sorted(alone[number * batch : (number + 1) * batch])

@@ -23,7 +23,7 @@ class LabelledDataset(Dataset[dict[str, Tensor]]):
 
     In training a clip is drawn from anywhere in the video, cropped at random and, where ``horizontal_flip`` is on,
     flipped with probability 1/2; ``flip_pairs`` swaps the labels that a mirror image swaps; ``rand_augment`` and
-    ``erasing`` follow. Otherwise it is the centre view that evaluation takes.
+    ``erasing`` follow. Otherwise it is the centre view that evaluation takes. ``classes`` has the label of each video.
 
     Args:
         manifest: videos with their labels and splits.
@@ -58,6 +58,7 @@ class LabelledDataset(Dataset[dict[str, Tensor]]):
         self.videos = [video for video in manifest.videos(split) if video.label is not None]
         if not self.videos:
             raise ValueError(f"{manifest.folder}: no labelled videos in split '{split}'")
+        self.classes = [self.labels.index(str(video.label)) for video in self.videos]
         self.cache = FrameCache(cache_mb)
         self.mirrored = mirrored_labels(self.labels, finetune)
         self.augmentation = Augmentation(finetune, clip)
@@ -67,9 +68,7 @@ class LabelledDataset(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, key: SampleKey) -> dict[str, Tensor]:
         epoch, index = key
-        video = self.videos[index]
-        assert video.label is not None
-        label = self.labels.index(video.label)
+        video, label = self.videos[index], self.classes[index]
         if not self.training:
             frames = sample_views(self.manifest.path_of(video), self.clip, video.fps, segments=1, crops=1).frames[0]
             return _labelled(frames, label)

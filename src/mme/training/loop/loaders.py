@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mme.config import OptimisedParams, RuntimeParams
-from mme.data.frames import SEED_ORDER
+from mme.data.frames import SEED_BALANCE, SEED_ORDER
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         repeats: draws of a sample per epoch (Hoffer et al. 2020).
         multiple_of: the epoch is shortened to a multiple of it, so that all processes have equally many samples.
         together: consecutive draws that one process takes, so that it decodes their video once.
+        classes: class of each sample, if an epoch is to have equally many of each, see `balanced_draws`.
     """
 
     def __init__(
@@ -55,12 +57,14 @@ class EpochSampler(Sampler[tuple[int, int]]):
         repeats: int = 1,
         multiple_of: int = 1,
         together: int = 1,
+        classes: Sequence[int] | None = None,
     ) -> None:
         self.num_samples = num_samples
         self.seed = seed
         self.shuffle = shuffle
         self.rank = rank
         self.repeats = repeats
+        self.classes = None if classes is None else np.asarray(classes)
         self.num_kept = num_samples * repeats // multiple_of * multiple_of
         self.together = together
         self.epoch = 0
@@ -70,12 +74,16 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = np.arange(self.num_samples)
+        order, passes = np.arange(self.num_samples), np.full(self.num_samples, self.epoch)
+        if self.classes is not None:
+            num_drawn = -(-self.num_kept // self.repeats)
+            order, passes = balanced_draws(self.classes, self.epoch * num_drawn, num_drawn, self.seed)
         if self.shuffle:
-            order = np.random.default_rng((SEED_ORDER, self.seed, self.epoch)).permutation(self.num_samples)
+            shuffled = np.random.default_rng((SEED_ORDER, self.seed, self.epoch)).permutation(len(order))
+            order, passes = order[shuffled], passes[shuffled]
         for place in self._places():
-            draw = self.epoch * self.repeats + place % self.repeats
-            yield draw, int(order[place // self.repeats])
+            sample = place // self.repeats
+            yield int(passes[sample]) * self.repeats + place % self.repeats, int(order[sample])
 
     def __len__(self) -> int:
         return len(self._groups()) * self.together
@@ -90,6 +98,38 @@ class EpochSampler(Sampler[tuple[int, int]]):
             yield from range(group * self.together, (group + 1) * self.together)
 
 
+def balanced_draws(
+    classes: NDArray[np.integer], first: int, count: int, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return draws ``first`` to ``first + count - 1`` of a training in which classes take turns.
+
+    Of K classes draw t takes class ``t mod K``, and within it the next sample of a permutation that is drawn anew when
+    all have had their turn. So any K consecutive draws have each class once, and the samples of a class are drawn
+    equally often; both within one draw.
+
+    Args:
+        classes: class of each sample ``[N]``; those that have no sample take no turn.
+        first: number of draws before, over all epochs.
+        count: draws to return.
+        seed: seed of the permutations.
+
+    Returns:
+        Index of each drawn sample, and how often it has been drawn before.
+    """
+    present = np.unique(classes)
+    draws = np.arange(first, first + count)
+    indices, passes = np.empty(count, np.int64), np.empty(count, np.int64)
+    for number, wanted in enumerate(present):
+        members = np.flatnonzero(classes == wanted)
+        turns = np.flatnonzero(draws % len(present) == number)
+        passes[turns], places = np.divmod(draws[turns] // len(present), len(members))
+        for done in np.unique(passes[turns]):
+            chosen = passes[turns] == done
+            order = np.random.default_rng((SEED_BALANCE, seed, number, int(done))).permutation(members)
+            indices[turns[chosen]] = order[places[chosen]]
+    return indices, passes
+
+
 def training_loader(
     dataset: Dataset[Any],
     optimised: OptimisedParams,
@@ -97,11 +137,12 @@ def training_loader(
     seed: int,
     rank: Rank = SINGLE_PROCESS,
     repeats: int = 1,
+    classes: Sequence[int] | None = None,
 ) -> DataLoader[dict[str, Tensor]]:
     """Build the loader of this process's share of full batches, shuffled anew in each pass over the data set.
 
     A pass draws each sample ``repeats`` times `OptimisedParams.epochs_per_pass` times, the latter in one process. A
-    batch is at most as large as a pass.
+    batch is at most as large as a pass. ``classes`` as in `EpochSampler`.
 
     Raises:
         ValueError: the data set has fewer samples than a batch has parts.
@@ -113,7 +154,7 @@ def training_loader(
     batch_size = min(optimised.batch_size, size * draws) // parts * parts
     if batch_size == 0:
         raise ValueError(f"{size} videos are too few for {rank.world_size} processes x {runtime.accumulate} parts")
-    sampler = EpochSampler(size, seed, True, rank, draws, multiple_of=batch_size, together=together)
+    sampler = EpochSampler(size, seed, True, rank, draws, batch_size, together, classes)
     return _loader(dataset, sampler, batch_size // rank.world_size, runtime.num_loader_workers)
 
 
