@@ -133,7 +133,7 @@ def print_rates(rates: dict[str, Any], console: Console) -> None:
     if rates["suggested"] is not None:
         verdict = "suits" if rates["suggested"] == rates["fps"] else f"is {rates['fps']:g}; what suits is"
         reason = "the commonest standard rate that 90 % of the videos reach"
-        console.print(Text(f"fps {verdict} {rates['suggested']}: {reason}"), soft_wrap=True)
+        console.print(Text(f"ingest.fps {verdict} {rates['suggested']}: {reason}"), soft_wrap=True)
 
 
 def _shortened(names: list[str]) -> dict[str, Any]:
