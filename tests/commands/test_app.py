@@ -184,6 +184,27 @@ def test_summary_shows_counts_accuracies_and_version(tmp_path: Path) -> None:
     assert f"curl -F file=@{tmp_path}/data/videos/d.mp4 http://127.0.0.1:8000/classify" in shown
 
 
+@pytest.mark.parametrize(
+    ("top1", "counts", "is_learned"), [(0.16, [5] * 10, False), (0.3, [5] * 10, True), (0.8, [42, 8], False)]
+)
+def test_summary_says_that_a_model_is_no_better_than_chance(
+    top1: float, counts: list[int], is_learned: bool, tmp_path: Path
+) -> None:
+    """Of 50 videos 16 % are between 8 and 29 %, 30 % between 19 and 44 %; 84 % have the first of two labels."""
+    figures = {"top1": top1, "mean_class_accuracy": top1 / 2}
+    write_json(tmp_path / "reports/evaluate/metrics.json", {"test": figures, "unreadable": {}})
+    table = "".join(f"label-{number},{count}\n" for number, count in enumerate(counts))
+    (tmp_path / "reports/evaluate/per_class.csv").write_text("label,num_videos\n" + table, encoding="utf-8")
+    done = RUNNER.invoke(app, ["summary", "--folder", str(tmp_path)], env={"COLUMNS": "100"})
+    assert done.exit_code == 0
+    assert ("is no better than chance" in done.stdout) != is_learned
+    assert f"test mean of classes {top1 / 2:.1%}" in [" ".join(line.split()) for line in done.stdout.splitlines()]
+    if top1 == 0.16:
+        assert (
+            "test top-1 16.0% of 50 videos (95 % interval 8.3% to 28.5%) is no better than chance, 10.0%" in done.stdout
+        )
+
+
 def test_summary_shows_why_a_version_has_no_alias(tmp_path: Path) -> None:
     receipt = {"name": "m", "version": 1, "alias": None, "gate": {"reason": "test/top1 0.4 is below 0.5"}}
     write_json(tmp_path / "reports/register.json", receipt)

@@ -141,6 +141,8 @@ def test_a_missing_and_an_unknown_section_are_both_named(tmp_path: Path) -> None
         ({"evaluate": {"crops": 2}}, "evaluate.crops"),
         ({"registry": {"minimum": 85}}, "registry.minimum"),
         ({"registry": {"name": "a/b"}}, "registry.name"),
+        ({"registry": {"name": "a'b"}}, "registry.name"),
+        ({"finetune": {"balance": "weights"}}, "finetune.balance"),
         ({"clip": {"size": 60}, "model": {"patch_size": 8}}, "model.patch_size: 8 must divide clip.size 60"),
         (
             {"clip": {"num_frames": 7}, "model": {"tubelet_frames": 2}},
@@ -223,3 +225,23 @@ def test_values_follow_from_others_unless_given(tmp_path: Path) -> None:
     given = changed(registry={"metric": "test/top5"}, trajectories={"splits": ["pretrain", "train"]})
     params = load_params(written(tmp_path, given))
     assert (params.registry.metric, params.trajectories.splits) == ("test/top5", ("pretrain", "train"))
+
+
+@pytest.mark.parametrize(
+    ("ingest", "data", "name"),
+    [
+        ({}, "data", "mme-motion-primitives"),
+        ({"source": "folder", "root": "/media/my videos"}, "data", "mme-my-videos"),
+        ({"source": "folder", "root": "/media/手势"}, "data", "mme-手势"),
+        ({"source": "folder", "root": "/"}, "data", "mme-folder"),
+        ({"source": "folder", "root": "videos"}, "data/more", "mme-it-s-more"),
+    ],
+)
+def test_a_model_is_registered_under_the_name_of_its_data(
+    ingest: dict[str, Any], data: str, name: str, tmp_path: Path
+) -> None:
+    more = raw()["ingest"] | {"source": "folder", "root": "/it's more"}
+    values = {"ingest": ingest, "finetune": {"data": data}}
+    assert load_params(written(tmp_path, changed(**values) | {"datasets": {"more": more}})).registry.name == name
+    values["registry"] = {"name": "mine"}
+    assert load_params(written(tmp_path, changed(**values) | {"datasets": {"more": more}})).registry.name == "mine"

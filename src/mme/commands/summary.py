@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +16,7 @@ from rich.text import Text
 
 from mme.commands.classify import SERVICE_URL
 from mme.config import load_params
+from mme.evaluation.chance import chance_accuracy, wilson_interval
 from mme.system.files import read_json
 
 NOT_RUN = "not run yet"
@@ -34,7 +37,8 @@ def summary_command(
         then = "`make repro` runs the rest."
     else:
         then = f"Now `make serve`, and in another terminal:\n{_curl_line(folder, url)}"
-    console.print(Text(f"\n{then}"), soft_wrap=True)
+    for line in [*_unlearned(folder), then]:
+        console.print(Text(f"\n{line}"), soft_wrap=True)
 
 
 def _report(path: Path) -> dict[str, Any]:
@@ -77,9 +81,35 @@ def _accuracy_rows(folder: Path) -> list[tuple[str, str]]:
             rows.append((f"{split} top-1", f"{metrics['top1']:.1%}"))
             if "top5" in metrics:
                 rows.append((f"{split} top-5", f"{metrics['top5']:.1%}"))
+            by_class = metrics.get("mean_class_accuracy", metrics["top1"])
+            if abs(by_class - metrics["top1"]) > 0.0005:
+                rows.append((f"{split} mean of classes", f"{by_class:.1%}"))
         if not measured:
             rows.append((f"{usual_split} top-1", NOT_RUN))
     return rows
+
+
+def _unlearned(folder: Path) -> Iterator[str]:
+    """Say that the measured accuracy is not above chance, and what to try."""
+    table = folder / "reports/evaluate/per_class.csv"
+    measured = [
+        (split, metrics["top1"])
+        for split, metrics in _report(folder / "reports/evaluate/metrics.json").items()
+        if "top1" in metrics
+    ]
+    if not measured or not table.is_file():
+        return
+    with table.open(encoding="utf-8", newline="") as file:
+        counts = [int(row["num_videos"]) for row in csv.DictReader(file)]
+    ((split, top1),) = measured
+    (low, high), chance = wilson_interval(top1, sum(counts)), chance_accuracy(counts)
+    if low <= chance:
+        yield (
+            f"{split} top-1 {top1:.1%} of {sum(counts)} videos (95 % interval {low:.1%} to {high:.1%}) is no better"
+            f" than chance, {chance:.1%}: the model has learned nothing that this test shows. Try more clips per class,"
+            " pretraining on more videos (they need no labels) or published weights (`mme convert`), and look with"
+            " `mme inspect VIDEO --model models/pretrain` whether the tracks follow what moves."
+        )
 
 
 def _registry_rows(folder: Path) -> list[tuple[str, str]]:

@@ -48,6 +48,14 @@ DataFolder = Annotated[str, Field(pattern=r"^data(/[a-z0-9][a-z0-9_-]*)?$")]
 """Folder of an ingested data set: ``data`` for that of ``ingest``, ``data/NAME`` for one of ``datasets``."""
 
 
+SYNTHETIC = "motion-primitives"
+
+
+def data_name(source: str, root: Path | str) -> str:
+    """Return the name of a data set: that of its folder, or of the motion primitives."""
+    return SYNTHETIC if source == SYNTHETIC else Path(root).absolute().name or source
+
+
 class SynthesizeParams(Section):
     """The motion primitives: sizes in pixels, speeds per frame."""
 

@@ -30,7 +30,7 @@ class EvaluateParams(Section):
 class RegistryParams(Section):
     """The gate in front of the model registry."""
 
-    name: Annotated[str, Field(min_length=1, pattern=r"^[^/:]+$")]
+    name: Annotated[str, Field(min_length=1, pattern=r"^[^/:'\"]+$")]
     metric: str
     minimum: Ratio
     tolerance: Ratio

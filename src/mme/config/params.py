@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -11,7 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from mme.config.ablation import Budget
 from mme.config.base import Section, faults
-from mme.config.data import DatasetName, IngestParams, SynthesizeParams, TrajectoriesParams
+from mme.config.data import DatasetName, IngestParams, SynthesizeParams, TrajectoriesParams, data_name
 from mme.config.evaluation import EvaluateParams, RegistryParams
 from mme.config.model import (
     IMAGENET_MEAN,
@@ -62,7 +63,7 @@ class Params(Section):
     @model_validator(mode="before")
     @classmethod
     def _derive(cls, raw: Any) -> Any:
-        """Add the values that follow from others, where a section has none of its own."""
+        """Add the values that follow from others, where a section has none of its own, or null in `registry`."""
         if not isinstance(raw, dict) or not all(isinstance(raw.get(name), dict) for name in DERIVING):
             return raw
         shared = {name: value for name, value in raw["optimiser"].items() if name in OptimiserParams.model_fields}
@@ -74,9 +75,9 @@ class Params(Section):
         }
         if isinstance(pretrain.get("splits"), list | tuple):
             derived["trajectories"] = {"splits": list(dict.fromkeys([*pretrain["splits"], "val"]))}
-        if "split" in raw["evaluate"]:
-            derived["registry"] = {"metric": f"{raw['evaluate']['split']}/top1"}
-        return raw | {name: values | raw[name] for name, values in derived.items()}
+        following = registered_name(raw) | {"metric": f"{raw['evaluate'].get('split')}/top1"}
+        registry = {name: following.get(name) if value is None else value for name, value in raw["registry"].items()}
+        return raw | {name: values | raw[name] for name, values in derived.items()} | {"registry": registry}
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
@@ -145,6 +146,15 @@ class Params(Section):
         """Return name and values of the section of a data set, from its folder such as ``data/NAME``."""
         name = folder.removeprefix("data").removeprefix("/")
         return (f"datasets.{name}", self.datasets[name]) if name else ("ingest", self.ingest)
+
+
+def registered_name(raw: dict[str, Any]) -> dict[str, str]:
+    """Return the ``name`` that follows from the data set of finetuning; empty without a data set."""
+    folder = str(raw["finetune"].get("data", ""))
+    ingest = raw.get("ingest") if folder == "data" else (raw.get("datasets") or {}).get(folder.removeprefix("data/"))
+    if not isinstance(ingest, dict) or not {"source", "root"} <= ingest.keys():
+        return {}
+    return {"name": "mme-" + re.sub(r"[^\w.-]+", "-", data_name(str(ingest["source"]), str(ingest["root"])))}
 
 
 def decoder_heads(model: dict[str, Any], pretrain: dict[str, Any]) -> dict[str, int]:

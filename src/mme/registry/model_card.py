@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,11 +10,11 @@ from string import Template
 import yaml
 
 from mme.config import Params
+from mme.config.data import SYNTHETIC, data_name
+from mme.evaluation.chance import chance_accuracy, wilson_interval
 from mme.manifest import SPLITS, Manifest
 from mme.models.checkpoints import FolderConfig
 from mme.system.markdown import code_span, markdown_table
-
-_SYNTHETIC = "motion-primitives"
 
 _CARD = Template("""\
 ---
@@ -152,7 +151,7 @@ def _header(content: CardContent) -> dict[str, object]:
     data = _data_name(content.params)
     results = [
         {"type": name, "value": config.metrics[f"{split}/{name}"]}
-        for name in ("top1", "top5")
+        for name in ("top1", "top5", "mean_class_accuracy")
         if f"{split}/{name}" in config.metrics
     ]
     entry = {
@@ -183,7 +182,7 @@ def _training(params: Params) -> str:
 
 def _limits(content: CardContent) -> Iterable[str]:
     params, metrics = content.params, content.config.metrics
-    if params.ingest.source == _SYNTHETIC:
+    if params.ingest.source == SYNTHETIC:
         yield "Trained on synthetic videos of drawn shapes only: its answers for filmed videos have no meaning."
     yield (
         f"A small model trained on little data: {len(content.manifest.videos('train'))} labelled videos. It is a"
@@ -192,8 +191,10 @@ def _limits(content: CardContent) -> Iterable[str]:
     top1 = metrics.get(f"{params.evaluate.split}/top1")
     num_tested = sum(int(row["num_videos"]) for row in content.per_class)
     if top1 is not None and num_tested:
-        margin = 1.96 * math.sqrt(top1 * (1 - top1) / num_tested)
-        yield f"Top-1 was measured on {num_tested} videos: its 95 % confidence interval is +-{100 * margin:.1f} points."
+        low, high = wilson_interval(top1, num_tested)
+        chance = chance_accuracy([int(row["num_videos"]) for row in content.per_class])
+        verdict = "" if low > chance else f" That is no better than chance, {chance:.1%}."
+        yield f"Top-1 was measured on {num_tested} videos: its 95 % interval is {low:.1%} to {high:.1%}.{verdict}"
     yield "It always returns one of its labels, also for a video that shows none of them; it has no reject class."
     span_s = content.config.clip.span_frames / content.config.fps
     if content.config.clip.sampling == "stride":
@@ -210,4 +211,4 @@ def _limits(content: CardContent) -> Iterable[str]:
 def _data_name(params: Params) -> str:
     """Name the data set that the model was finetuned and evaluated on."""
     _, ingest = params.dataset(params.finetune.data)
-    return _SYNTHETIC if ingest.source == _SYNTHETIC else ingest.root.name
+    return data_name(ingest.source, ingest.root)
