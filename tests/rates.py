@@ -40,16 +40,15 @@ def write_at(path: Path, pictures: Sequence[np.ndarray], times: Sequence[int], f
 def write_twins(folder: Path, num_frames: int = 40) -> dict[str, Path]:
     """Write one motion at 16, 32, 64 and 8 frames per second and at a variable rate; all look the same."""
     pictures = held_pictures(num_frames)
-    files = {
-        "same.mp4": (pictures, range(num_frames), 1),
-        "double.mp4": (np.repeat(pictures, 2, axis=0), range(2 * num_frames), 2),
-        "quadruple.mkv": (np.repeat(pictures, 4, axis=0), range(4 * num_frames), 4),
-        "half.mp4": (pictures[::2], range(num_frames // 2), Fraction(1, 2)),
-    }
     # Of the repetitions, every third is left out, and its picture is shown for longer.
     kept = [index for index in range(num_frames) if index % 6 != 1]
-    files["variable.mkv"] = (pictures[kept], kept, 1)
+    files: dict[str, tuple[np.ndarray, Sequence[int], Fraction]] = {
+        "same.mp4": (pictures, range(num_frames), Fraction(1)),
+        "double.mp4": (np.repeat(pictures, 2, axis=0), range(2 * num_frames), Fraction(2)),
+        "quadruple.mkv": (np.repeat(pictures, 4, axis=0), range(4 * num_frames), Fraction(4)),
+        "half.mp4": (pictures[::2], range(num_frames // 2), Fraction(1, 2)),
+        "variable.mkv": (pictures[kept], kept, Fraction(1)),
+    }
     return {
-        name: write_at(folder / name, shown, list(times), Fraction(FPS) * rate)
-        for name, (shown, times, rate) in files.items()
+        name: write_at(folder / name, list(shown), times, FPS * rate) for name, (shown, times, rate) in files.items()
     }
