@@ -169,6 +169,9 @@ def test_summary_shows_counts_accuracies_and_version(tmp_path: Path) -> None:
         tmp_path / "reports/finetune/metrics.json", {"train": {"loss": 0.1}, "val": {"top1": 0.8125, "top5": 1.0}}
     )
     write_json(tmp_path / "reports/evaluate/metrics.json", {"test": {"top1": 0.775, "top5": 0.99}, "unreadable": {}})
+    write_json(
+        tmp_path / "reports/pretrain/metrics.json", {"train": {"loss": 1.0}, "videos": {"used": 9, "too_short": 2}}
+    )
     receipt = {"name": "mme-motion-primitives", "version": 3, "alias": "champion", "gate": {"reason": "best so far"}}
     write_json(tmp_path / "reports/register.json", receipt)
     done = RUNNER.invoke(app, ["summary", "--folder", str(tmp_path)], env={"COLUMNS": "80"})
@@ -176,6 +179,7 @@ def test_summary_shows_counts_accuracies_and_version(tmp_path: Path) -> None:
     shown = [" ".join(line.split()) for line in done.stdout.splitlines()]
     assert "videos 1 pretrain, 2 train, 1 val, 1 test" in shown
     assert "quarantined 1 truncated" in shown
+    assert "too short to pretrain on 2" in shown
     assert "val top-1 81.2%" in shown
     assert "test top-1 77.5%" in shown
     assert "test top-5 99.0%" in shown
