@@ -26,7 +26,8 @@ def test_distribution_ascends() -> None:
         ([25] * 2 + [30] * 18, 30),
         ([25] * 4 + [30] * 36, 30),  # exactly nine tenths
         ([25] * 5 + [30] * 36, 25),  # fewer
-        ([17.3] * 5, 16),  # none is common: the highest that is reached
+        ([17.3] * 5, 16),
+        ([10] * 20 + [15.4] * 18 + [30] * 200, 15),  # however few have it
         ([60, 120, 240], 60),
         ([0.5] * 3, None),
         ([], None),

@@ -49,7 +49,7 @@ def test_rates_of_a_source_and_the_one_that_suits(tmp_path: Path) -> None:
     shown = RUNNER.invoke(app, arguments, env={"COLUMNS": "200"}).stdout
     assert "3 of 20 videos have fewer than 30 frames per second (fps): their pictures are repeated" in shown
     assert "30                 17      85%" in shown
-    assert "ingest.fps is 30; what suits is 12: the commonest standard rate that 90 % of the videos reach" in shown
+    assert "ingest.fps is 30; what suits is 12: the highest standard rate that 90 % of the videos reach" in shown
     suits = RUNNER.invoke(app, [*arguments[:-1], "fps=12"], env={"COLUMNS": "200"}).stdout
     assert "fps suits 12: the" in suits
     assert "repeated" not in suits.partition("warning")[0]

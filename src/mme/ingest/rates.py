@@ -36,18 +36,13 @@ def distribution(rates: Sequence[float]) -> dict[int, int]:
 
 
 def suggested_fps(rates: Sequence[float]) -> int | None:
-    """Return the commonest standard rate that at least 90 % of the videos reach.
+    """Return the highest standard rate that at least 90 % of the videos reach.
 
-    Of equally common ones the highest; if no video has such a rate, the highest that so many reach; None where rates
-    are below one frame per second, or there are none.
+    None where rates are below one frame per second, or there are none.
     """
-    counts = distribution(rates)
-    reached = [
-        standard
-        for standard in STANDARD_RATES
-        if rates and sum(not is_below(rate, standard) for rate in rates) >= _REACHED_BY * len(rates)
-    ]
-    return max(reached, key=lambda standard: (counts.get(standard, 0), standard), default=None)
+    needed = _REACHED_BY * len(rates)
+    reached = [fps for fps in STANDARD_RATES if rates and sum(not is_below(rate, fps) for rate in rates) >= needed]
+    return max(reached, default=None)
 
 
 def varied_range(rates: Sequence[float]) -> tuple[float, float] | None:

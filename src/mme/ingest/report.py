@@ -132,7 +132,7 @@ def print_rates(rates: dict[str, Any], console: Console) -> None:
     console.print(table)
     if rates["suggested"] is not None:
         verdict = "suits" if rates["suggested"] == rates["fps"] else f"is {rates['fps']:g}; what suits is"
-        reason = "the commonest standard rate that 90 % of the videos reach"
+        reason = "the highest standard rate that 90 % of the videos reach"
         console.print(Text(f"ingest.fps {verdict} {rates['suggested']}: {reason}"), soft_wrap=True)
 
 
