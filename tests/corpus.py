@@ -156,9 +156,13 @@ def _short_codes(data: bytes) -> bytes:
 
 
 PHOTOS: dict[str, Callable[[], bytes]] = {
-    **{kind: lambda kind=kind: photo(kind) for kind in ("AVIF", "JPEG", "PNG", "WEBP", "BMP", "TIFF", "JPEG2000")},
+    **{
+        kind: lambda kind=kind: photo(kind)
+        for kind in ("AVIF", "GIF", "JPEG", "PNG", "WEBP", "BMP", "TIFF", "JPEG2000")
+    },
     "lossless WEBP": lambda: photo("WEBP", lossless=True),
     "two views": lambda: photo("MPO", save_all=True, append_images=[Image.fromarray(media.pictures(2, SIZE)[1])]),
+    "a part of a multipart stream": lambda: multipart()[: len(jpeg(0)) + 90],
     "JPEG with a video behind it": lambda: photo("JPEG") + box(b"ftyp") + box(b"mdat"),
 }
 """Pictures that stand still."""

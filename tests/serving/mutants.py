@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import struct
 import tarfile
 import zipfile
@@ -12,7 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tests import media
+from tests import corpus, media
+
+MAX_BYTES = 250_000
 
 Mutate = Callable[[bytearray, np.random.Generator], bytes]
 
@@ -62,15 +65,25 @@ def swapped_kind(data: bytearray, rng: np.random.Generator) -> bytes:
     return head + bytes(data[len(head) :])
 
 
+def insertion(data: bytearray, rng: np.random.Generator) -> bytes:
+    start = int(rng.integers(len(data)))
+    return bytes(data[:start]) + rng.bytes(int(rng.integers(1, 400))) + bytes(data[start:])
+
+
+def swapped_blocks(data: bytearray, rng: np.random.Generator) -> bytes:
+    """Exchange two neighbouring parts, as when parts of a download arrive in the wrong order."""
+    first, second, third = sorted(int(position) for position in rng.integers(0, len(data), 3))
+    return bytes(data[:first] + data[second:third] + data[first:second] + data[third:])
+
+
 MUTATIONS: tuple[Mutate, ...] = (
-    bit_flips, header_noise, truncation, hole, repetition, extreme_numbers, swapped_kind,
+    bit_flips, header_noise, truncation, hole, repetition, extreme_numbers, swapped_kind, insertion, swapped_blocks,
 )  # fmt: skip
 
 
-def originals(folder: Path) -> list[bytes]:
-    """Return small good videos, one per container."""
-    kinds = {"a.mp4": "libx264", "b.webm": "libvpx-vp9", "c.mkv": "libx264", "d.avi": "mpeg4", "e.mov": "libx264"}
-    return [media.write(folder / name, codec=codec, num_frames=12).read_bytes() for name, codec in kinds.items()]
+def originals(folder: Path) -> dict[str, bytes]:
+    """Return small good videos, one per container and codec."""
+    return {name: data for name in corpus.CONTAINERS if len(data := corpus.good(folder, name)) < MAX_BYTES}
 
 
 def box_value(data: bytes, box: bytes, offset: int, value: bytes) -> bytes:
@@ -125,14 +138,14 @@ def false_headers(folder: Path) -> Iterator[tuple[str, bytes]]:
     yield "y4m at no frames per second", b"YUV4MPEG2 W16 H16 F0:0 C420\n" + (b"FRAME\n" + bytes(384)) * 20
 
 
-def corpus(folder: Path, num_mutated: int, seed: int = 0) -> Iterator[tuple[str, bytes]]:
-    """Yield all files with false headers, then ``num_mutated`` mutated videos; equal arguments give equal files."""
-    yield from false_headers(folder)
+def mutants(folder: Path, number: int, seed: int = 0) -> Iterator[tuple[str, bytes]]:
+    """Yield mutated videos of all containers; equal arguments give equal files."""
     rng, good = np.random.default_rng(seed), originals(folder)
-    for number in range(num_mutated):
-        mutate = MUTATIONS[number % len(MUTATIONS)]
-        chosen = good[number // len(MUTATIONS) % len(good)]
-        yield f"{mutate.__name__} {number}", mutate(bytearray(chosen), rng)
+    pairs = list(itertools.product(good, MUTATIONS))
+    order = itertools.chain.from_iterable(rng.permutation(len(pairs)) for _ in itertools.count())
+    for count, index in enumerate(itertools.islice(order, number)):
+        name, mutate = pairs[index]
+        yield f"{mutate.__name__} of {name}, {count}", mutate(bytearray(good[name]), rng)
 
 
 def large_h264(side: int) -> bytes:

@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 
 from serving.app import create_app
 from serving.problems import KINDS
-from tests.serving.mutants import corpus, false_headers
+from tests.serving.mutants import false_headers, mutants
 from tests.serving.service import RAW, is_alive, make_settings
 
 BLAMES = {400, 415, 422}
@@ -39,7 +39,7 @@ def test_corpus_of_damaged_videos_causes_no_server_error(folder: Path, clip: Pat
                 assert KINDS[cause].status == response.status_code
                 causes[cause] += 1
 
-        list(threads.map(ask, corpus(tmp_path, 500)))
+        list(threads.map(ask, [*false_headers(tmp_path), *mutants(tmp_path, 500)]))
         processes = app.state.engine.decoder_ids
         assert len(processes) == settings.num_decoders
         assert client.post("/classify", content=clip.read_bytes(), headers=RAW).status_code == 200

@@ -26,6 +26,9 @@ MAX_ASPECT = 64
 """Longest side over the shortest one, as shown. The normal form of a longer strip is wider than x264 takes, and no
 square of it shows anything."""
 
+PICTURE_FORMATS = frozenset({"apng", "gif", "mjpeg", "mpjpeg"})
+"""Formats that hold a photo if they hold one picture."""
+
 _PACKET_BYTES = 1024
 """Approximate memory of a packet beside its content: a hostile file may consist of empty packets."""
 
@@ -219,6 +222,8 @@ def scan_container(
         last = max(shown) + max(pictures.last_duration, pictures.interval)
         covered_s = float((last - min(0, *shown) if "matroska" in formats else last - min(shown)) * pictures.time_base)
 
+    if len(pictures.timestamps) == 1 and not formats.isdisjoint(PICTURE_FORMATS):
+        raise VideoError("not-a-video", source, "a still photo")
     timeline = pictures.timeline()
     info = stream_info(stream, first, timeline, nominal)
     if max(info.width * info.pixel_aspect, info.height) > MAX_ASPECT * min(info.width * info.pixel_aspect, info.height):

@@ -68,6 +68,8 @@ class OpenVideo:
         self._is_whole = False
         if not metadata.pictures.are_predictable or self._num_pixels <= MAX_CHECKED_PIXELS:
             self._decode_whole()
+        else:
+            check_end(source, metadata)
 
     @property
     def _num_pixels(self) -> int:
@@ -279,6 +281,17 @@ def check_decodes(source: VideoSource, metadata: ContainerMetadata) -> tuple[Tim
         return check.finish(), check.is_flawless
 
 
+def check_end(source: VideoSource, metadata: ContainerMetadata) -> None:
+    """Compare the end of a file with its header, without decoding.
+
+    Raises:
+        VideoError: it ends too early.
+    """
+    total_s = metadata.info.duration_s + metadata.missing_s
+    interval_s = float(metadata.pictures.interval * metadata.pictures.time_base)
+    check_missing(source, metadata.missing_s, total_s, interval_s, None)
+
+
 def count_resampled(source: VideoSource, fps: float, span_s: TimeSpan | None, decode: bool) -> int:
     """Return the number of frames that ``iter_resampled`` yields.
 
@@ -296,9 +309,7 @@ def count_resampled(source: VideoSource, fps: float, span_s: TimeSpan | None, de
             metadata = read_container_metadata(source)
             if decode:
                 return check_decodes(source, metadata)[0].num_frames(fps)
-            duration_s = metadata.info.duration_s
-            interval_s = float(metadata.pictures.interval * metadata.pictures.time_base)
-            check_missing(source, metadata.missing_s, duration_s + metadata.missing_s, interval_s, None)
+            check_end(source, metadata)
             return metadata.timeline.num_frames(fps)
         with open_stream(source) as (container, stream):
             trimmed = TrimmedPictures(source, container, stream, span_s)
