@@ -55,7 +55,7 @@ HEADERS = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
 @contextmanager
 def started(command: Sequence[str], port: int, environment: dict[str, str]) -> Iterator[psutil.Process]:
     """Start a server, wait until it accepts connections, and kill it and its children at the end."""
-    environ = os.environ | environment | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environ = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))} | environment
     with subprocess.Popen([sys.executable, "-m", *command], env=environ, stdout=subprocess.DEVNULL) as popen:
         process = psutil.Process(popen.pid)
         try:
