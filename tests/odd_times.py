@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +50,13 @@ def write(path: Path, stamps: Sequence[int] | None = None, container: str | None
 
 def copied(packet: Packet[VideoStream], shift: int = 0, data: bytes | None = None) -> Packet[VideoStream]:
     """Return a packet that can be written to another file, ``shift`` ticks later."""
-    copy: Packet[VideoStream] = Packet(bytes(packet) if data is None else data)
+    copy: Any = Packet(bytes(packet) if data is None else data)
     assert packet.pts is not None
     copy.pts = packet.pts + shift
     copy.dts = copy.pts if packet.dts is None else packet.dts + shift
     copy.duration, copy.time_base, copy.is_keyframe = packet.duration, packet.time_base, packet.is_keyframe
-    return copy
+    result: Packet[VideoStream] = copy
+    return result
 
 
 def remux(
@@ -228,7 +230,7 @@ _X265 = "x265-params"
 CASES: dict[str, Callable[[Path], tuple[Path, Shown]]] = {
     "hidden": hidden,
     **{
-        f"held{'-middle' * middle}{suffix}": lambda folder, suffix=suffix, middle=middle: held(folder, suffix, middle)
+        f"held{'-middle' * middle}{suffix}": partial(held, suffix=suffix, middle=middle)
         for suffix in (".mkv", ".webm", ".mp4", ".gif")
         for middle in (False, True)
     },

@@ -11,7 +11,7 @@ from mme.video import metadata, reader
 from mme.video.codec import read_frames
 from mme.video.reader import iter_resampled, open_video
 from tests import media
-from tests.odd_times import CASES, NUM_FRAMES, Shown
+from tests.odd_times import CASES, Shown
 from tests.reference.sample_and_hold import shown_pictures
 
 FORM = NormalForm(fps=16, short_side=64, crf=8, gop_frames=8)
@@ -58,7 +58,3 @@ def test_reading_what_is_needed_equals_decoding_all(
                 [*range(len(frames))],
             ):
                 np.testing.assert_array_equal(video.read(indices, fps), frames[indices])
-
-
-def test_memory_is_that_of_one_picture() -> None:
-    assert NUM_FRAMES < 2**media.NUM_BITS

@@ -193,7 +193,8 @@ def _write_normal(video: SourceVideo, job: TranscodeJob) -> Outcome:
                 _encoder_errors(job),
                 VideoWriter(temporary, (width, height), form.fps, form.crf, form.gop_frames) as writer,
             ):
-                previous, resized = None, None
+                previous: UInt8[np.ndarray, "H W 3"] | None = None
+                resized: UInt8[np.ndarray, "H W 3"]
                 for frame in video.frames(form.fps):
                     if frame is not previous:  # one that is held is resized once
                         previous, resized = frame, resize(frame[None], height, width)[0]

@@ -168,7 +168,8 @@ class OpenVideo:
 
     def _upright(self, converter: RgbConverter, picture: VideoFrame) -> UInt8[np.ndarray, "H W 3"]:
         rgb = converter.to_rgb(picture)
-        return resize(rgb[None], self.info.height, self.info.width)[0]
+        upright: UInt8[np.ndarray, "H W 3"] = resize(rgb[None], self.info.height, self.info.width)[0]
+        return upright
 
 
 class _SparseReader:
