@@ -131,6 +131,7 @@ def make_data(params: Params, folder: Path, num_videos: int, size: tuple[int, in
 def vit_b(params: Params, draws: int = 1, **runtime: Any) -> Params:
     """Return the parameters of ViT-B/16 with HOG along the trajectories, no frame kept in memory."""
     values: dict[str, dict[str, Any]] = {
+        "ingest": {"crf": 20},  # of the presets for Kinetics, UCF101 and HMDB51
         "trajectories": {"splits": ("pretrain",)},
         "runtime": {"frame_cache_mb": 0, **runtime},
         "pretrain": {"splits": ("pretrain",), "min_scale": 0.66, "draws_per_decode": draws},
