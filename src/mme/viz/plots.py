@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,7 +34,7 @@ def confusion_figure(counts: Int64[np.ndarray, "K K"], labels: tuple[str, ...]) 
     note = ""
     if num_labels <= MAX_LABELS_WITH_NAMES:
         written = lettering(labels)
-        style = {"family": written.families}
+        style: dict[str, Any] = {"family": written.families}
         axes.set_xticks(range(num_labels), written.names, rotation=60, ha="right", rotation_mode="anchor", **style)
         axes.set_yticks(range(num_labels), written.names, **style)
         note = f"\n{written.note}" if written.note else ""
