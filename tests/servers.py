@@ -202,9 +202,11 @@ def s3(log: Path, buckets: Sequence[str]) -> Iterator[Server]:
 
 
 @contextmanager
-def mlflow(log: Path, store: str, artifacts: str, environment: Mapping[str, str]) -> Iterator[Server]:
+def mlflow(
+    log: Path, store: str, artifacts: str, environment: Mapping[str, str], port: int | None = None
+) -> Iterator[Server]:
     """Start ``mlflow server`` with runs in ``store`` and artifacts proxied from ``artifacts``."""
-    port = free_port()
+    port = port or free_port()
     address = f"http://127.0.0.1:{port}"
     words = [
         sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",

@@ -100,7 +100,7 @@ def test_the_stages_are_those_of_the_package() -> None:
     assert tuple(stages()) == STAGES
     for stage, definition in stages().items():
         argument = {"ingest-more": " ${key}", "survey-primitives": " motion-primitives"}.get(stage, "")
-        assert definition["cmd"] == f"python -m {module_of(stage)}{argument}"
+        assert definition["cmd"] == f'env PYTHONPATH="$PWD/src:$PYTHONPATH" python -m {module_of(stage)}{argument}'
         assert file_of(module_of(stage)).is_file()
 
 

@@ -74,6 +74,14 @@ def test_space_with_invalid_parameters_is_rejected(sweep: dict[str, Any], messag
         ({"space": {"pretrain.length": {"steps": (3, 3, 1)}}}, "must ascend"),
         ({"space": {"pretrain.length": {"steps": (1, 3)}}}, "step"),
         ({"first": ({"pretrain.length": 3},)}, "not in space"),
+        (
+            {"space": {"pretrain.length": {"steps": (1, 2, 1)}}, "first": ({"pretrain.length": True},)},
+            r"first\[0\]: pretrain.length True is outside",
+        ),
+        (
+            {"space": {"pretrain.epochs": {"steps": (6, 24, 6)}}, "fixed": {"pretrain.epochs": 12}},
+            "space and fixed: pretrain.epochs cannot be in both",
+        ),
     ],
 )
 def test_invalid_sweep_section_is_rejected(sweep: dict[str, Any], message: str) -> None:

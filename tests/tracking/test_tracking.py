@@ -13,7 +13,6 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
 from mlflow.tracking import MlflowClient
 
 from mme.config import Params, load_params
@@ -91,23 +90,18 @@ def test_long_parameter_is_truncated_at_mlflows_limit(params: Params) -> None:
     assert len(recorded(run.id).data.params["finetune.flip_pairs"]) == MAX_PARAM_LENGTH
 
 
-def test_run_records_artifacts_figures_and_data(params: Params, store: Path, tmp_path: Path) -> None:
+def test_run_records_artifacts_and_data(params: Params, store: Path, tmp_path: Path) -> None:
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "metrics.json").write_text("{}")
-    figure = Figure()
-    figure.subplots().plot([0, 1])
     rows = [row("a", "train"), row("b", "train"), row("c", "test"), row("d", "test", status="quarantined")]
     manifest = Manifest(rows, tmp_path)
     manifest.save(tmp_path / "manifest.parquet")
     with start_run("evaluate", params) as run:
         run.log_artifact(tmp_path / "report" / "metrics.json")
         run.log_artifact(tmp_path / "report", "report")
-        run.log_figure(figure, "pictures/line.png")
         run.log_dataset(tmp_path / "manifest.parquet", manifest.digest, context="evaluation")
     paths = {entry.path for entry in MlflowClient().list_artifacts(run.id)}
-    assert paths == {"metrics.json", "params.yaml", "report", "pictures"}
-    picture = Path(mlflow.artifacts.download_artifacts(run_id=run.id, artifact_path="pictures/line.png"))
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert paths == {"metrics.json", "params.yaml", "report"}
     found = recorded(run.id)
     assert found.data.tags["data_digest"] == manifest.digest
     assert found.inputs is not None
@@ -271,10 +265,27 @@ def test_git_commit_marks_a_dirty_tree_but_ignores_dvc_lock(tmp_path: Path, monk
     (tmp_path / "dvc.lock").write_text("2\n")
     (tmp_path / "untracked").write_text("\n")
     assert git_commit() == head
-    (tmp_path / "sub").mkdir()
-    monkeypatch.chdir(tmp_path / "sub")
-    assert git_commit() == head
     (tmp_path / "params.yaml").write_text("a: 2\n")
+    assert git_commit() == f"{head}-dirty"
+
+
+def test_a_project_in_a_subfolder_is_dirty_by_its_own_files_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = tmp_path / "models of ours"
+    project.mkdir()
+    for name in ("notes.txt", "models of ours/dvc.lock", "models of ours/params.yaml"):
+        (tmp_path / name).write_text("1\n")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@example.com"]
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
+        subprocess.run([*git, *arguments], check=True)
+    monkeypatch.chdir(project)
+    head = git_commit()
+    assert head is not None
+    for path in (tmp_path / "notes.txt", project / "dvc.lock"):
+        path.write_text("2\n")
+        assert git_commit() == head
+    (project / "params.yaml").write_text("2\n")
     assert git_commit() == f"{head}-dirty"
 
 

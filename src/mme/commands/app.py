@@ -14,6 +14,7 @@ from mme.commands.convert import convert_command, export_command
 from mme.commands.doctor import doctor_command
 from mme.commands.experiments import ablate_command, reproduce_command
 from mme.commands.inspect import inspect_command
+from mme.commands.send import send_command
 from mme.commands.summary import params_command, summary_command
 from mme.system.errors import TRACEBACK_VARIABLE, one_line_errors
 
@@ -46,6 +47,7 @@ app.command("export")(export_command)
 app.command("inspect")(inspect_command)
 app.command("params")(params_command)
 app.command("reproduce")(reproduce_command)
+app.command("send")(send_command)
 app.command("summary")(summary_command)
 
 

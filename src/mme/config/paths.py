@@ -19,3 +19,17 @@ REPORTS_FOLDER = Path("reports")
 
 WORK_FOLDER = Path(".work")
 """Unfinished work of stages, sweep and ablation."""
+
+
+def project_folder() -> Path:
+    """Return the folder whose runs, registry and audit file are used: the working folder, as a rule.
+
+    ``dvc exp run --temp`` and ``--queue`` run stages in a copy of the repository below ``.dvc/tmp/exps``, which DVC
+    removes afterwards; there it is the same folder of the repository that was copied.
+    """
+    here = Path.cwd()
+    repositories = [folder for folder in (here, *here.parents) if (folder / ".git").exists()]
+    if len(repositories) > 1 and "/.dvc/tmp/exps/" in repositories[0].as_posix():
+        copy, origin = repositories[:2]
+        return origin / here.relative_to(copy)
+    return here

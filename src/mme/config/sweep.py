@@ -21,6 +21,10 @@ class Steps(Section):
         """Smallest and largest value."""
         return self.steps[0], self.steps[1]
 
+    def contains(self, value: Scalar) -> bool:
+        """Return True for a value between the ends."""
+        return _is_between(value, self.ends)
+
     @model_validator(mode="after")
     def _steps_ascend(self) -> Self:
         low, high, _ = self.steps
@@ -39,11 +43,23 @@ class LogRange(Section):
         """Smallest and largest value."""
         return self.log
 
+    def contains(self, value: Scalar) -> bool:
+        """Return True for a value between the ends."""
+        return _is_between(value, self.ends)
+
 
 class Choices(Section):
     """One of a few values."""
 
     choices: Annotated[tuple[Scalar, ...], Field(min_length=2)]
+
+    def contains(self, value: Scalar) -> bool:
+        """Return True for one of the values."""
+        return value in self.choices
+
+
+def _is_between(value: Scalar, ends: tuple[float, float]) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and ends[0] <= value <= ends[1]
 
 
 class SweepParams(Section):
@@ -60,6 +76,13 @@ class SweepParams(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        for name in {name for point in self.first for name in point} - set(self.space):
-            raise ValueError(f"first: {name!r} is not in space")
+        both = sorted(set(self.space) & set(self.fixed))
+        if both:
+            raise ValueError(f"space and fixed: {', '.join(both)} cannot be in both; remove it from one of them")
+        for number, point in enumerate(self.first):
+            for name, value in point.items():
+                if name not in self.space:
+                    raise ValueError(f"first[{number}]: {name!r} is not in space, which has {', '.join(self.space)}")
+                if not self.space[name].contains(value):
+                    raise ValueError(f"first[{number}]: {name} {value!r} is outside {self.space[name]}")
         return self

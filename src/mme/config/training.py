@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from mme.config.base import NonNegative, Positive, PositiveFloat, Ratio, Section
 from mme.config.data import DataFolder, Split
 
 MaskKind = Literal["tube", "random", "motion"]
 Balance = Literal["none", "sampling", "loss"]
-Precision = Literal["32", "bf16-mixed", "16-mixed"]
+Precision = Annotated[
+    Literal["32", "bf16-mixed", "16-mixed"],
+    BeforeValidator(lambda value: "32" if value == 32 else value),  # DVC's `-S optimiser.precision=32` is a number
+]
 
 
 class OptimiserParams(Section):

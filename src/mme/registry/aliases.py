@@ -1,8 +1,8 @@
 """Aliases of registered versions: promotion, rollback, history.
 
 Every change of an alias goes through this module. It is recorded twice: in the registry's tags, which are visible to
-everyone who uses the registry, and as a line of ``registry-audit.jsonl`` in the working folder, which later changes do
-not overwrite.
+everyone who uses the registry, and as a line of ``registry-audit.jsonl`` in the project's folder, which later changes
+do not overwrite.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import json
 import os
 import socket
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
+from mme.config.paths import project_folder
 from mme.registry.gate import ALIASES, Alias, Verdict
 from mme.tracking import RegisteredModel, Version
 
-AUDIT_FILE = Path("registry-audit.jsonl")
+AUDIT_FILE = "registry-audit.jsonl"
 
 CHAMPIONS_TAG = "champions"
 """Tag of the registered model: numbers of its champions, the current one last."""
@@ -91,15 +91,16 @@ def audit(version: Version, action: str, **details: Any) -> None:
         "digest": version.tags.get("digest"),
         **details,
     }
-    with AUDIT_FILE.open("a", encoding="utf-8") as file:
+    with (project_folder() / AUDIT_FILE).open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")  # one write call: lines of several processes do not mix
 
 
 def audit_history(name: str, number: int | None = None) -> list[dict[str, Any]]:
     """Return the audit file's lines about a model, or about one version of it, oldest first."""
-    if not AUDIT_FILE.is_file():
+    path = project_folder() / AUDIT_FILE
+    if not path.is_file():
         return []
-    lines = [json.loads(line) for line in AUDIT_FILE.read_text(encoding="utf-8").splitlines()]
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return [
         line
         for line in lines

@@ -7,6 +7,7 @@ records all parameters, so that any two runs can be compared by any of them.
 
 from __future__ import annotations
 
+import logging
 import os
 
 # Must be set before MLflow is imported: disables telemetry and silences its migration log.
@@ -20,24 +21,34 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("runs and registered models need MLflow: pip install 'mme[registry]'") from error
 
+from mme.tracking.outbox import send_unsent
 from mme.tracking.query import RecordedRun, read_run
 from mme.tracking.runs import Run, git_commit, is_interrupt, open_run, start_noted_run, start_run
-from mme.tracking.store import require_store, store_kind
+from mme.tracking.store import StoreAwayError, StoreError, asking, open_store, require_store, shown_store, store_kind
 from mme.tracking.versions import ModelPackage, RegisteredModel, Version, resolve, resolve_version
+
+# It prints the whole trace of a database error that is raised and reported in one line all the same.
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 __all__ = [
     "ModelPackage",
     "RecordedRun",
     "RegisteredModel",
     "Run",
+    "StoreAwayError",
+    "StoreError",
     "Version",
+    "asking",
     "git_commit",
     "is_interrupt",
     "open_run",
+    "open_store",
     "read_run",
     "require_store",
     "resolve",
     "resolve_version",
+    "send_unsent",
+    "shown_store",
     "start_noted_run",
     "start_run",
     "store_kind",

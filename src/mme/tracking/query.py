@@ -9,8 +9,9 @@ import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from mme.tracking.outbox import REFUSALS
 from mme.tracking.runs import PARAMS_FILE
-from mme.tracking.store import require_store
+from mme.tracking.store import StoreError, asking, require_store
 
 
 @dataclass(frozen=True)
@@ -53,15 +54,20 @@ def read_run(run_id: str | None = None, *, stage: str | None = None, store: str 
 
     Raises:
         ValueError: there is no such run.
+        StoreError: the store does not answer.
     """
     if store is None:
         require_store(f"run {run_id}")
     client = MlflowClient(store)
 
     try:
-        found = _last_run(client, str(stage)) if run_id is None else client.get_run(run_id)
-    except MlflowException as error:
-        raise ValueError(f"run {run_id}: {error.message}") from error
+        with asking():
+            found = _last_run(client, str(stage)) if run_id is None else client.get_run(run_id)
+    except StoreError as error:
+        cause = error.__cause__
+        if not isinstance(cause, MlflowException) or cause.error_code not in REFUSALS:
+            raise
+        raise ValueError(f"run {run_id}: {cause.message}") from error
 
     tags = found.data.tags
     return RecordedRun(

@@ -13,21 +13,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
 
 import mlflow
 import yaml
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, RunStatus
+from mlflow.entities import RunStatus
 from mlflow.exceptions import MlflowException
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
 
 from mme.config import Params
 from mme.config.names import flatten
 from mme.system.files import write_text
-from mme.tracking.store import experiment_id, open_store
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from mme.tracking.outbox import Outbox, Record, send_unsent
+from mme.tracking.store import StoreError, asking, experiment_id, open_store
 
 MAX_PARAM_LENGTH = 6000
 """Longest parameter value that MLflow stores, in characters."""
@@ -35,9 +33,14 @@ MAX_PARAM_LENGTH = 6000
 PARAMS_FILE = "params.yaml"
 """Artifact of every run: its parameters as a file that a checkout of its commit reads."""
 
+CHILD_WAIT_S = 600.0
+"""How long a run below another, such as a sweep's trial, waits for a store that is away."""
+
 
 class Run:
     """A run that is being recorded. Safe to call from several threads.
+
+    A store that is away raises nothing here: records are kept and sent later, see `mme.tracking.outbox`.
 
     Attributes:
         id: MLflow's run id, by which the run can be resumed.
@@ -46,24 +49,17 @@ class Run:
     def __init__(self, run_id: str, params: Params) -> None:
         self.id = run_id
         self._params = params
-        self._client = MlflowClient()
+        self._outbox = Outbox(run_id)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Record metrics under names such as ``val/top1``; ``step`` is usually the epoch."""
         now_ms = time.time_ns() // 1_000_000
-        entries = [Metric(name, float(value), now_ms, step) for name, value in metrics.items()]
-        self._client.log_batch(self.id, metrics=entries)
+        entries = [[name, float(value), now_ms, step] for name, value in metrics.items()]
+        self._outbox.put({"kind": "metrics", "entries": entries})
 
     def log_artifact(self, path: Path | str, folder: str | None = None) -> None:
         """Record a file, or all files of a folder, in ``folder`` of the run's artifacts."""
-        if Path(path).is_dir():
-            self._client.log_artifacts(self.id, str(path), folder)
-        else:
-            self._client.log_artifact(self.id, str(path), folder)
-
-    def log_figure(self, figure: Figure, name: str) -> None:
-        """Record a figure as the artifact ``name``; the suffix selects the format."""
-        self._client.log_figure(self.id, figure, name)
+        self._outbox.put({"kind": "artifact", "path": str(path), "folder": folder})
 
     def log_dataset(self, manifest: Path, digest: str, context: str) -> None:
         """Record the data as the run's input.
@@ -78,30 +74,68 @@ class Run:
         rows = Manifest.load(manifest).rows
         splits = Counter(row.split for row in rows if row.status == "ok")
         ingest = self._params.datasets.get(manifest.parent.name, self._params.ingest)
-        dataset = Dataset(
-            name=ingest.root.name or ingest.source,
-            digest=digest,
-            source_type="local",
-            source=json.dumps({"uri": str(manifest)}),
-            profile=json.dumps({"num_rows": splits.total(), "quarantined": len(rows) - splits.total(), **splits}),
-        )
-        entry = DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
-        self._client.log_inputs(self.id, datasets=[entry])
+        dataset = {
+            "name": ingest.root.name or ingest.source,
+            "digest": digest,
+            "source_type": "local",
+            "source": json.dumps({"uri": str(manifest)}),
+            "profile": json.dumps({"num_rows": splits.total(), "quarantined": len(rows) - splits.total(), **splits}),
+        }
+        self._outbox.put({"kind": "dataset", "dataset": dataset, "context": context})
         self.set_tags({"data_digest": digest})
 
     def rename(self, name: str) -> None:
         """Replace the run's name, which is its stage by default."""
-        self._client.update_run(self.id, name=name)
+        self._outbox.put({"kind": "name", "name": name})
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set or replace tags."""
-        for name, value in tags.items():
-            self._client.set_tag(self.id, name, value)
+        self._outbox.put({"kind": "tags", "tags": dict(tags)})
+
+    def end(self, status: int) -> None:
+        """End MLflow's active run, which is this one, and send what could not be sent before."""
+        unsent: Record | None = None
+        try:
+            with asking():
+                mlflow.end_run(RunStatus.to_string(status))
+        except StoreError:
+            unsent = {"kind": "end", "status": RunStatus.to_string(status), "time_ms": time.time_ns() // 1_000_000}
+        self._outbox.close(unsent)
+
+
+class SystemMetrics(SystemMetricsMonitor):  # type: ignore[misc]
+    """MLflow's figures of the machine, recorded as all others are: MLflow's own thread ends when the store is away."""
+
+    def __init__(self, run: Run, *, resumed: bool) -> None:
+        super().__init__(run.id, resume_logging=resumed)
+        self._run = run
+
+    def monitor(self) -> None:
+        """Collect and record until `finish` is called."""
+        while True:
+            for _ in range(self.samples_before_logging):
+                self.collect_metrics()
+                if self._shutdown_event.wait(self.sampling_interval):
+                    return
+            self.publish_metrics(self.aggregate_metrics())
+
+    def publish_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Record the figures of an interval."""
+        prefix = self._metrics_prefix + (f"{self.node_id}/" if self.node_id else "")
+        self._run.log_metrics({f"{prefix}{name}": value for name, value in metrics.items()}, self._logging_step)
+        self._logging_step += 1
+        for monitor in self.monitors:
+            monitor.clear_metrics()
 
 
 def open_run(run_id: str, params: Params) -> Run:
-    """Open an ended run to add to it; its status does not change."""
+    """Open an ended run to add to it; its status does not change.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
     open_store()
+    send_unsent()
     return Run(run_id, params)
 
 
@@ -143,38 +177,48 @@ def start_run(
 
     Raises:
         RuntimeError: another run is being recorded in this thread.
+        StoreError: the store does not answer within seconds (for a run below another, which has come so far, within
+            ``CHILD_WAIT_S``), refuses, or has no such experiment any more. Nothing of the block has run.
     """
     if mlflow.active_run() is not None:
         raise RuntimeError(f"cannot start the run {stage!r} inside another one")
-    open_store()
-    former = _former_run(resume_run_id)
-    active = mlflow.start_run(
-        run_id=None if former is None else resume_run_id,
-        experiment_id=experiment_id(params.runtime.experiment),
-        run_name=stage,
-        tags={
-            **_own_tags(stage, params, resumed=former is not None),
-            **({} if parent_id is None else {"mlflow.parentRunId": parent_id}),
-            **(tags or {}),
-        },
-        log_system_metrics=True,
-    )
+    open_store(0.0 if parent_id is None else CHILD_WAIT_S)
+    with asking():
+        send_unsent()
+        former = _former_run(resume_run_id)
+        active = mlflow.start_run(
+            run_id=None if former is None else resume_run_id,
+            experiment_id=experiment_id(params.runtime.experiment),
+            run_name=stage,
+            tags={
+                **_own_tags(stage, params, resumed=former is not None),
+                **({} if parent_id is None else {"mlflow.parentRunId": parent_id}),
+                **(tags or {}),
+            },
+            log_system_metrics=False,
+        )
     run = Run(active.info.run_id, params)
 
     try:
         with _sigterm_as_interrupt():
-            known = former.data.params if former else {}
-            mlflow.log_params({name: value for name, value in flatten_params(params).items() if name not in known})
-            if former is None:
-                mlflow.log_text(yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False), PARAMS_FILE)
-            yield run
+            with asking():
+                known = former.data.params if former else {}
+                mlflow.log_params({name: value for name, value in flatten_params(params).items() if name not in known})
+                if former is None:
+                    mlflow.log_text(yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False), PARAMS_FILE)
+            machine = SystemMetrics(run, resumed=former is not None)
+            machine.start()
+            try:
+                yield run
+            finally:
+                machine.finish()
     except BaseException as error:
         killed = isinstance(error, killed_by) or is_interrupt(error)
         if not killed:
             run.set_tags({"error": f"{type(error).__name__}: {error}"[:MAX_PARAM_LENGTH]})
-        mlflow.end_run(RunStatus.to_string(RunStatus.KILLED if killed else RunStatus.FAILED))
+        run.end(RunStatus.KILLED if killed else RunStatus.FAILED)
         raise
-    mlflow.end_run()
+    run.end(RunStatus.FINISHED)
 
 
 def flatten_params(params: Params) -> dict[str, str]:
@@ -187,9 +231,10 @@ def flatten_params(params: Params) -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """Return the checked-out commit, with ``-dirty`` if tracked files differ from it; None outside a git checkout.
+    """Return the checked-out commit, with ``-dirty`` if tracked files of the working folder differ from it.
 
-    ``dvc.lock`` is ignored: DVC rewrites it while the pipeline runs.
+    None outside a git checkout. ``dvc.lock`` is ignored: DVC rewrites it while the pipeline runs. So is what lies
+    beside the project in its repository.
     """
 
     def git(*arguments: str) -> str:
@@ -198,7 +243,7 @@ def git_commit() -> str | None:
 
     try:
         commit = git("rev-parse", "HEAD")
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude,top)dvc.lock")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)dvc.lock")
     except (OSError, subprocess.CalledProcessError):
         return None
     return f"{commit}-dirty" if changed else commit

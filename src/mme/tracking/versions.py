@@ -20,7 +20,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from mme.system.files import atomic_path
-from mme.tracking.store import require_store
+from mme.tracking.store import asking, require_store, shown_store
 
 MODEL_LIBRARIES = (
     "av", "decord2", "jaxtyping", "numpy", "opencv-python-headless", "pandas", "pydantic", "pyyaml", "rich",
@@ -139,7 +139,7 @@ class RegisteredModel:
         require_store(self.name)
         numbers = self._numbers_by_digest()
         if not numbers:
-            raise ValueError(f"{self.name}: no such model in the registry of {mlflow.get_tracking_uri()}")
+            raise ValueError(f"{self.name}: no such model in the registry of {shown_store()}")
         return [self.version(number) for number, _ in numbers]
 
     def find_digest(self, digest: str) -> Version | None:
@@ -193,7 +193,8 @@ class RegisteredModel:
 
     def _numbers_by_digest(self) -> list[tuple[int, str | None]]:
         """Return the number and the content digest of every version, newest first."""
-        found = MlflowClient().search_model_versions(f"name='{self.name}'", order_by=["version_number DESC"])
+        with asking():
+            found = MlflowClient().search_model_versions(f"name='{self.name}'", order_by=["version_number DESC"])
         return [(int(version.version), version.tags.get("digest")) for version in found]
 
 

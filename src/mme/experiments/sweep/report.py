@@ -53,6 +53,7 @@ def write_sweep_report(params: Params, output: Path = REPORT) -> Path:
         ValueError: there is no study of these parameters, or none of its trials has finished.
     """
     study = load_study(params)
+    run = open_run(study.user_attrs[RUN_ID], params)
     finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if not finished:
         raise ValueError(f"{study.study_name}: no trial has finished")
@@ -67,7 +68,7 @@ def write_sweep_report(params: Params, output: Path = REPORT) -> Path:
             names.append(name)
     _write_trials(study, output / "trials.csv")
     write_text(output / "report.md", _page(study, finished, spread, chance, names))
-    open_run(study.user_attrs[RUN_ID], params).log_artifact(output, "report")
+    run.log_artifact(output, "report")
     return output / "report.md"
 
 

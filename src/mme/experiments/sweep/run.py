@@ -46,7 +46,7 @@ from mme.experiments.sweep.trial import (
 from mme.manifest import Manifest
 from mme.motion.store import TrackStore
 from mme.system.parent import end_with_parent
-from mme.tracking import start_run
+from mme.tracking import open_store, start_run
 
 POLL_S = 2.0
 STOP_S = 60.0
@@ -74,6 +74,7 @@ def run_sweep(params: Params, num_workers: int, show: ShowTrial) -> optuna.Study
         RuntimeError: a worker exited without reporting an error, or no trial finished.
     """
     check_space(params)
+    open_store()
     name = name_of_study(params)
     study = join_study(params, name, open_storage(params))
     with start_run("sweep", params, tags={"study": name}, resume_run_id=study.user_attrs.get(RUN_ID)) as run:
@@ -105,6 +106,7 @@ def repeat_trial(
     Raises:
         ValueError: there is no such finished trial.
     """
+    open_store()  # asked before any work; the repetitions are recorded by the workers
     study = load_study(params)
     trial = finished_trial(study, number)
     repeats = optuna.create_study(

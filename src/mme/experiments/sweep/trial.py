@@ -21,7 +21,7 @@ from mme.experiments.sweep.study import INTERRUPTED, RUN_ID, WORKER, is_queued, 
 from mme.manifest import MANIFEST_FILE, Manifest
 from mme.models.encoder import VideoEncoder
 from mme.motion.store import TrackStore
-from mme.tracking import Run, is_interrupt, start_run
+from mme.tracking import Run, StoreError, is_interrupt, start_run
 from mme.training.loop.callbacks import PeriodicProbe
 from mme.training.pretrain import run_pretraining
 
@@ -85,7 +85,7 @@ class TrialObjective:
 
         Raises:
             TrialPruned: its probe is below the median of the other trials at the same epoch.
-            KeyboardInterrupt: a signal ended it; it will be run again.
+            KeyboardInterrupt: a signal ended it, or runs cannot be recorded; it will be run again.
             LookupError: the trial did not come from the queue.
         """
         if not is_queued(trial.study.get_trials(deepcopy=False)[trial.number]):
@@ -110,10 +110,10 @@ class TrialObjective:
             shutil.rmtree(work)
             raise
         except BaseException as error:
-            if not is_interrupt(error):
+            if not is_interrupt(error) and not isinstance(error, StoreError):
                 raise
             trial.set_user_attr(INTERRUPTED, value=True)
-            raise KeyboardInterrupt("the trial was interrupted") from error
+            raise KeyboardInterrupt(f"the trial was interrupted: {error}") from error
         shutil.rmtree(work)
         return result
 
