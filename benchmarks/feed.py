@@ -55,16 +55,16 @@ def textured_frames(seed: int, num_frames: int, height: int = HEIGHT, width: int
     """Render a video: a moving camera, an object that moves otherwise, the noise of a sensor."""
     rng = np.random.default_rng(seed)
     scene, patch = texture(rng, 2 * height, 2 * width), texture(rng, height // 2, width // 3)
-    pan, drift, turn = rng.normal(0, 0.7, 2), rng.normal(0, 1.5, 2), rng.normal(0, 0.03)
+    pan, drift, turn = rng.normal(0, 0.7, 2), rng.normal(0, 1.5, 2), float(rng.normal(0, 0.03))
     frames = np.empty((num_frames, height, width, 3), np.uint8)
     for number in range(num_frames):
-        camera = cv2.getRotationMatrix2D((width, height), turn * number, 1.0)
+        camera = np.asarray(cv2.getRotationMatrix2D((width, height), turn * number, 1.0), np.float64)
         camera[:, 2] += pan * number - (width / 2, height / 2)
         picture = cv2.warpAffine(scene, camera, (width, height), borderMode=cv2.BORDER_REFLECT)
-        shift = np.array([[1, 0, 0.0], [0, 1, 0.0]])
+        shift = np.eye(2, 3)
         shift[:, 2] = drift * number + (width / 3, height / 4)
         cv2.warpAffine(patch, shift, (width, height), dst=picture, borderMode=cv2.BORDER_TRANSPARENT)
-        noise = rng.normal(0, 1.5, picture.shape).astype(np.float32)
+        noise = rng.normal(0, 1.5, (height, width, 3)).astype(np.float32)
         frames[number] = np.clip(picture + noise, 0, 255)
     return frames
 
