@@ -302,7 +302,7 @@ def torchrun_process(folder: Path, output: Path) -> None:
         def older(forward_sync_buffers: bool, **options: Any) -> DDPStrategy:
             return DDPStrategy(broadcast_buffers=forward_sync_buffers, **options)
 
-        trainer_module.DDPStrategy = older  # type: ignore[attr-defined]
+        trainer_module.DDPStrategy = older  # type: ignore[assignment,attr-defined]
     params = params_of(batch_size=min(8, BATCH), workers=1)
     with tempfile.TemporaryDirectory() as work:
         steady = train(params, folder, Path(work), NCCL_STEPS, 0)
