@@ -82,7 +82,10 @@ class Ingest:
         """
         files = {self._target(file.name): file for file in self.listing.files if file.name not in self._outcomes}
         root = self._params.root.absolute()
-        todo = [TranscodeJob(root / file.path, target, self._form, file.span_s) for target, file in files.items()]
+        todo = [
+            TranscodeJob(root / file.path, target, self._form, file.span_s, file.frames_fps)
+            for target, file in files.items()
+        ]
         executor = self._runtime.executor if todo else "local"
         self._folder.mkdir(parents=True, exist_ok=True)
         with self._journal().open("a", encoding="utf-8") as journal:
@@ -129,27 +132,27 @@ class Ingest:
     def _journal(self) -> Path:
         return self._folder / "journal.jsonl"
 
-    def _stamp(self, path: str) -> list[int | str] | None:
-        """Return sizes and times, to detect modified files; None is a link whose target is gone, or cannot be read."""
+    def _stamp(self, file: SourceFile) -> list[int | float | str | None] | None:
+        """Return sizes, times and rate, to detect modified files; None is one that cannot be read."""
         try:
-            return source_stamp(self._params.root / path)
+            return [*source_stamp(self._params.root / file.path), file.frames_fps]
         except OSError:
             return None
 
     def _write_journal(self, journal: TextIO, file: SourceFile, outcome: Outcome) -> None:
         if outcome.reason is not None and not outcome.sha256:
             return  # unreadable, or its worker failed: tried again by the next run
-        line = {"name": file.name, "stamp": self._stamp(file.path), "outcome": asdict(outcome)}
+        line = {"name": file.name, "stamp": self._stamp(file), "outcome": asdict(outcome)}
         journal.write(json.dumps(line) + "\n")
         journal.flush()
 
     def _read_journal(self) -> dict[str, Outcome]:
         """Return the outcomes that are still valid: the source is unmodified and the transcoded video exists."""
-        paths = {file.name: file.path for file in self.listing.files}
+        files = {file.name: file for file in self.listing.files}
         outcomes = {}
         for line in _json_lines(self._journal()):
             name, outcome = line["name"], Outcome(**line["outcome"])
-            if name not in paths or line["stamp"] != self._stamp(paths[name]):
+            if name not in files or line["stamp"] != self._stamp(files[name]):
                 continue
             if outcome.reason is not None or self._target(name).exists():
                 outcomes[name] = outcome

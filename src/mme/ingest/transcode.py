@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
+from mme.ingest.frame_folder import FrameFolder
 from mme.system.files import atomic_path, sha256_file
 from mme.system.workers import WorkerFailure
 from mme.video.codec import MAX_SIDE, VideoWriter
@@ -50,12 +51,13 @@ class NormalForm:
 
 @dataclass(frozen=True)
 class TranscodeJob:
-    """A file, or the clip of it between two seconds, and the file to write."""
+    """A file, a folder of frames with their rate, or the clip of one between two seconds, and the file to write."""
 
     source: Path
     target: Path
     form: NormalForm
     span_s: TimeSpan | None = None
+    frames_fps: float | None = None
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,16 @@ class SourceVideo:
         )
 
 
+def open_source(path: Path, span_s: TimeSpan | None, frames_fps: float | None) -> SourceVideo | FrameFolder:
+    """Open a file, or a folder of frames if their rate is given, and hash its bytes.
+
+    Raises:
+        VideoError: it has no frame or cannot be read.
+        OSError: it cannot be read.
+    """
+    return SourceVideo(path, span_s) if frames_fps is None else FrameFolder(path, frames_fps, span_s)
+
+
 def transcode(job: TranscodeJob) -> Outcome:
     """Decode a file in full and write it in the normal form.
 
@@ -168,7 +180,7 @@ def transcode(job: TranscodeJob) -> Outcome:
     sha256 = ""
     try:
         try:
-            video = SourceVideo(job.source, job.span_s)
+            video = open_source(job.source, job.span_s, job.frames_fps)
         except OSError as error:
             return rejected(error)
         sha256 = video.sha256
@@ -177,7 +189,7 @@ def transcode(job: TranscodeJob) -> Outcome:
         return rejected(error, sha256)
 
 
-def _write_normal(video: SourceVideo, job: TranscodeJob) -> Outcome:
+def _write_normal(video: SourceVideo | FrameFolder, job: TranscodeJob) -> Outcome:
     info, form = video.info, job.form
     width, height = normal_size(info.width, info.height, info.pixel_aspect, form.short_side)
     if max(width, height) > MAX_SIDE:

@@ -10,7 +10,7 @@ from mme.config import IngestParams, RuntimeParams
 from mme.ingest.listing import Listing
 from mme.ingest.report import IngestResult
 from mme.ingest.run import collect_result, draw_splits
-from mme.ingest.transcode import Outcome, SourceVideo, outcome_of, rejected
+from mme.ingest.transcode import Outcome, open_source, outcome_of, rejected
 from mme.system.workers import run_with_deadline
 from mme.video.containers import VideoError
 from mme.video.trim import TimeSpan
@@ -26,6 +26,7 @@ class ValidationJob:
         fps: frame rate of the normal form.
         decode: decode all frames instead of the first one.
         span_s: begin and end of the clip; None for the whole file.
+        frames_fps: rate of a folder of frames; None for a file.
     """
 
     name: str
@@ -33,6 +34,7 @@ class ValidationJob:
     fps: float
     decode: bool
     span_s: TimeSpan | None = None
+    frames_fps: float | None = None
 
 
 def validate_source(
@@ -52,7 +54,9 @@ def validate_source(
         the result that ingest would have, except that sizes are those of the source.
     """
     root, fps = params.root, params.fps
-    jobs = [ValidationJob(file.name, root / file.path, fps, decode, file.span_s) for file in listing.files]
+    jobs = [
+        ValidationJob(file.name, root / file.path, fps, decode, file.span_s, file.frames_fps) for file in listing.files
+    ]
     outcomes = {}
     for job, result in run_with_deadline(validate_file, jobs, runtime.num_workers, runtime.deadline_s):
         outcomes[job.name] = outcome_of(result)
@@ -64,7 +68,7 @@ def validate_file(job: ValidationJob) -> Outcome:
     """Read headers, count pictures, decode the first one or all, and hash the bytes that were read."""
     sha256 = ""
     try:
-        video = SourceVideo(job.source, job.span_s)
+        video = open_source(job.source, job.span_s, job.frames_fps)
         sha256 = video.sha256
         info = video.info
         num_frames = video.count(job.fps, job.decode)
