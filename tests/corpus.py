@@ -7,6 +7,7 @@ import io
 import struct
 from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,9 +129,13 @@ def transport_packets(folder: Path) -> list[bytes]:
     return [data[start : start + 188] for start in range(0, len(data), 188)]
 
 
+def box_first(name: str, folder: Path) -> bytes:
+    return box(name.encode()) + good(folder, "fragmented.mp4")
+
+
 BEGINNINGS: dict[str, Callable[[Path], bytes]] = {
     **{
-        f"{name} first": lambda folder, name=name: box(name.encode()) + good(folder, "fragmented.mp4")
+        f"{name} first": partial(box_first, name)
         for name in ("styp", "sidx", "emsg", "uuid", "prft", "free", "pdin", "meta", "what")
     },
     "ftyp after mdat": lambda folder: box(b"mdat", bytes(64)) + good(folder, "fragmented.mp4"),
@@ -156,10 +161,7 @@ def _short_codes(data: bytes) -> bytes:
 
 
 PHOTOS: dict[str, Callable[[], bytes]] = {
-    **{
-        kind: lambda kind=kind: photo(kind)
-        for kind in ("AVIF", "GIF", "JPEG", "PNG", "WEBP", "BMP", "TIFF", "JPEG2000")
-    },
+    **{kind: partial(photo, kind) for kind in ("AVIF", "GIF", "JPEG", "PNG", "WEBP", "BMP", "TIFF", "JPEG2000")},
     "lossless WEBP": lambda: photo("WEBP", lossless=True),
     "two views": lambda: photo("MPO", save_all=True, append_images=[Image.fromarray(media.pictures(2, SIZE)[1])]),
     "a part of a multipart stream": lambda: multipart()[: len(jpeg(0)) + 90],

@@ -12,9 +12,9 @@ ONE = 1 << 16
 """One in fixed point, 16.16."""
 
 TURNS_AND_MIRRORS: tuple[tuple[int, int, int, int], ...] = tuple(
-    numbers
-    for numbers in itertools.product((-1, 0, 1), repeat=4)
-    if abs(numbers[0] * numbers[3] - numbers[1] * numbers[2]) == 1 and sum(map(abs, numbers)) == 2
+    (a, b, c, d)
+    for a, b, c, d in itertools.product((-1, 0, 1), repeat=4)
+    if abs(a * d - b * c) == 1 and abs(a) + abs(b) + abs(c) + abs(d) == 2
 )
 """The eight ``(a, b, c, d)`` that map a rectangle with upright sides to another one."""
 

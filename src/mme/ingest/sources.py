@@ -47,7 +47,8 @@ def list_source(params: IngestParams) -> Listing:
     if not params.root.is_dir():
         raise ValueError(f"{params.root}: not a folder (ingest.root)")
     listing = LAYOUTS[params.source](params)
-    readable, unreadable = [], []
+    readable: list[SourceFile] = []
+    unreadable: list[SourceFile] = []
     for file in listing.files:
         (readable if _is_utf8(file.path) else unreadable).append(file)
     warnings = list(listing.warnings)

@@ -42,7 +42,7 @@ def main(*sources: str) -> None:
         write_text(SOURCES_FOLDER / source / "sections.txt", names)  # DVC warns of an empty folder
 
     digests = Digests(WORK_FOLDER / "survey.sqlite", params.runtime.num_workers)
-    errors = {}
+    errors: dict[str, ValueError] = {}
     for name, section in chosen.items():
         try:
             _check_primitives(name, section)
@@ -51,8 +51,8 @@ def main(*sources: str) -> None:
             errors[name] = error
     if errors and len(errors) == len(chosen):
         raise ValueError("\n".join(map(str, errors.values())))
-    for name, error in errors.items():
-        print(f"error: {name}: {error}", file=sys.stderr)
+    for name, fault in errors.items():
+        print(f"error: {name}: {fault}", file=sys.stderr)
 
 
 def _check_primitives(name: str, section: IngestParams) -> None:
