@@ -103,7 +103,7 @@ class Run:
         self._outbox.close(unsent)
 
 
-class SystemMetrics(SystemMetricsMonitor):  # type: ignore[misc]
+class SystemMetrics(SystemMetricsMonitor):
     """MLflow's figures of the machine, recorded as all others are: MLflow's own thread ends when the store is away."""
 
     def __init__(self, run: Run, *, resumed: bool) -> None:
