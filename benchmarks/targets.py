@@ -25,7 +25,8 @@ from mme.motion.flow import DenseFlow, gray_frames
 from mme.motion.store import TrackStore, merge_parts, write_index, write_part
 from mme.motion.tracking import GridTracker, cell_centres, extract_tracks, iter_tracks
 from mme.targets.grid import TargetSpec
-from mme.targets.hog import hog_at, luma_of
+from mme.targets.hog import hog_at
+from mme.video.colour import luma_of
 from mme.video.crop import Crop
 from tests.reference.primitive_tracks import true_tracks
 from tests.targets.cases import compute

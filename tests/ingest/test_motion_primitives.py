@@ -14,7 +14,8 @@ from sklearn.ensemble import ExtraTreesClassifier, HistGradientBoostingClassifie
 from mme.config import load_params
 from mme.ingest.motion_primitives import CLASSES, Scene, sample_scene
 from mme.motion.flow import DenseFlow
-from mme.targets.hog import gradient_codes, luma_of, soft_bins
+from mme.targets.hog import gradient_codes, soft_bins
+from mme.video.colour import luma_of
 from tests.motion.test_flow import flow_sequence
 
 PARAMS = load_params(Path(__file__).parents[2] / "params.yaml").synthesize

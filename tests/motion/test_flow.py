@@ -66,7 +66,8 @@ def test_median_filter_removes_outliers() -> None:
     ("frames", "message"),
     [
         (np.zeros((2, 12, 64, 3), np.uint8), "64 x 12 px"),
-        (np.zeros((2, 32, 32), np.uint8), r"\[32, 32\]"),
+        (np.zeros((2, 32), np.uint8), r"\[32\]"),
+        (np.zeros((2, 32, 32, 4), np.uint8), r"\[32, 32, 4\]"),
         (np.zeros((2, 32, 32, 3), np.float32), "float32"),
         ([np.zeros((32, 32, 3), np.uint8), np.zeros((32, 48, 3), np.uint8)], "changes"),
     ],

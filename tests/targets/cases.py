@@ -15,8 +15,9 @@ from mme.config import TrajectoriesParams, load_params
 from mme.motion.tracking import TrackSlice, cell_centres
 from mme.targets.base import Target, compute_targets
 from mme.targets.grid import HiddenTokens, MaskedBatch, TargetSpec, stored_tracks
-from mme.targets.hog import HOG, luma_of
+from mme.targets.hog import HOG
 from mme.targets.position import POSITION
+from mme.video.colour import luma_of
 from mme.video.crop import Crop
 from tests.reference.moving_scene import MovingScene
 

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from mme.targets.hog import NUM_BINS, gradient_codes, hog_at, luma_of, soft_bins
+from mme.targets.hog import NUM_BINS, gradient_codes, hog_at, soft_bins
+from mme.video.colour import luma_of
 from tests.reference import hog as reference
 from tests.reference.moving_scene import MovingScene, Similarity
 

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from mme.models.encoder import rgb_of
-from mme.targets.hog import luma_of
 from mme.video.codec import read_frames, write_video
+from mme.video.colour import luma_of
 from mme.video.containers import VideoError
 from mme.video.crop import Crop, apply_crop
 from mme.video.planes import YuvFrame, cut_plane, iter_planes, mirrored

@@ -21,8 +21,8 @@ from mme.motion.store import TRACKS_FORMAT, TrackEntry, merge_parts, read_part, 
 from mme.motion.tracking import iter_tracks
 from mme.system.executors import open_pool
 from mme.system.files import atomic_path, digest, read_json, sha256_file, write_json
-from mme.video.codec import iter_frames
 from mme.video.containers import VideoError
+from mme.video.planes import iter_planes
 
 MIN_FRAMES = 2
 """Frames of a shortest video that has motion."""
@@ -77,7 +77,8 @@ def extract_part(path: Path, num_frames: int, folder: Path, params: Trajectories
         OSError: the part cannot be written.
     """
     try:
-        entry = read_part(folder) or write_part(folder, iter_tracks(iter_frames(path), params), params.cell)
+        luma = (planes.y.copy() for planes in iter_planes(path))
+        entry = read_part(folder) or write_part(folder, iter_tracks(luma, params), params.cell)
     except (VideoError, ValueError) as error:
         return str(error)
     except OSError as error:

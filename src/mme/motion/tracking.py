@@ -145,7 +145,7 @@ def iter_tracks(frames: Iterable[np.ndarray], params: TrajectoriesParams) -> Ite
     Holds two frames and the tracks of ``max_length`` start frames in memory.
 
     Args:
-        frames: RGB, uint8 ``[H, W, 3]`` each, in order.
+        frames: luma, uint8 ``[H, W]`` each, or RGB, uint8 ``[H, W, 3]``, in order.
         params: flow, camera, grid and length.
 
     Raises:

@@ -27,7 +27,7 @@ from torch.nn.functional import embedding_bag
 
 from mme.targets.drawing import PREDICTED_COLOUR, TRUE_COLOUR, Canvas, Colour, TokenCanvas
 from mme.targets.grid import CELLS_PER_TOKEN, HiddenTokens, TargetSpec
-from mme.video.colour import BLACK, LUMA_WEIGHTS, WHITE
+from mme.video.colour import BLACK, WHITE
 
 NUM_BINS = 9
 
@@ -95,12 +95,6 @@ class Hog:
                 continue
             for centre, steps in zip(canvas.cells[canvas.valid], values[canvas.valid], strict=True):
                 draw_star(canvas, centre, steps[0], 0.55 * canvas.spec.cell, colour)
-
-
-def luma_of(frames: UInt8[np.ndarray, "T H W 3"]) -> UInt8[np.ndarray, "T H W"]:
-    """Brightness of RGB frames as the normal form stores it: BT.709, 16 (black) to 235 (white)."""
-    weights = np.array(LUMA_WEIGHTS) * ((WHITE - BLACK) / 255)
-    return np.asarray(np.rint(BLACK + frames @ weights), dtype=np.uint8)
 
 
 def hog_at(

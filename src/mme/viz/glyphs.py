@@ -11,7 +11,8 @@ from mme.motion.tracking import cell_centres
 from mme.targets.base import Target
 from mme.targets.drawing import Canvas, TokenCanvas
 from mme.targets.grid import TargetSpec, cell_positions
-from mme.targets.hog import draw_star, hog_at, luma_of
+from mme.targets.hog import draw_star, hog_at
+from mme.video.colour import luma_of
 from mme.viz.drawing import Picture, dimmed, scale_to_height
 
 _HIDDEN_BRIGHTNESS = 0.35

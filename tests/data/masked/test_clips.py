@@ -14,9 +14,9 @@ from mme.manifest import Manifest
 from mme.models.encoder import rgb_of
 from mme.motion.store import TrackStore
 from mme.targets.base import OBJECTIVES
-from mme.targets.hog import luma_of
 from mme.training.pretrain import held_out_dataset, pretrain_dataset, span_frames
 from mme.video.codec import GOP_FRAMES, read_frames
+from mme.video.colour import luma_of
 from mme.video.crop import Crop, apply_crop
 from mme.video.planes import YuvFrame
 from tests.small_data import make_small_data, small_params
