@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from mme.config import IngestParams, load_params
-from mme.ingest.frame_folder import FrameFolder, frame_sequence, source_stamp
+from mme.ingest.frame_folder import frame_sequence, source_stamp
+from mme.ingest.frame_video import FrameFolder
 from mme.ingest.report import IngestResult
 from mme.ingest.run import Ingest
 from mme.ingest.sources import list_source

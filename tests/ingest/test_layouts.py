@@ -273,3 +273,92 @@ def test_every_layout_ingests(tmp_path: Path, source: str, expected: dict[str, i
         2 if source == "kinetics" else 0,
         2 if source == "hmdb51" else 0,
     )
+
+
+IDS = ("abcdefghij0", "-bcdefghij1", "abcdefghij2", "abcdefghij3")
+
+
+def make_common_kinetics(root: Path) -> Path:
+    """Kinetics as the scripts of the common copy unpack and link it, with a replacement for the second video."""
+    lines = [f'"{layouts.KINETICS_CLASSES[i % 2]}",{name},{i},{i + 10},train,0' for i, name in enumerate(IDS)]
+    (root / "annotations/deepmind").mkdir(parents=True)
+    for path in ("annotations/train.csv", "annotations/deepmind/train.csv"):
+        (root / path).write_text(
+            "\n".join(["label,youtube_id,time_start,time_end,split,is_cc", *lines]), encoding="utf-8"
+        )
+    names = [f"{name}_{i:06d}_{i + 10:06d}.mp4" for i, name in enumerate(IDS)]
+    for path in (*(f"train/{name}" for name in names), f"replacement/replacement_for_corrupted_k400/{names[1]}"):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(b"")
+    for i, name in enumerate(names):
+        folder = root / "videos/train" / layouts.KINETICS_CLASSES[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        target = "replacement/replacement_for_corrupted_k400" if i == 1 else "train"
+        (folder / name).symlink_to(root / target / name)
+    return root
+
+
+def test_kinetics_as_the_common_copy_unpacks_it(tmp_path: Path) -> None:
+    listing = listed("kinetics", make_common_kinetics(tmp_path))
+    assert {file.path for file in listing.files} == {
+        "replacement/replacement_for_corrupted_k400/-bcdefghij1_000001_000011.mp4",
+        "train/abcdefghij0_000000_000010.mp4",
+        "train/abcdefghij2_000002_000012.mp4",
+        "train/abcdefghij3_000003_000013.mp4",
+    }
+    assert listing.unused == ["train/-bcdefghij1_000001_000011.mp4"]
+
+
+def test_kinetics_by_id_alone_and_with_both_names_of_validation(tmp_path: Path) -> None:
+    make_common_kinetics(tmp_path)
+    (tmp_path / "train/abcdefghij0_000000_000010.mp4").rename(tmp_path / "train/abcdefghij0.mp4")
+    (tmp_path / "train/abcdefghij2_000002_000012.mp4").rename(tmp_path / "train/abcdefghij2_000007_000017.mp4")
+    for path in (tmp_path / "videos").rglob("abcdefghij[02]*"):
+        path.unlink()
+    text = (tmp_path / "annotations/train.csv").read_text(encoding="utf-8").replace(",train,", ",val,")
+    (tmp_path / "annotations/train.csv").unlink()
+    for name in ("val.csv", "validate.csv"):
+        (tmp_path / "annotations" / name).write_text(text, encoding="utf-8")
+    listing = listed("kinetics", tmp_path)
+    assert Counter(file.split for file in listing.files) == {"val": 4}
+    assert {"train/abcdefghij0.mp4", "train/abcdefghij2_000007_000017.mp4"} <= {file.path for file in listing.files}
+    assert listing.warnings == ["2 videos are found by their ids alone: their names have other seconds than the lists"]
+
+
+@pytest.mark.parametrize(
+    ("source", "prefix"), [("jester", "jester-v1"), ("something-something-v1", "something-something-v1")]
+)
+def test_numbered_folders_of_frames(tmp_path: Path, source: str, prefix: str) -> None:
+    for number in range(1, 6):
+        for frame in range(1, 4):
+            path = tmp_path / f"20bn-{prefix}/{number}/{frame:05}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"")
+    lists = {"train": ["1;Swiping Left", "2;Doing other things"], "validation": ["3;Swiping Left"], "test": ["4"]}
+    for name, lines in {**lists, "labels": ["Swiping Left", "Doing other things"]}.items():
+        (tmp_path / f"{prefix}-{name}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"5 folders of pictures have no rate; .*frames_fps=12"):
+        listed(source, tmp_path)
+    listing = listed(source, tmp_path, frames_fps=12)
+    assert [(Path(file.path).name, file.label, file.split, file.frames_fps) for file in listing.files] == [
+        ("1", "Swiping Left", "train", 12),
+        ("2", "Doing other things", "train", 12),
+        ("3", "Swiping Left", "val", 12),
+    ]
+    assert (listing.ignored, len(listing.unused)) == ([], 2)
+    edit(tmp_path / f"{prefix}-train.csv", "2;Doing other", "2;Doing no")
+    with pytest.raises(ValueError, match=r"train\.csv, line 2: class 'Doing no things' is not in the list"):
+        listed(source, tmp_path, frames_fps=12)
+
+
+def test_ucf101_with_its_lists_among_annotations_and_as_frames(tmp_path: Path) -> None:
+    layouts.make_ucf101(tmp_path)
+    (tmp_path / "ucfTrainTestlist").rename(tmp_path / "annotations")
+    for path in list((tmp_path / "UCF-101").rglob("*.avi")):
+        path.unlink()
+        path.with_suffix("").mkdir()
+        for number in (1, 2):
+            (path.with_suffix("") / f"img_{number:05}.jpg").write_bytes(b"")
+    listing = listed("ucf101", tmp_path, frames_fps=25)
+    assert len(listing.files) == 24
+    assert {file.frames_fps for file in listing.files} == {25}

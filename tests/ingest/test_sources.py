@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -206,3 +207,103 @@ def test_missing_folder_and_folder_without_videos(tmp_path: Path) -> None:
     touch(tmp_path, "notes.txt")
     with pytest.raises(ValueError, match=r"no video \(ingest\.root\); 1 other files"):
         list_source(params(tmp_path, "folder"))
+
+
+@pytest.mark.parametrize(
+    ("train", "other", "split"),
+    [
+        ("Train", "Test", "test"),
+        ("TRAIN", "VAL", "val"),
+        ("training", "testing", "test"),
+        ("videos_train", "videos_val", "val"),
+        ("train_videos", "test_videos", "test"),
+        ("rawframes_train", "rawframes_val", "val"),
+        ("train_256", "val_256", "val"),
+        ("trainset", "k400-test-set", "test"),
+    ],
+)
+def test_names_of_splits(tmp_path: Path, train: str, other: str, split: str) -> None:
+    touch(tmp_path, *(f"{folder}/{label}/1.mp4" for folder in (train, other) for label in ("up", "down")))
+    touch(tmp_path, f"__MACOSX/{train}/up/._1.mp4", "annotations/list.txt", "@eaDir/up/1.mp4", "lost+found/2.mp4")
+    listing = list_source(params(tmp_path, "folder"))
+    found = {(file.path.split("/")[0], file.split, file.label) for file in listing.files}
+    assert found == {(train, "train", "up"), (train, "train", "down"), (other, split, "up"), (other, split, "down")}
+    assert listing.ignored == ["@eaDir/", "__MACOSX/", "annotations/list.txt", "lost+found/"]
+
+
+def test_a_split_beside_a_folder_of_another_name(tmp_path: Path) -> None:
+    touch(tmp_path, "train/up/1.mp4", "train/down/1.mp4", "holdout/up/1.mp4", "holdout/down/1.mp4")
+    with pytest.raises(ValueError, match=r"has splits \(train\) beside classes \(holdout\); move one kind elsewhere"):
+        list_source(params(tmp_path, "folder"))
+
+
+def test_one_folder_too_high(tmp_path: Path) -> None:
+    touch(tmp_path, "UCF-101/Archery/1.avi", "UCF-101/YoYo/1.avi", "lists/classInd.txt")
+    with pytest.raises(ValueError, match=r"one class, 'UCF-101': .*\(Archery, YoYo\) are the classes.*/UCF-101;"):
+        list_source(params(tmp_path, "folder"))
+    (tmp_path / "UCF-101").rename(tmp_path / "pretrain")
+    assert {file.label for file in list_source(params(tmp_path, "folder")).files} == {None}
+
+
+def test_one_class_under_several_names(tmp_path: Path) -> None:
+    nfc, nfd = "café", "cafe\u0301"
+    touch(tmp_path, f"train/{nfc}/1.mp4", f"val/{nfd}/1.mp4", "train/Wave/1.mp4", "train/Wave/2.mp4", "val/wave/1.mp4")
+    touch(tmp_path, "train/high  jump/1.mp4", "val/high jump/1.mp4")
+    listing = list_source(params(tmp_path, "folder"))
+    assert {file.label for file in listing.files} == {nfc, "Wave", "high jump"}
+    assert listing.warnings == [
+        "the classes 'Wave', 'wave' differ by case alone and are taken for one, 'Wave'",
+        "the class 'high  jump' is called 'high jump': blanks count once",
+    ]
+
+
+def test_a_list_and_a_disk_of_different_unicode_forms(tmp_path: Path) -> None:
+    on_disk = "Übung/cafe\u0301 1.mp4".replace("Ü", "U\u0308")
+    touch(tmp_path, on_disk, "2.mp4")
+    (tmp_path / "list.csv").write_text("path,label\nÜbung/café 1.mp4,up\n2.mp4,down\n", encoding="utf-8")
+    assert on_disk in {file.path for file in list_source(params(tmp_path, "csv", list_file="list.csv")).files}
+
+
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    touch(tmp_path, "up/1.mp4", "down/1.mp4")
+    (tmp_path / "up" / os.fsdecode(b"\xfcbung.mp4")).write_bytes(b"")
+    listing = list_source(params(tmp_path, "folder"))
+    assert len(listing.files) == 2
+    assert listing.warnings[0].startswith(r"1 videos are left out, such as up/\xfcbung.mp4: their names are not UTF-8")
+
+
+def test_training_keeps_its_labels_beside_a_link_to_it(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"{split}/{label}/1.mp4" for split in ("train", "test") for label in ("up", "down")))
+    (tmp_path / "pretrain").symlink_to("train")
+    files = list_source(params(tmp_path, "folder")).files
+    assert [(file.path, file.label, file.split) for file in files if file.split != "test"] == [
+        ("pretrain/down/1.mp4", None, "pretrain"),
+        ("pretrain/up/1.mp4", None, "pretrain"),
+        ("train/down/1.mp4", "down", "train"),
+        ("train/up/1.mp4", "up", "train"),
+    ]
+
+
+def test_links_that_lead_nowhere_are_named(tmp_path: Path) -> None:
+    touch(tmp_path, "up/1.mp4", "down/1.mp4")
+    (tmp_path / "up/gone.mp4").symlink_to("/nowhere/gone.mp4")
+    (tmp_path / "left").symlink_to("/nowhere/left")
+    listing = list_source(params(tmp_path, "folder"))
+    assert [file.path for file in listing.files] == ["down/1.mp4", "up/1.mp4", "up/gone.mp4"]
+    assert listing.broken == ["left -> /nowhere/left", "up/gone.mp4 -> /nowhere/gone.mp4"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    """The folder lies where another user may look; pytest's own folder is private."""
+    touch(tmp_path, "jump/1.mp4", "wave/1.mp4", "run/1.mp4")
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_uid == 0 and folder.name.startswith(("pytest", tmp_path.name)):
+            folder.chmod(0o755)
+    (tmp_path / "jump").chmod(0)
+    os.seteuid(65534)
+    try:
+        with pytest.raises(ValueError, match=r"/jump: the folder cannot be read \(Permission denied\)"):
+            list_source(params(tmp_path, "folder"))
+    finally:
+        os.seteuid(0)

@@ -47,10 +47,8 @@ def list_source(params: IngestParams) -> Listing:
     if not params.root.is_dir():
         raise ValueError(f"{params.root}: not a folder (ingest.root)")
     listing = LAYOUTS[params.source](params)
-    readable: list[SourceFile] = []
-    unreadable: list[SourceFile] = []
-    for file in listing.files:
-        (readable if _is_utf8(file.path) else unreadable).append(file)
+    readable = [file for file in listing.files if _is_utf8(file.path)]
+    unreadable = [file for file in listing.files if not _is_utf8(file.path)]
     warnings = list(listing.warnings)
     if unreadable:
         warnings.append(

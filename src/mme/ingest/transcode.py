@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from mme.ingest.frame_folder import FrameFolder
+from mme.ingest.frame_video import FrameFolder
 from mme.system.files import atomic_path, sha256_file
 from mme.system.workers import WorkerFailure
 from mme.video.codec import MAX_SIDE, VideoWriter
