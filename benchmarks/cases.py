@@ -181,7 +181,7 @@ def write_clip(path: Path) -> Path:
 def made(scripts: Path, folder: Path, clip: Path, only: list[str]) -> Iterator[Input]:
     """Run the scripts and list what they make."""
     for script in sorted(scripts.glob("*.py")):
-        usage = re.search(rf"usage: .*python {script.name}([^\n]*)", script.read_text(encoding="utf-8"))
+        usage = re.search(rf"usage.*python {script.name}([^\n]*)", script.read_text(encoding="utf-8"))
         if usage is None or (only and script.stem not in only):
             continue
         case = folder / script.stem
@@ -345,7 +345,8 @@ def ask(address: str, process: psutil.Process, item: Input, outcome: Outcome) ->
         what = f"{video['num_frames']} pictures, {best['label']} {best['probability']:.4f}"
     else:
         what = f"{body['type'].rpartition('/')[2]}: {body['detail']}"
-    times = f", {wall:.1f} s, CPU {processor:.1f} s" if wall > 1 else ""
+    cpu = f", CPU {processor:.1f} s" if processor > 0 else ""  # below 0: a process that was killed took its time along
+    times = f", {wall:.1f} s{cpu}" if wall > 1 else ""
     outcome.service = f"{response.status_code} {what}{times}"
     outcome.answered = (
         response.status_code == httpx.codes.OK if response.status_code < httpx.codes.INTERNAL_SERVER_ERROR else None
