@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from av.sidedata.sidedata import SideData
 from av.video.frame import VideoFrame
 from jaxtyping import UInt8
 
@@ -47,10 +48,8 @@ def stated_orientation(frame: VideoFrame) -> Orientation | None:
     The container's display matrix (MP4, MOV, Matroska) is with every frame; one in the coded stream (display
     orientation of H.264 and HEVC) is with the frames that carry it, and holds for those after them.
     """
-    if "DISPLAYMATRIX" not in frame.side_data:
-        return None
-    matrix = frame.side_data["DISPLAYMATRIX"]
-    return nearest_orientation(_MATRIX.unpack(bytes(matrix)))
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    return nearest_orientation(_MATRIX.unpack(bytes(matrix))) if isinstance(matrix, SideData) else None
 
 
 def nearest_orientation(matrix: Sequence[int]) -> Orientation:
