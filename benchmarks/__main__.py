@@ -8,7 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-BENCHMARKS = ("speed", "targets", "assembly", "feed", "extraction", "ingest", "hf_speed", "serving")
+BENCHMARKS = ("speed", "targets", "assembly", "feed", "extraction", "form", "ingest", "hf_speed", "serving")
 """Benchmarks that need only the installed package. Those that need the pipeline's results are run by hand."""
 
 
