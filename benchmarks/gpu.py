@@ -4,8 +4,11 @@ Makes its own videos and tracks, then measures, each by itself and each recorded
 
 - losses and targets on the device against those of the CPU;
 - the step on batches in the device's memory, and the share of it that targets take;
-- training end to end from files, by the loop that `mme` trains with, at one and two draws per decoding;
-- one process of torchrun with NCCL.
+- one process of torchrun with NCCL;
+- the bare decoder and loading, on all cores;
+- training end to end from files, by the loop that `mme` trains with, at one and two draws per decoding.
+
+Names of measurements as arguments choose some of them.
 
 Without a device it runs in miniature on the CPU, which says that the script works and nothing of speed.
 """
@@ -22,7 +25,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -40,7 +44,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import default_collate
 
 from benchmarks.assembly import changed
-from benchmarks.feed import HEIGHT, WIDTH, make_data, vit_b
+from benchmarks.feed import HEIGHT, WIDTH, bare_decoding, make_data, vit_b
 from benchmarks.report import REPORT, Row, record
 from mme.config import Params, load_params
 from mme.manifest import Manifest
@@ -269,6 +273,20 @@ def time_loading(folder: Path) -> Iterator[Row]:
     yield Row("loading alone", rate, "clips per second", of=f"{CORES} loader processes")
 
 
+def time_decoding(folder: Path) -> Iterator[Row]:
+    """Measure the bare decoder on all cores, the limit of what loading can reach."""
+    dataset = dataset_of(params_of(), folder)
+    paths = sorted((folder / "videos").iterdir())
+    jobs = [paths[number % len(paths)] for number in range(40 * CORES if ON_GPU else 2)]
+    num_frames = dataset.num_frames + 4  # from the keyframe before
+    with ProcessPoolExecutor(CORES) as pool:
+        list(pool.map(bare_decoding, paths[:CORES], itertools.repeat(num_frames)))
+        begin = time.perf_counter()
+        list(pool.map(bare_decoding, jobs, itertools.repeat(num_frames)))
+        rate = len(jobs) / (time.perf_counter() - begin)
+    yield Row("bare decoder", rate, "clips per second", of=f"{num_frames} frames, {CORES} processes")
+
+
 def compare_with_torchrun(folder: Path) -> Iterator[Row]:
     """Train the same steps in this process and in one of torchrun."""
     losses = {}
@@ -309,8 +327,11 @@ def torchrun_process(folder: Path, output: Path) -> None:
     write_json(output, {"losses": steady.losses, "backend": torch.distributed.get_backend()})
 
 
-def main() -> None:
-    """Run every measurement and record it; one that fails does not stop the others."""
+MEASUREMENTS = (compare_with_cpu, time_steps, compare_with_torchrun, time_decoding, time_loading, time_training)
+
+
+def main(names: Sequence[str]) -> None:
+    """Run every measurement, or those named, and record it; one that fails does not stop the others."""
     cv2.setNumThreads(1)
     begin, failed = time.perf_counter(), []
     section = f"gpu, {torch.cuda.get_device_name()}" if ON_GPU else "gpu, without a device: in miniature"
@@ -320,7 +341,9 @@ def main() -> None:
         manifest = make_data(params_of(), folder, NUM_VIDEOS, (NUM_FRAMES, HEIGHT, WIDTH), CORES)
         manifest.save(folder / "manifest.parquet")
         print(f"{time.perf_counter() - begin:.0f} s: data", flush=True)
-        for measure in (compare_with_cpu, time_steps, compare_with_torchrun, time_training, time_loading):
+        for measure in MEASUREMENTS:
+            if names and measure.__name__ not in names:
+                continue
             try:
                 for row in measure(folder):
                     rows.append(row)
@@ -339,4 +362,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["process"]:
         torchrun_process(Path(sys.argv[2]), Path(sys.argv[3]))
     else:
-        main()
+        main(sys.argv[1:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,9 @@ class Rank:
 
 
 SINGLE_PROCESS = Rank(rank=0, world_size=1)
+
+_NICENESS = 10
+"""Niceness of loader processes beside a GPU: a tenth of the weight of the process that starts its kernels."""
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
@@ -174,17 +178,24 @@ def validation_loader(
 
 
 def _loader(dataset: Dataset[Any], sampler: EpochSampler, batch_size: int, num_workers: int) -> DataLoader[Any]:
+    on_gpu = torch.cuda.is_available()
     return DataLoader(
         dataset,
         batch_size=batch_size,
         sampler=sampler,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_use_one_thread,
+        pin_memory=on_gpu,
+        worker_init_fn=_give_way if on_gpu else _use_one_thread,
     )
 
 
 def _use_one_thread(worker: int) -> None:
     """Keep OpenCV from starting a thread per core in each loader process; PyTorch has one there already."""
     cv2.setNumThreads(0)  # 1 would wait for the threads of the process that was forked, which are not there
+
+
+def _give_way(worker: int) -> None:
+    """Let the process that starts the GPU's kernels run first: with a loader process per core it waits for a core."""
+    _use_one_thread(worker)
+    os.nice(_NICENESS)
