@@ -134,7 +134,7 @@ def test_subjects_do_not_cross_splits(ingested: tuple[Path, IngestResult]) -> No
 def test_the_report_counts(ingested: tuple[Path, IngestResult]) -> None:
     report = ingested[1].report()
     assert report["videos"] == 41
-    assert report["quarantined"]["videos"] == 9
+    assert report["quarantined"]["videos"] == 8
     assert report["quarantined"]["reasons"]["truncated"] == 3
     assert sum(split["videos"] for split in report["splits"].values()) == 41
     assert sum(sum(split["classes"].values()) for split in report["splits"].values()) == 41
