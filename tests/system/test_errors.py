@@ -78,7 +78,10 @@ def test_a_wrong_list_ends_data_check_with_its_message_alone(project: Path) -> N
 
 def test_an_unwritable_picture_ends_data_check_with_its_message_alone(project: Path) -> None:
     source = project / SOURCE
-    (source / "gone.mp4").write_bytes(b"no video")
+    for name in ("gone.mp4", "other.mp4"):
+        (source / name).write_bytes(b"no video")
+    with (source / "list.csv").open("a", encoding="utf-8") as listing:
+        listing.write("other.mp4,down,train\n")  # a single class would be refused before
     (project / "file").touch()
     picture = project / "file/picture.png"
     result = RUNNER.invoke(app, ["data", "check", "motion-primitives", str(source), "--picture", str(picture)])

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from mme.commands.classify import SERVICE_URL
 from mme.config import load_params
-from mme.evaluation.chance import chance_accuracy, wilson_interval
+from mme.registry.chance import chance_accuracy, wilson_interval
 from mme.system.files import read_json
 
 NOT_RUN = "not run yet"

@@ -11,9 +11,9 @@ import yaml
 
 from mme.config import Params
 from mme.config.data import SYNTHETIC, data_name
-from mme.evaluation.chance import chance_accuracy, wilson_interval
 from mme.manifest import SPLITS, Manifest
 from mme.models.checkpoints import FolderConfig
+from mme.registry.chance import chance_accuracy, wilson_interval
 from mme.system.markdown import code_span, markdown_table
 
 _CARD = Template("""\
@@ -194,7 +194,10 @@ def _limits(content: CardContent) -> Iterable[str]:
         low, high = wilson_interval(top1, num_tested)
         chance = chance_accuracy([int(row["num_videos"]) for row in content.per_class])
         verdict = "" if low > chance else f" That is no better than chance, {chance:.1%}."
-        yield f"Top-1 was measured on {num_tested} videos: its 95 % interval is {low:.1%} to {high:.1%}.{verdict}"
+        yield (
+            f"Top-1 was measured on {num_tested} videos: its 95 % confidence interval is {low:.1%} to {high:.1%}."
+            f"{verdict}"
+        )
     yield "It always returns one of its labels, also for a video that shows none of them; it has no reject class."
     span_s = content.config.clip.span_frames / content.config.fps
     if content.config.clip.sampling == "stride":

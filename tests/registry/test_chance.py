@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from scipy.stats import binomtest
 
-from mme.evaluation.chance import chance_accuracy, wilson_interval
+from mme.registry.chance import chance_accuracy, wilson_interval
 
 
 @pytest.mark.parametrize(("hits", "count"), [(0, 12), (1, 1), (12, 12), (5, 55), (93, 600), (300, 600)])
