@@ -35,8 +35,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Project:
     own = ingest | {"source": "folder", "root": "videos/own", "val_ratio": 0.25}
     project.set(datasets={"own": own}, finetune={"data": "data/own"})
     project.commit("own videos")
-    first = {"synthesize", "ingest", "trajectories", "pretrain"}
-    assert set(project.train()) == first | {"ingest-more@own", "finetune", "evaluate", "register"}
+    first = {"synthesize", "survey-primitives", "ingest", "trajectories", "pretrain"}
+    assert set(project.train()) == first | {"survey", "ingest-more@own", "finetune", "evaluate", "register"}
     return project
 
 
@@ -63,7 +63,8 @@ def test_graph_leads_from_own_videos_to_finetuning_only(trained: Project) -> Non
     names = {match[1]: match[2] for match in matches if match}
     arrows = {(names[a], names[b]) for line in lines if "-->" in line for a, b in [line.split("-->")]}
     assert {
-        ("videos/own.dvc", "ingest-more@own"),
+        ("survey", "ingest-more@own"),
+        ("survey-primitives", "ingest"),
         ("ingest-more@own", "finetune"),
         ("ingest", "trajectories"),
         ("trajectories", "pretrain"),
@@ -75,10 +76,16 @@ def test_graph_leads_from_own_videos_to_finetuning_only(trained: Project) -> Non
 def test_new_own_videos_do_not_rerun_pretraining(project: Project) -> None:
     media.write(project.folder / "videos/own/wave/12.mp4", num_frames=30, size=(80, 64), seed=12)
     project.dvc("add", "videos/own")
-    assert set(project.repro("register")) == {"ingest-more@own", "finetune", "evaluate", "register"}
+    assert set(project.repro("register")) == {
+        "survey",
+        "ingest-more@own",
+        "finetune",
+        "evaluate",
+        "register",
+    }
     project.git("checkout", "--quiet", "--", ".")
     project.dvc("checkout")
-    assert project.repro("register") == ["register"], "DVC's cache holds everything but the registration's report"
+    assert project.repro("register") == ["survey", "register"], "DVC's cache holds the rest"
 
 
 def test_pushed_data_are_pulled_by_a_clone(project: Project, tmp_path: Path) -> None:
