@@ -1,6 +1,6 @@
 // One page, no build step: POST /classify a clip and show the labels as bars; POST /trajectories and draw the tracks.
 
-import { Overlay } from "/static/overlay.js";
+import { Overlay } from "./overlay.js";
 
 const RECENT = 8;
 const RECORD_MS = 3000;
@@ -43,7 +43,7 @@ async function ask(path, options = {}) {
 async function showModel() {
   const line = at("model");
   try {
-    const { model } = await ask("/ready");
+    const { model } = await ask("ready");
     line.className = "ready";
     line.lastElementChild.textContent = modelText(model);
   } catch (error) {
@@ -105,7 +105,7 @@ function showMotion({ tracks, problem }) {
 
 async function findMotion(form) {
   try {
-    return { tracks: await ask("/trajectories", { method: "POST", body: form }) };
+    return { tracks: await ask("trajectories", { method: "POST", body: form }) };
   } catch (error) {
     return { problem: error.problem };
   }
@@ -153,7 +153,7 @@ async function classify(clip, name) {
   form.append("file", clip, name);
   let outcome;
   try {
-    outcome = { answer: await ask("/classify", { method: "POST", body: form }) };
+    outcome = { answer: await ask("classify", { method: "POST", body: form }) };
   } catch (error) {
     outcome = { problem: error.problem };
   }
@@ -224,6 +224,6 @@ at("key").addEventListener("submit", (event) => {
 });
 at("record").addEventListener("click", record);
 at("record").hidden = !(navigator.mediaDevices && window.MediaRecorder);
-at("curl").textContent = `curl -F file=@clip.mp4 ${location.origin}/classify`;
+at("curl").textContent = `curl -F file=@clip.mp4 ${new URL("classify", document.baseURI)}`;
 showModel();
 setInterval(showModel, POLL_MS);
