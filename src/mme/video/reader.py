@@ -111,6 +111,25 @@ class OpenVideo:
                     converter.skip(picture)
             return np.stack([frame_of[position] for position in positions])
 
+    def frames(self, fps: float) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+        """Decode the whole video at a constant rate, in order, one by one: memory does not grow with its length.
+
+        Yields:
+            Upright RGB frames of the size of the first picture.
+
+        Raises:
+            VideoError: too much of the file does not decode, which may be known at its end only.
+        """
+        instants = Instants(exact_rate(fps), self._timeline.time_base, self._timeline.interval)
+        with errors_of_file(self.source):
+            if self._kept is not None:
+                kept = zip(self._kept, self._timeline.times, strict=True)
+                yield from _hold(kept, instants, lambda: self.num_frames(fps))
+                return
+            check = _Check(self.source, self._metadata)
+            with self._packets() as (stream, packets):
+                yield from _hold(check.pictures(stream, packets), instants, lambda: check.num_frames(instants.fps))
+
     def _decode_whole(self) -> None:
         """Decode all pictures for their times, and keep them if they are few."""
         kept: list[VideoFrame] | None = [] if self._num_pixels <= MAX_CHECKED_PIXELS else None

@@ -53,7 +53,7 @@ def sample_views(source: VideoInput, clip: ClipParams, fps: float, segments: int
     """
     started = time.perf_counter()
     if isinstance(source, np.ndarray):
-        indices = view_indices(_num_frames(source), clip, segments)
+        indices = view_indices(num_frames_of(source), clip, segments)
         needed, positions = np.unique(indices, return_inverse=True)
         views = _cut_views(source[needed], positions.reshape(indices.shape), clip.size, crops)
         return Views(views, None, 1000 * (time.perf_counter() - started))
@@ -87,7 +87,12 @@ def _cut_views(
     return np.ascontiguousarray(views.swapaxes(0, 1)).reshape(-1, *views.shape[2:])  # (V, T, S, S, 3)
 
 
-def _num_frames(frames: np.ndarray) -> int:
+def num_frames_of(frames: np.ndarray) -> int:
+    """Return the number of decoded frames.
+
+    Raises:
+        ValueError: they are not RGB uint8 ``[T, H, W, 3]``.
+    """
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
         raise ValueError(f"frames: expected RGB uint8 [T, H, W, 3], got {frames.dtype} {list(frames.shape)}")
     return len(frames)
