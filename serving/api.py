@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,15 +13,20 @@ from typing import Annotated, Any
 
 from asgi_correlation_id import correlation_id
 from fastapi import APIRouter, Depends, Query, Request, Security
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from mme.evaluation.windows import csv_text, joined, vtt_text
+from mme.video.windows import WindowPlan
 from serving import schemas
 from serving.decoding.tracks import LENGTH, windows
 from serving.http.uploads import Upload, discard_rest, received
-from serving.inference.engine import Classified, InferenceEngine, while_connected
+from serving.inference.engine import Admission, Classified, InferenceEngine, while_connected
 from serving.inference.model_reloader import LoadedModel
 from serving.problems import Problem, ProblemDocument, documented
+
+MAX_WINDOW_BYTES = 2**28
+"""Pixels of one window as the model sees them, which a decoding process holds."""
 
 PER_VIDEO = (
     "empty", "not-a-video", "no-video-stream", "zero-frames", "truncated", "too-short", "video-too-large",
@@ -80,10 +87,38 @@ async def view_options(request: Request, options: Annotated[schemas.ViewOptions,
     return options
 
 
+async def classify_options(
+    request: Request, options: Annotated[schemas.ClassifyOptions, Query()]
+) -> schemas.ClassifyOptions:
+    """Return the query parameters, with the operator's limits and those of the model checked."""
+    await view_options(request, options)
+    if options.window_s is None:
+        for name in ("hop_s", "format"):
+            if getattr(options, name) is not None:
+                raise _invalid(name, "needs window_s")
+        return options
+    if options.logits:
+        raise _invalid("logits", "cannot be combined with window_s")
+    config = engine_of(request).model().classifier.config
+    try:
+        plan = WindowPlan(options.window_s, options.hop_s or options.window_s, config.fps)
+    except ValueError as error:
+        name, _, message = str(error).partition(": ")
+        raise _invalid(name, message) from error
+    if plan.length * (options.crops or config.views.crops) * 3 * config.clip.size**2 > MAX_WINDOW_BYTES:
+        raise _invalid("window_s", f"{options.window_s:g} s need too much memory: ask for shorter windows")
+    return options
+
+
+def _invalid(name: str, message: str) -> Problem:
+    errors = [{"location": ["query", name], "message": message}]
+    return Problem("invalid-parameter", f"{name}: {message}", errors=errors)
+
+
 @asynccontextmanager
-async def admission_slot(request: Request) -> AsyncIterator[None]:
+async def admission_slot(request: Request, admission: Admission | None = None) -> AsyncIterator[None]:
     """Occupy one of the places for requests in progress; entered before the body is read."""
-    admission = engine_of(request).admission
+    admission = admission or engine_of(request).admission
     if admission.full:
         await discard_rest(request)
         raise admission.refusal()
@@ -106,18 +141,72 @@ video_router = APIRouter(dependencies=[Depends(check_caller)])
 @video_router.post(
     "/classify",
     summary="Classify one video",
-    responses=documented(*PER_VIDEO, *PER_UPLOAD, *PER_CALL, "invalid-parameter"),
+    response_model=schemas.ClassificationAnswer | schemas.WindowsAnswer,
+    responses=documented(*PER_VIDEO, *PER_UPLOAD, *PER_CALL, "invalid-parameter", "too-many-windows")
+    | {200: {"content": {"text/csv": {"schema": {"type": "string"}}, "text/vtt": {"schema": {"type": "string"}}}}},
     openapi_extra={"requestBody": _BODY_ONE},
 )
 async def classify_video(
-    request: Request, options: Annotated[schemas.ViewOptions, Depends(view_options)]
-) -> schemas.ClassificationAnswer:
-    """Send one video, `curl -F file=@clip.mp4` or the bytes themselves with a `video/*` type; get the likely labels."""
+    request: Request, options: Annotated[schemas.ClassifyOptions, Depends(classify_options)]
+) -> schemas.ClassificationAnswer | Response:
+    """Send one video, `curl -F file=@clip.mp4` or the bytes themselves with a `video/*` type; get the likely labels.
+
+    With `window_s` and `hop_s`, get labels of windows along the video and segments of one label, as JSON, CSV (a row
+    per window) or WebVTT (a cue per segment).
+    """
+    if options.window_s is not None:
+        return await _classify_windows(request, options, options.window_s)
     engine, started = engine_of(request), time.perf_counter()
     async with admitted_uploads(request, max_files=1) as (upload,):
         uploaded = time.perf_counter()
         classified = await while_connected(request, engine.classify(upload, options))
         return _classification_answer(options, classified, started, uploaded)
+
+
+async def _classify_windows(request: Request, options: schemas.ClassifyOptions, window_s: float) -> Response:
+    engine, started = engine_of(request), time.perf_counter()
+    hop_s = options.hop_s or window_s
+    form = options.format or _accepted_format(request)
+    async with (
+        admission_slot(request, engine.long_admission),
+        received(request, engine.settings.for_long_videos, engine.temp_dir, 1) as (upload,),
+    ):
+        engine.metrics.upload_bytes.inc(upload.num_bytes)
+        uploaded = time.perf_counter()
+        classified = await while_connected(request, engine.classify_windows(upload, window_s, hop_s, options))
+    if form == schemas.AnswerFormat.CSV:
+        return Response(csv_text(classified.windows), media_type="text/csv; charset=utf-8; header=present")
+    segments = joined(classified.windows)
+    if form == schemas.AnswerFormat.VTT:
+        return Response(vtt_text(segments), media_type="text/vtt; charset=utf-8")
+    document = {
+        "window_s": window_s,
+        "hop_s": hop_s,
+        "windows": [dataclasses.asdict(window) for window in classified.windows],
+        "segments": [dataclasses.asdict(segment) for segment in segments],
+        "model": model_name(classified.model).model_dump(),
+        "video": schemas.VideoFacts.model_validate(classified.info, from_attributes=True).model_dump(),
+        "timings": {
+            "upload_ms": 1000 * (uploaded - started),
+            "decode_ms": classified.decode_ms,
+            "total_ms": 1000 * (time.perf_counter() - started),
+        },
+        "request_id": correlation_id.get() or "",
+    }
+    return JSONResponse(document)  # not a pydantic model: validating thousands of windows stops the event loop
+
+
+def _accepted_format(request: Request) -> schemas.AnswerFormat:
+    """Return the format that the header Accept prefers; JSON if it names none."""
+    weights: dict[str, float] = {}
+    for entry in request.headers.get("accept", "").lower().split(","):
+        kind, *parameters = (part.strip() for part in entry.split(";"))
+        quality = next((part.removeprefix("q=") for part in parameters if part.startswith("q=")), "1")
+        weights[kind] = float(quality) if re.fullmatch(r"[01](\.\d{0,3})?", quality) else 0.0
+    kinds = {"application/json": schemas.AnswerFormat.JSON, "text/csv": schemas.AnswerFormat.CSV}
+    kinds |= {"text/vtt": schemas.AnswerFormat.VTT}
+    best = max(kinds, key=lambda kind: weights.get(kind, 0.0))
+    return kinds[best] if weights.get(best, 0.0) > 0 else schemas.AnswerFormat.JSON
 
 
 @video_router.post(

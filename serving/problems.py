@@ -43,6 +43,7 @@ KINDS: Final[dict[str, Kind]] = {
     "truncated": Kind(422, "The video is truncated", "Upload the whole file."),
     "too-short": Kind(422, "The video is too short", "Send a longer video."),
     "video-too-large": Kind(422, "The video is too long or its frames are too large", "See `detail` for the limit."),
+    "too-many-windows": Kind(422, "The video has too many windows", "Ask for a longer `hop_s`, or send parts of it."),
     "undecodable": Kind(422, "The video cannot be decoded", "Transcode it, for example to H.264 in MP4."),
     "decoding-timed-out": Kind(422, "The video takes too long to decode", "Send a shorter or simpler video."),
     "rate-limited": Kind(429, "Too many requests", "Try again after Retry-After seconds."),

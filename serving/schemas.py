@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -27,6 +27,30 @@ class ViewOptions(BaseModel):
     segments: Annotated[int | None, Field(ge=1, description="Clips along the video; default: the model's.")] = None
     crops: Annotated[Crops | None, Field(description="Crops per frame; default: the model's.")] = None
     logits: Annotated[bool, Field(description="Add the logits of all labels.")] = False
+
+
+class AnswerFormat(StrEnum):
+    """Form of the answer for windows."""
+
+    JSON = "json"
+    CSV = "csv"
+    VTT = "vtt"
+
+
+class ClassifyOptions(ViewOptions):
+    """Query parameters of the classification of one video, whole or window by window."""
+
+    window_s: Annotated[
+        float | None,
+        Field(gt=0, allow_inf_nan=False, description="Label windows of this many seconds along the video."),
+    ] = None
+    hop_s: Annotated[
+        float | None,
+        Field(gt=0, allow_inf_nan=False, description="Seconds from one window to the next; default: window_s."),
+    ] = None
+    format: Annotated[
+        AnswerFormat | None, Field(description="Of an answer for windows; default: by the header Accept, else JSON.")
+    ] = None
 
 
 class ModelName(BaseModel):
@@ -99,6 +123,66 @@ class ClassificationAnswer(BaseModel):
     video: VideoFacts
     views: ViewsTaken
     timings: AnswerTimings
+    request_id: str
+
+
+class WindowLabels(BaseModel):
+    """Labels of one window."""
+
+    start_s: Annotated[float, Field(description="From the beginning of the video.")]
+    end_s: float
+    predictions: Annotated[list[Prediction], Field(description="The most probable labels, best first.")]
+
+
+class LabelSegment(BaseModel):
+    """Neighbouring windows of one label."""
+
+    start_s: Annotated[float, Field(description="Two windows that overlap meet in the middle of the overlap.")]
+    end_s: float
+    label: str
+    probability: Annotated[float, Field(description="Mean over the windows.")]
+    num_windows: int
+
+
+class WindowTimings(BaseModel):
+    """Milliseconds: upload, decoding, during which the model works, and the total."""
+
+    upload_ms: float
+    decode_ms: float
+    total_ms: float
+
+
+_WINDOWS: dict[str, Any] = {
+    "window_s": 1.0,
+    "hop_s": 0.5,
+    "windows": [
+        {"start_s": 0.0, "end_s": 1.0, "predictions": [{"label": "rotate-left", "probability": 0.93}]},
+        {"start_s": 0.5, "end_s": 1.5, "predictions": [{"label": "rotate-left", "probability": 0.87}]},
+        {"start_s": 1.0, "end_s": 2.0, "predictions": [{"label": "orbit-left", "probability": 0.71}]},
+    ],
+    "segments": [
+        {"start_s": 0.0, "end_s": 1.25, "label": "rotate-left", "probability": 0.9, "num_windows": 2},
+        {"start_s": 1.25, "end_s": 2.0, "label": "orbit-left", "probability": 0.71, "num_windows": 1},
+    ],
+    "model": _ANSWER["model"],
+    "video": _VIDEO,
+    "timings": {"upload_ms": 1.2, "decode_ms": 21.5, "total_ms": 48.0},
+    "request_id": "9f8b6c1e0a4d4d1e8a53f1b2c7d60e94",
+}
+
+
+class WindowsAnswer(BaseModel):
+    """Labels along one video."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_WINDOWS]})
+
+    window_s: float
+    hop_s: float
+    windows: Annotated[list[WindowLabels], Field(description="In temporal order; the last one ends with the video.")]
+    segments: Annotated[list[LabelSegment], Field(description="Neighbours of one label, joined.")]
+    model: ModelName
+    video: VideoFacts
+    timings: WindowTimings
     request_id: str
 
 

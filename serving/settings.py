@@ -31,6 +31,10 @@ class Settings(BaseSettings):
         max_files: files of one ``POST /classify/batch``.
         max_seconds, max_frames, max_pixels: a video's length and frame size, read from its header before decoding.
         max_segments: clips that a request may ask for.
+        max_windows: windows along one video, see ``POST /classify?window_s=``.
+        long_max_upload_bytes, long_upload_timeout_s, long_max_seconds, long_deadline_s: the same limits for videos that
+            are classified window by window; ``max_frames`` grows with the seconds.
+        long_max_queue: such videos in progress or waiting; one more is answered with 503.
         deadline_s: time from the end of the upload to the answer.
         decode_timeout_s: wall and CPU time of decoding one video; its process is killed after it.
         decode_memory_mb: address space that a decoding process may take beyond its size at start.
@@ -60,6 +64,12 @@ class Settings(BaseSettings):
     max_frames: Positive = 36_000
     max_pixels: Positive = 4096 * 2304
     max_segments: Positive = 16
+    max_windows: Positive = 3600
+    long_max_upload_bytes: Positive = 2**30
+    long_upload_timeout_s: PositiveFloat = 600.0
+    long_max_seconds: PositiveFloat = 3600.0
+    long_deadline_s: PositiveFloat = 600.0
+    long_max_queue: Positive = 4
 
     deadline_s: PositiveFloat = 30.0
     decode_timeout_s: PositiveFloat = 10.0
@@ -89,6 +99,19 @@ class Settings(BaseSettings):
             if len(key) != _SHA256_DIGITS or set(key) - set("0123456789abcdef"):
                 raise ValueError(f"key {position} is not a SHA-256 in hexadecimal; write the hash, never the key")
         return keys
+
+    @property
+    def for_long_videos(self) -> Settings:
+        """The settings with the limits of videos that are classified window by window."""
+        return self.model_copy(
+            update={
+                "max_upload_bytes": self.long_max_upload_bytes,
+                "upload_timeout_s": self.long_upload_timeout_s,
+                "max_seconds": self.long_max_seconds,
+                "max_frames": round(self.max_frames * self.long_max_seconds / self.max_seconds),
+                "deadline_s": self.long_deadline_s,
+            }
+        )
 
     @property
     def num_decoders(self) -> int:

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import cv2
 import numpy as np
@@ -38,6 +38,9 @@ READY = b"ready"
 TASK_SIZE = struct.Struct("!I")
 SIZES = struct.Struct("!IQ")
 """Sizes of an answer's header and payload."""
+
+Answer: TypeAlias = tuple[dict[str, Any], bytes | memoryview]
+"""Header for JSON, and payload. Another answer follows one whose header says ``more``."""
 
 Parsed_co = TypeVar("Parsed_co", covariant=True)
 
@@ -67,8 +70,8 @@ class DecodeTask(Protocol[Parsed_co]):
     def max_bytes(self) -> int:
         """Largest payload that the parent accepts."""
 
-    def work(self, video: OpenVideo) -> tuple[dict[str, Any], bytes | memoryview]:
-        """Return a header for JSON and the payload; runs in the decoding process.
+    def work(self, video: OpenVideo) -> Answer | Iterator[Answer]:
+        """Return the answer, or several one by one; runs in the decoding process.
 
         Raises:
             VideoError: the video cannot be decoded.
@@ -119,6 +122,8 @@ def packed(task: DecodeTask[object]) -> bytes:
 def serve(connection: socket.socket, memory_mb: int) -> None:
     """Answer tasks until the parent closes the connection: sizes of two parts, a header in JSON, and a payload.
 
+    A task with several answers waits while the parent does not read.
+
     Signals that a terminal or a service manager sends to the whole process group are ignored: the parent handles
     them, and finishes its requests first.
     """
@@ -132,13 +137,13 @@ def serve(connection: socket.socket, memory_mb: int) -> None:
     tasks = connection.makefile("rb")
     while size := tasks.read(TASK_SIZE.size):
         task: DecodeTask[object] = pickle.loads(tasks.read(*TASK_SIZE.unpack(size)))  # noqa: S301 - from the parent
-        header, payload = _answer(task)
-        header_bytes = json.dumps(header).encode()
-        try:
-            connection.sendall(SIZES.pack(len(header_bytes), len(payload)) + header_bytes)
-            connection.sendall(payload)
-        except BrokenPipeError:
-            return
+        for header, payload in _answers(task):
+            header_bytes = json.dumps(header).encode()
+            try:
+                connection.sendall(SIZES.pack(len(header_bytes), len(payload)) + header_bytes)
+                connection.sendall(payload)
+            except BrokenPipeError:
+                return
 
 
 @contextmanager
@@ -168,18 +173,21 @@ def _too_large(task: DecodeTask[object], detail: str) -> VideoError:
     return VideoError("too-large", task.path, detail)
 
 
-def _answer(task: DecodeTask[object]) -> tuple[dict[str, Any], bytes | memoryview]:
+def _answers(task: DecodeTask[object]) -> Iterator[Answer]:
     limit_cpu(task.limits.max_cpu_s)
     try:
         with open_within_limits(task) as video:
-            return task.work(video)
+            work = task.work(video)
+            for answer in [work] if isinstance(work, tuple) else work:
+                yield answer
+                limit_cpu(task.limits.max_cpu_s)  # from one answer to the next
     except VideoError as error:
-        return {"reason": error.reason, "detail": error.detail}, b""
+        yield {"reason": error.reason, "detail": error.detail}, b""
     except MemoryError:
-        return {"reason": "too-large", "detail": "decoding needs more memory than is allowed", "spent": True}, b""
+        yield {"reason": "too-large", "detail": "decoding needs more memory than is allowed", "spent": True}, b""
     except Exception as error:  # noqa: BLE001 - any error that a library raises on a bad file is the file's fault
         cause = f"{type(error).__name__}: {error}"
-        return {"reason": "undecodable", "detail": "the decoder failed", "cause": cause}, b""
+        yield {"reason": "undecodable", "detail": "the decoder failed", "cause": cause}, b""
 
 
 def _silence() -> None:

@@ -10,7 +10,7 @@ import logging
 import multiprocessing
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext, ForkServerProcess
@@ -52,7 +52,9 @@ class DecodePool:
 
     def __init__(self, num_workers: int, limits: DecodeLimits, metrics: Metrics) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["serving.decoding.child", "serving.decoding.tracks"])
+        context.set_forkserver_preload(
+            ["serving.decoding.child", "serving.decoding.tracks", "serving.decoding.windows"]
+        )
         self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="decode")
         self._workers = [_DecodeProcess(context, limits, metrics, self._threads) for _ in range(num_workers)]
         self._idle: asyncio.LifoQueue[_DecodeProcess] = asyncio.LifoQueue()
@@ -64,14 +66,18 @@ class DecodePool:
         for worker in self._workers:
             self._idle.put_nowait(worker)
 
-    async def run(self, task: DecodeTask[Parsed]) -> Parsed:
-        """Run a task. If the caller is cancelled, the process that works for it is killed.
+    async def run(self, task: DecodeTask[Parsed], deliver: Callable[[Parsed], Awaitable[None]] | None = None) -> Parsed:
+        """Run a task and return its last answer. If the caller is cancelled, the process that works for it is killed.
+
+        Args:
+            task: the task. Its time limit holds for each of its answers.
+            deliver: takes all answers before the last one; until it returns, the process waits.
 
         Raises:
             VideoError: the video cannot be decoded within the limits.
         """
         worker = await self._idle.get()
-        running = asyncio.get_running_loop().create_task(worker.run(task))
+        running = asyncio.get_running_loop().create_task(worker.run(task, deliver))
         self._running.add(running)
         running.add_done_callback(lambda done: self._release(worker, done))
         try:
@@ -133,6 +139,7 @@ class _DecodeProcess:
         self._process: ForkServerProcess | None = None
         self._socket: socket.socket | None = None
         self._num_tasks = 0
+        self._num_delivered = 0
         self._abandoned = False
         self._closed = False
 
@@ -176,7 +183,7 @@ class _DecodeProcess:
         if not ready and not self._closed:
             raise RuntimeError(f"a decoding process did not start: exit code {process.exitcode}")
 
-    async def run(self, task: DecodeTask[Parsed]) -> Parsed:
+    async def run(self, task: DecodeTask[Parsed], deliver: Callable[[Parsed], Awaitable[None]] | None) -> Parsed:
         """Run a task; on return or error, a live process is ready for the next one.
 
         Raises:
@@ -187,19 +194,19 @@ class _DecodeProcess:
             await self._replace("died while idle")
 
         try:
-            return await self._attempt(task)
+            return await self._attempt(task, deliver)
         except _ProcessLost as lost:
-            if not lost.retry or self._abandoned or self._closed:
+            if not lost.retry or self._num_delivered or self._abandoned or self._closed:
                 raise VideoError(lost.reason, task.path, lost.detail) from lost
         try:
-            return await self._attempt(task)  # a second process that is lost is taken for the video's fault
+            return await self._attempt(task, deliver)  # a second process that is lost is taken for the video's fault
         except _ProcessLost as lost:
             raise VideoError(lost.reason, task.path, lost.detail) from lost
 
-    async def _attempt(self, task: DecodeTask[Parsed]) -> Parsed:
+    async def _attempt(self, task: DecodeTask[Parsed], deliver: Callable[[Parsed], Awaitable[None]] | None) -> Parsed:
         self._num_tasks += 1
         try:
-            answer = await self._ask(task)
+            answer = await self._ask(task, deliver)
         except _ProcessLost as lost:
             await self._replace(lost.detail)
             raise
@@ -207,16 +214,26 @@ class _DecodeProcess:
             await self._replace("reached its maximum number of tasks", planned=True)
         return answer
 
-    async def _ask(self, task: DecodeTask[Parsed]) -> Parsed:
+    async def _ask(self, task: DecodeTask[Parsed], deliver: Callable[[Parsed], Awaitable[None]] | None) -> Parsed:
         assert self._socket is not None
         assert self._process is not None
+        self._num_delivered = 0
         try:
-            async with asyncio.timeout(self._limits.timeout_s):
+            async with asyncio.timeout(self._limits.timeout_s) as limit:
                 await asyncio.get_running_loop().sock_sendall(self._socket, child.packed(task))
-                header, payload = await _receive_answer(self._socket, task.max_bytes)
-                refusal = _video_error(task, header) if "reason" in header else None
-                if refusal is None:
-                    return task.parse(header, payload)
+                while True:
+                    header, payload = await _receive_answer(self._socket, task.max_bytes)
+                    refusal = _video_error(task, header) if "reason" in header else None
+                    if refusal is not None:
+                        break
+                    answer = task.parse(header, payload)
+                    if deliver is None or "more" not in header:
+                        return answer
+                    limit.reschedule(None)  # the caller's time is not the decoder's
+                    if not self._abandoned:
+                        await deliver(answer)
+                    self._num_delivered += 1
+                    limit.reschedule(asyncio.get_running_loop().time() + self._limits.timeout_s)
         except TimeoutError as error:
             raise _ProcessLost("timed-out", f"decoding took more than {self._limits.timeout_s:g} s") from error
         except (EOFError, OSError) as error:

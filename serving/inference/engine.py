@@ -15,15 +15,19 @@ from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float32
+from prometheus_client import Gauge
 from starlette.requests import ClientDisconnect, Request
 
+from mme.evaluation.windows import LabelledWindow, window_times
 from mme.video.codec import write_video
 from mme.video.containers import VideoError
 from mme.video.metadata import VideoInfo
 from mme.video.sampling import Views
+from mme.video.windows import Window, WindowPlan
 from serving.decoding.child import VideoLimits, ViewsTask
 from serving.decoding.pool import DecodeLimits, DecodePool
 from serving.decoding.tracks import TracksTask, VideoTracks
+from serving.decoding.windows import WindowsTask
 from serving.http.metrics import Metrics
 from serving.http.uploads import Upload
 from serving.inference.batcher import Batcher, BatchLimits, VideoLogits
@@ -52,12 +56,22 @@ class Classified:
     inference_ms: float
 
 
+@dataclass(frozen=True)
+class ClassifiedWindows:
+    """Labels of the windows of one video, with the metadata and the timings of its answer."""
+
+    model: LoadedModel
+    windows: list[LabelledWindow]
+    info: VideoInfo
+    decode_ms: float
+
+
 class Admission:
     """Counter of requests in progress or waiting, with an upper bound."""
 
-    def __init__(self, max_admitted: int, metrics: Metrics) -> None:
+    def __init__(self, max_admitted: int, gauge: Gauge) -> None:
         self._max = max_admitted
-        self._metrics = metrics
+        self._gauge = gauge
         self._mean_s = 1.0  # moving average of the time for which a request holds its slot
         self.num_admitted = 0
 
@@ -75,13 +89,13 @@ class Admission:
     def slot(self) -> Iterator[None]:
         """Hold a slot for one request; check ``full`` first."""
         self.num_admitted += 1
-        self._metrics.admitted.set(self.num_admitted)
+        self._gauge.set(self.num_admitted)
         started = time.perf_counter()
         try:
             yield
         finally:
             self.num_admitted -= 1
-            self._metrics.admitted.set(self.num_admitted)
+            self._gauge.set(self.num_admitted)
             self._mean_s += 0.1 * (time.perf_counter() - started - self._mean_s)
 
 
@@ -91,18 +105,19 @@ class InferenceEngine:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self.settings = settings
         self.metrics = metrics
-        self.admission = Admission(settings.max_queue, metrics)
+        self.admission = Admission(settings.max_queue, metrics.admitted)
+        self.long_admission = Admission(settings.long_max_queue, metrics.admitted_long)
         self.draining = False
 
         self._folder = tempfile.TemporaryDirectory(prefix="mme-serving-", dir=settings.temp_dir)
         self.temp_dir = Path(self._folder.name)
         self.reloader = ModelReloader(settings.model, self.temp_dir / "warm.mp4", metrics)
 
-        self._video_limits = VideoLimits(
-            settings.max_seconds, settings.max_frames, settings.max_pixels, settings.decode_timeout_s
-        )
+        self._video_limits = _video_limits(settings)
         decode_limits = DecodeLimits(settings.decode_timeout_s, settings.decode_memory_mb)
         self._pool = DecodePool(settings.num_decoders, decode_limits, metrics)
+        # Processes of their own: a short video never waits for a long one.
+        self._long_pool = DecodePool(max(1, settings.num_decoders // 2), decode_limits, metrics)
         batch_limits = BatchLimits(settings.max_batch, settings.max_wait_ms / 1000, settings.num_threads)
         self._batcher = Batcher(batch_limits, metrics)
 
@@ -110,7 +125,9 @@ class InferenceEngine:
         """Start processes, threads and the polling for the model, then send a clip through all of them."""
         await asyncio.to_thread(_write_warm_up_clip, self.reloader.warm_up_clip)
         self.reloader.start(self.settings.poll_s)
-        await asyncio.gather(self._pool.start(), asyncio.to_thread(self.reloader.wait, MODEL_WAIT_S))
+        await asyncio.gather(
+            self._pool.start(), self._long_pool.start(), asyncio.to_thread(self.reloader.wait, MODEL_WAIT_S)
+        )
         self._batcher.start(lambda: self.admission.num_admitted)
 
         if self.reloader.current is not None:
@@ -125,13 +142,18 @@ class InferenceEngine:
         self.draining = True
         self.reloader.close()
         await self._batcher.close()
-        await self._pool.close()
+        await asyncio.gather(self._pool.close(), self._long_pool.close())
         self._folder.cleanup()
 
     @property
     def decoder_ids(self) -> list[int]:
         """Process ids of the live decoders."""
         return self._pool.process_ids
+
+    @property
+    def long_decoder_ids(self) -> list[int]:
+        """Process ids of the live decoders of long videos."""
+        return self._long_pool.process_ids
 
     def model(self) -> LoadedModel:
         """Return the current model.
@@ -181,6 +203,55 @@ class InferenceEngine:
                 decode_wait_ms, views.decode_ms, row.queue_ms, row.inference_ms,
             )  # fmt: skip
 
+    async def classify_windows(
+        self, upload: Upload, window_s: float, hop_s: float, options: ViewOptions
+    ) -> ClassifiedWindows:
+        """Decode one video once, and label its windows while it is decoded.
+
+        Raises:
+            Problem: it is not a usable video, has too many windows, or the deadline has passed.
+        """
+        limits = self.settings.for_long_videos
+        async with self._counted_video(upload, limits.deadline_s):
+            model = self.model()
+            config = model.classifier.config
+            segments = config.views.segments if options.segments is None else options.segments
+            crops = config.views.crops if options.crops is None else int(options.crops)
+            plan = WindowPlan(window_s, hop_s, config.fps)
+            max_windows = limits.max_windows
+            task = WindowsTask(upload.path, config.clip, plan, segments, crops, max_windows, _video_limits(limits))
+
+            labels: list[asyncio.Task[LabelledWindow]] = []
+            free = asyncio.Semaphore(max(1, self.settings.max_batch // (segments * crops)))
+
+            async def label(window: Window) -> LabelledWindow:
+                logits = (await self._batcher.predict(model.classifier, window.views)).logits
+                self.metrics.windows.inc()
+                return LabelledWindow(
+                    *window_times(window, config.fps), model.classifier.rank(logits, options.top_k)
+                )  # fmt: skip
+
+            def done(label: asyncio.Task[LabelledWindow]) -> None:
+                free.release()
+                if not label.cancelled():
+                    label.exception()  # marks it as retrieved: the caller may be gone
+
+            async def take(window: object) -> None:
+                if not isinstance(window, Window) or len(labels) == max_windows:
+                    raise ValueError("not a window, or too many of them")  # a process gone rogue
+                await free.acquire()
+                labels.append(asyncio.ensure_future(label(window)))
+                labels[-1].add_done_callback(done)
+
+            try:
+                end = await self._long_pool.run(task, take)
+                windows = await asyncio.gather(*labels)
+            finally:
+                for one in labels:
+                    one.cancel()
+            assert isinstance(end, tuple)
+            return ClassifiedWindows(model, windows, end[0], 1000 * end[1])
+
     async def track(self, upload: Upload) -> VideoTracks:
         """Decode one video and return tracks of its points, at the frame rate of the model.
 
@@ -203,19 +274,20 @@ class InferenceEngine:
             async with asyncio.timeout(self.settings.deadline_s):
                 return await asyncio.gather(*(self._batcher.predict(model.classifier, views) for views in videos))
         except TimeoutError as error:
-            raise self._late() from error
+            raise _late(self.settings.deadline_s) from error
 
     @asynccontextmanager
-    async def _counted_video(self, upload: Upload) -> AsyncIterator[None]:
+    async def _counted_video(self, upload: Upload, deadline_s: float | None = None) -> AsyncIterator[None]:
         """Enforce the deadline on the work for one video, and count its outcome."""
+        deadline_s = deadline_s or self.settings.deadline_s
         cause: Exception
         try:
-            async with asyncio.timeout(self.settings.deadline_s):
+            async with asyncio.timeout(deadline_s):
                 if not upload.num_bytes:
                     raise VideoError("empty", upload.path, "0 bytes were uploaded")
                 yield
         except TimeoutError as error:
-            problem, cause = self._late(), error
+            problem, cause = _late(deadline_s), error
         except VideoError as error:
             problem, cause = Problem.of_video(error), error
         else:
@@ -224,8 +296,13 @@ class InferenceEngine:
         self.metrics.videos.labels(problem.name).inc()
         raise problem from cause
 
-    def _late(self) -> Problem:
-        return Problem("deadline-exceeded", f"no answer within {self.settings.deadline_s:g} s")
+
+def _late(deadline_s: float) -> Problem:
+    return Problem("deadline-exceeded", f"no answer within {deadline_s:g} s")
+
+
+def _video_limits(settings: Settings) -> VideoLimits:
+    return VideoLimits(settings.max_seconds, settings.max_frames, settings.max_pixels, settings.decode_timeout_s)
 
 
 async def while_connected(request: Request, work: Awaitable[Returned]) -> Returned:

@@ -25,6 +25,7 @@ Reason = Literal[
     "truncated",
     "too-short",
     "too-large",
+    "too-many-windows",
     "undecodable",
     "timed-out",
 ]
