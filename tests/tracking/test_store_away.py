@@ -8,6 +8,7 @@ import shutil
 import socket
 import sqlite3
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -286,7 +287,5 @@ def test_a_copy_that_dvc_made_records_in_its_project(database: Path, tmp_path: P
 
 def record_in(folder: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
-    return subprocess.run(
-        [shutil.which("python") or "python", "-c", RECORD], cwd=folder, env=environment, capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
+    command = [sys.executable, "-c", RECORD]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
