@@ -225,7 +225,7 @@ async def classify_videos(
         try:
             classified = await engine.classify(upload, options)
         except Problem as problem:
-            document = ProblemDocument.model_validate(problem.document())
+            document = ProblemDocument.model_validate(problem.document(request.app.root_path))
             return schemas.BatchEntry(
                 index=index, name=upload.name, status=document.status, result=None, problem=document
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -17,18 +18,26 @@ from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from serving.api import engine_of, model_name, video_router
 from serving.http.metrics import Metrics
-from serving.http.middleware import EarlyRefusal, RequestContext, is_request_id
+from serving.http.middleware import EarlyRefusal, RequestContext, RootPath, is_request_id
 from serving.http.open_inference import InferenceRequest, model_router, server_router
 from serving.http.security import ApiKeys, RateLimit
 from serving.inference.engine import InferenceEngine
-from serving.problems import KINDS, Problem, ProblemDocument, documented
+from serving.problems import KINDS, MEDIA_TYPE, Problem, ProblemDocument, documented
 from serving.schemas import Readiness
 from serving.settings import Settings
 
 STATIC = Path(__file__).parent / "static"
+
+CORS: dict[str, Any] = {
+    "allow_methods": ("GET", "HEAD", "POST"),
+    "allow_headers": ("Authorization", "Content-Type", "X-Request-ID"),
+    "expose_headers": ("Retry-After", "X-Request-ID"),
+}
+"""What pages of the allowed origins may send and read."""
 
 DESCRIPTION = """Send a video, get the action it shows.
 
@@ -54,7 +63,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     app = FastAPI(
         title="MME", summary="Action recognition as a service", description=DESCRIPTION, version=_package_version(),
-        lifespan=lifespan, docs_url=None, redoc_url=None,
+        lifespan=lifespan, docs_url=None, redoc_url=None, root_path=settings.root_path,
     )  # fmt: skip
     app.state.api_keys = ApiKeys(settings.api_keys)
     app.state.rate_limit = RateLimit(settings.rate_per_minute)
@@ -63,7 +72,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     routes = [route for route in video_router.routes if isinstance(route, APIRoute) and "POST" in (route.methods or ())]
     app.add_middleware(EarlyRefusal, routes={route.path: route for route in routes})
     app.add_middleware(RequestContext, metrics=metrics)
+    if settings.cors_origins:
+        app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, **CORS)
     app.add_middleware(CorrelationIdMiddleware, validator=is_request_id, update_request_header=False)
+    app.add_middleware(RootPath)
 
     _add_problem_handlers(app)
     for router in (video_router, server_router, model_router):
@@ -103,11 +115,12 @@ def _add_operations(app: FastAPI, metrics: Metrics) -> None:
         "/problems/{name}", summary="Explain a problem's type", tags=["operations"],
         responses=documented("not-found"),
     )  # fmt: skip
-    async def explain(name: str) -> dict[str, Any]:
+    async def explain(request: Request, name: str) -> dict[str, Any]:
         if name not in KINDS:
             raise Problem("not-found", f"no problem is called {name}")
         kind = KINDS[name]
-        return {"type": f"/problems/{name}", "status": kind.status, "title": kind.title, "advice": kind.advice}
+        address = f"{request.app.root_path}/problems/{name}"
+        return {"type": address, "status": kind.status, "title": kind.title, "advice": kind.advice}
 
 
 def _add_page(app: FastAPI) -> None:
@@ -120,26 +133,32 @@ def _add_page(app: FastAPI) -> None:
 
 def _add_problem_handlers(app: FastAPI) -> None:
     @app.exception_handler(Problem)
-    async def known(_request: Request, problem: Problem) -> JSONResponse:
-        return problem.response()
+    async def known(request: Request, problem: Problem) -> JSONResponse:
+        return problem.response(request.scope)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         errors = [{"location": [str(part) for part in item["loc"]], "message": item["msg"]} for item in error.errors()]
         detail = "; ".join(f"{'.'.join(item['location'])}: {item['message']}" for item in errors)
-        return Problem("invalid-parameter", detail, errors=errors).response()
+        return Problem("invalid-parameter", detail, errors=errors).response(request.scope)
 
     @app.exception_handler(HTTPException)
-    async def unknown(request: Request, error: HTTPException) -> JSONResponse:
+    async def unknown(request: Request, error: HTTPException) -> Response:
         path = request.url.path
         if error.status_code == KINDS["method-not-allowed"].status:
+            allowed = [*error.headers["Allow"].split(", "), "OPTIONS"]  # type: ignore[index]
+            if "GET" in allowed:
+                allowed.append("HEAD")  # by RequestContext
+            error.headers = {"Allow": ", ".join(allowed)}
+            if request.method == "OPTIONS":
+                return Response(status_code=HTTPStatus.NO_CONTENT, headers=error.headers)
             problem = Problem("method-not-allowed", f"{path} does not support {request.method}")
         elif error.status_code == KINDS["not-found"].status:
             problem = Problem("not-found", f"nothing exists at {path}")
         else:
             problem = Problem("malformed-body", error.detail)
         problem.headers |= error.headers or {}
-        return problem.response()
+        return problem.response(request.scope)
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
@@ -160,5 +179,8 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         for operation in (operation for path in document["paths"].values() for operation in path.values()):
             if "HTTPValidationError" in str(operation["responses"].get("422")):
                 del operation["responses"]["422"]
+            for response in operation["responses"].values():
+                for example in response.get("content", {}).get(MEDIA_TYPE, {}).get("examples", {}).values():
+                    example["value"]["type"] = app.root_path + example["value"]["type"]
         app.openapi_schema = document
     return app.openapi_schema

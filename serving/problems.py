@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final
 from asgi_correlation_id import correlation_id
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse
+from starlette.types import Scope
 
 from mme.video.containers import VideoError
 
@@ -94,15 +95,15 @@ class Problem(Exception):  # noqa: N818 - the RFC calls it that
         """Return the problem of an upload that is not a usable video."""
         return cls(_FROM_VIDEO_REASON.get(error.reason, error.reason), error.detail)
 
-    def document(self, request_id: str | None = None) -> dict[str, Any]:
-        """Return the JSON object."""
-        members = {"type": f"/problems/{self.name}", "title": self.kind.title, "status": self.kind.status}
+    def document(self, root_path: str, request_id: str | None = None) -> dict[str, Any]:
+        """Return the JSON object; ``root_path`` is the prefix of this service's addresses."""
+        members = {"type": f"{root_path}/problems/{self.name}", "title": self.kind.title, "status": self.kind.status}
         members |= {"detail": self.detail} | self.extensions
         return members if request_id is None else members | {"request_id": request_id}
 
-    def response(self) -> JSONResponse:
+    def response(self, scope: Scope) -> JSONResponse:
         """Return the HTTP answer to the current request."""
-        document = self.document(correlation_id.get())
+        document = self.document(scope["app"].root_path, correlation_id.get())
         return JSONResponse(document, self.kind.status, headers=self.headers, media_type=MEDIA_TYPE)
 
 
@@ -115,7 +116,7 @@ def documented(*names: str) -> dict[int | str, dict[str, Any]]:
     responses: dict[int | str, dict[str, Any]] = {}
     for status, group in sorted(by_status.items()):
         examples = {
-            name: {"summary": KINDS[name].title, "value": Problem(name, KINDS[name].advice).document()}
+            name: {"summary": KINDS[name].title, "value": Problem(name, KINDS[name].advice).document("")}
             for name in group
         }
         schema = {"$ref": "#/components/schemas/ProblemDocument"}

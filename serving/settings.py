@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
+from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from mme.config.base import NonNegative, Positive, PositiveFloat
 
 _SHA256_DIGITS = 64
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:\d+)?")
 
 
 def available_cpus() -> int:
     """Return the number of cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _split(value: Any) -> Any:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+CommaSeparated: TypeAlias = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 
 
 class Settings(BaseSettings):
@@ -45,6 +55,10 @@ class Settings(BaseSettings):
         temp_dir: folder of uploads while they are decoded.
         api_keys: SHA-256 (hexadecimal, comma-separated) of the accepted keys; none = open to all.
         rate_per_minute: requests per key or address; 0 = unlimited.
+        cors_origins: origins (comma-separated, such as ``https://app.example``) whose pages may call; ``*`` = all.
+        trusted_proxies: addresses or networks (comma-separated) of proxies whose ``X-Forwarded-For`` and
+            ``X-Forwarded-Proto`` are believed; ``*`` = every peer.
+        root_path: prefix under which a proxy shows the service, such as ``/motion``.
         drain_s: time after SIGTERM in which ``/ready`` answers 503 while requests are still accepted.
     """
 
@@ -81,24 +95,37 @@ class Settings(BaseSettings):
     torch_threads: Annotated[int, Field(ge=0)] = 0
     temp_dir: Path = Path(tempfile.gettempdir())
 
-    api_keys: Annotated[tuple[str, ...], NoDecode] = ()
+    api_keys: CommaSeparated = ()
     rate_per_minute: Annotated[int, Field(ge=0)] = 0
+    cors_origins: CommaSeparated = ()
+    trusted_proxies: CommaSeparated = ("127.0.0.1", "::1")
+    root_path: Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._~-]+)*$")] = ""
     drain_s: NonNegative = 0.0
-
-    @field_validator("api_keys", mode="before")
-    @classmethod
-    def _split_keys(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        return tuple(part.strip().lower() for part in value.split(",") if part.strip())
 
     @field_validator("api_keys")
     @classmethod
     def _keys_are_hashes(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
+        keys = tuple(key.lower() for key in keys)
         for position, key in enumerate(keys):
             if len(key) != _SHA256_DIGITS or set(key) - set("0123456789abcdef"):
                 raise ValueError(f"key {position} is not a SHA-256 in hexadecimal; write the hash, never the key")
         return keys
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins_are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r} is no origin; write scheme, host and port alone: https://app.example")
+        return origins
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _proxies_are_networks(cls, proxies: tuple[str, ...]) -> tuple[str, ...]:
+        for proxy in proxies:
+            if proxy != "*":
+                ip_network(proxy)  # its error names the address; uvicorn would take anything and trust nobody
+        return proxies
 
     @property
     def for_long_videos(self) -> Settings:

@@ -38,6 +38,20 @@ def is_request_id(text: str) -> bool:
     return _REQUEST_ID.fullmatch(text) is not None
 
 
+class RootPath:
+    """Begin every path with the prefix, whether the proxy removes it or not: Starlette expects it for files."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on one request."""
+        prefix = scope.get("root_path", "")  # set by the application
+        if prefix and scope["type"] == "http" and not f"{scope['path']}/".startswith(f"{prefix}/"):
+            scope["path"] = prefix + scope["path"]
+        await self.app(scope, receive, send)
+
+
 class RequestContext:
     """Log and count every request, and answer any exception with a problem document without a stack trace."""
 
@@ -51,6 +65,9 @@ class RequestContext:
             await self.app(scope, receive, send)
             return
 
+        method = scope["method"]
+        if method == "HEAD":
+            scope = {**scope, "method": "GET"}  # the server leaves the body out; monitors ask so
         started = time.perf_counter()
         status: int | None = None  # None until the answer begins
 
@@ -71,19 +88,20 @@ class RequestContext:
             log.exception("request failed")
             if status is None:
                 problem = Problem("internal", "An unexpected error occurred; it has been logged.")
-                await problem.response()(scope, receive, send_with_headers)
+                await problem.response(scope)(scope, receive, send_with_headers)
         finally:
-            self._record(scope, status or HTTPStatus.INTERNAL_SERVER_ERROR, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            self._record(scope, method, status or HTTPStatus.INTERNAL_SERVER_ERROR, seconds)
 
-    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+    def _record(self, scope: Scope, method: str, status: int, seconds: float) -> None:
         # The route, not the path, and known methods only: otherwise clients could create any number of series.
         route = getattr(scope.get("route"), "path", "unmatched")
-        method = scope["method"] if scope["method"] in _METHODS else "other"
-        self.metrics.requests.labels(method, route, str(int(status))).inc()
+        counted = method if method in _METHODS else "other"
+        self.metrics.requests.labels(counted, route, str(int(status))).inc()
         self.metrics.request_seconds.labels(route).observe(seconds)
 
         client = scope["client"][0] if scope.get("client") else None
-        fields = {"method": scope["method"], "path": scope["path"], "status": int(status)}
+        fields = {"method": method, "path": scope["path"], "status": int(status)}
         log.info("request", extra=fields | {"duration_ms": round(1000 * seconds, 2), "client": client})
 
 
@@ -101,11 +119,13 @@ class EarlyRefusal:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse or pass on one request."""
-        route = self.routes.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        route = None
+        if scope["type"] == "http" and scope["method"] == "POST":
+            route = self.routes.get(scope["path"].removeprefix(scope["root_path"]))
         if route is None or not scope["app"].state.engine.admission.full:
             await self.app(scope, receive, send)
             return
 
         scope["route"] = route  # as the router would set it: metrics read it
         await discard_rest(Request(scope, receive))
-        await scope["app"].state.engine.admission.refusal().response()(scope, receive, send)
+        await scope["app"].state.engine.admission.refusal().response(scope)(scope, receive, send)

@@ -50,6 +50,7 @@ def run_server(settings: Settings) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        forwarded_allow_ips=list(settings.trusted_proxies),
         timeout_graceful_shutdown=int(settings.upload_timeout_s + settings.deadline_s),
     )
     DrainingServer(config, app, settings.drain_s).run()

@@ -48,7 +48,7 @@ def test_invalid_parameters_are_named(client: TestClient) -> None:
 
 
 def test_wrong_method_gets_an_allow_header(client: TestClient) -> None:
-    assert client.get("/classify").headers["allow"] == "POST"
+    assert client.get("/classify").headers["allow"] == "POST, OPTIONS"
 
 
 def test_every_problem_type_is_explained(client: TestClient) -> None:
