@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import httpx
 import typer
@@ -14,17 +14,27 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mme.commands.windows import LONG_TIMEOUT_S, WindowFormat, classify_files, follow_live, local_windows
+
+if TYPE_CHECKING:
+    from mme.evaluation.classifier import Classifier
+
 DEFAULT_MODEL = "models/export"
 SERVICE_URL = "http://127.0.0.1:8000"
 REQUEST_TIMEOUT_S = 120.0
 """Timeout of a whole request. The service's own limits end a request much earlier."""
 
+DEFAULT_WINDOW_S = 2.0
+"""Window of a live stream."""
+
+_WINDOW_FORMS = (WindowFormat.CSV, WindowFormat.VTT)
+
 Response = dict[str, Any]
 """Answer to one file: the service's JSON, or ``error``."""
 
 
-def classify_command(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Video files.")],
+def classify_command(  # noqa: PLR0913, PLR0917 - options of the command line
+    files: Annotated[list[Path] | None, typer.Argument(metavar="FILE...", help="Video files.")] = None,
     model: Annotated[
         str | None, typer.Option(help=f"Model folder or models:/NAME@ALIAS; default: {DEFAULT_MODEL}.")
     ] = None,
@@ -32,15 +42,44 @@ def classify_command(
     top_k: Annotated[int, typer.Option(min=1, help="Number of labels to show.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per file and line.")] = False,
     api_key: Annotated[str | None, typer.Option(envvar="MME_API_KEY", help="API key of the service.")] = None,
+    window: Annotated[float | None, typer.Option(help="Label windows of this many seconds along the video.")] = None,
+    hop: Annotated[float | None, typer.Option(help="Seconds from one window to the next; default: --window.")] = None,
+    form: Annotated[
+        WindowFormat | None, typer.Option("--format", help="Of labels along a video; csv and vtt hold one file.")
+    ] = None,
+    live: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Label a stream as it comes: rtsp://..., tcp://..., a device.")
+    ] = None,
+    live_option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Option of FFmpeg for --live, such as format=x11grab."),
+    ] = None,
+    tries: Annotated[int, typer.Option(min=0, help="Attempts to connect again when --live is lost.")] = 3,
 ) -> None:
     """Classify videos with a local model or through the service.
 
     A file that cannot be classified does not stop the others; the status is then 1.
     """
-    if url is not None and model is not None:
-        raise typer.BadParameter("--model and --url exclude each other: the service has its own model")
-    if url is None and model is None and not Path(DEFAULT_MODEL).is_dir():
-        raise typer.BadParameter(f"there is no {DEFAULT_MODEL} here yet: `make repro` makes it", param_hint="--model")
+    form = form or (WindowFormat.JSON if as_json else WindowFormat.TABLE)
+    _check_options(files, model, url, (window, hop), form, live)
+    if live is not None:
+        from mme.video.live import LiveSource  # imports PyAV
+
+        source = LiveSource(live, _ffmpeg_options(live_option or []), tries)
+        span_s = (window or DEFAULT_WINDOW_S, hop or window or DEFAULT_WINDOW_S)
+        follow_live(_load(model or DEFAULT_MODEL), source, span_s, top_k, form)
+        return
+    files = files or []
+    if window is not None:
+        hop = hop or window
+        if url is None:
+            along = local_windows(_load(model or DEFAULT_MODEL), window, hop, top_k, form)
+        else:
+            along = _service_client(
+                url, top_k, api_key, {"window_s": window, "hop_s": hop, "format": _sent_format(form)}
+            )
+        classify_files(files, along, form)
+        return
     classify = _local_classifier(model or DEFAULT_MODEL, top_k) if url is None else _service_client(url, top_k, api_key)
     responses: dict[str, Response] = {}
     for file in files:
@@ -56,13 +95,51 @@ def classify_command(
         raise typer.Exit(1)
 
 
-def _local_classifier(address: str, top_k: int) -> Callable[[Path], Response]:
+def _check_options(
+    files: list[Path] | None,
+    model: str | None,
+    url: str | None,
+    span_s: tuple[float | None, float | None],
+    form: WindowFormat,
+    live: str | None,
+) -> None:
+    if url is not None and model is not None:
+        raise typer.BadParameter("--model and --url exclude each other: the service has its own model")
+    if live is None and not files:
+        raise typer.BadParameter("name at least one file, or --live ADDRESS", param_hint="FILE...")
+    if live is not None and (files or url is not None):
+        raise typer.BadParameter("excludes files and --url: a live stream is classified here", param_hint="--live")
+    if span_s[0] is None and live is None and (span_s[1] is not None or form in _WINDOW_FORMS):
+        raise typer.BadParameter("--hop, and --format csv or vtt, need --window SECONDS", param_hint="--window")
+    if live is not None and form in _WINDOW_FORMS:
+        raise typer.BadParameter(f"{form} holds whole files; a live stream has table and json", param_hint="--format")
+    if url is None and model is None and not Path(DEFAULT_MODEL).is_dir():
+        raise typer.BadParameter(f"there is no {DEFAULT_MODEL} here yet: `make repro` makes it", param_hint="--model")
+
+
+def _ffmpeg_options(given: list[str]) -> dict[str, str]:
+    pairs = [option.partition("=") for option in given]
+    for name, equals, _ in pairs:
+        if not (name and equals):
+            raise typer.BadParameter(f"{name!r} is not NAME=VALUE", param_hint="--live-option")
+    return {name: value for name, _, value in pairs}
+
+
+def _sent_format(form: WindowFormat) -> str:
+    return form if form in _WINDOW_FORMS else WindowFormat.JSON
+
+
+def _load(address: str) -> Classifier:
     from mme.evaluation.classifier import Classifier  # imports PyTorch, which other commands do not need
 
     try:
-        classifier = Classifier.load(address)
+        return Classifier.load(address)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--model") from error
+
+
+def _local_classifier(address: str, top_k: int) -> Callable[[Path], Response]:
+    classifier = _load(address)
 
     def classify(file: Path) -> Response:
         result = classifier.classify(file, top_k)
@@ -77,13 +154,20 @@ def _local_classifier(address: str, top_k: int) -> Callable[[Path], Response]:
     return classify
 
 
-def _service_client(url: str, top_k: int, api_key: str | None) -> Callable[[Path], Response]:
+def _service_client(
+    url: str, top_k: int, api_key: str | None, parameters: dict[str, Any] | None = None
+) -> Callable[[Path], Response]:
     headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
-    client = httpx.Client(base_url=url, headers=headers, timeout=REQUEST_TIMEOUT_S)
+    timeout_s = REQUEST_TIMEOUT_S if parameters is None else LONG_TIMEOUT_S
+    sent = {"top_k": top_k, **(parameters or {})}
 
     def classify(file: Path) -> Response:
         with file.open("rb") as content:
-            response = client.post("/classify", params={"top_k": top_k}, files={"file": (file.name, content)})
+            upload = {"file": (file.name, content)}
+            address = f"{url.rstrip('/')}/classify"
+            response = httpx.post(address, params=sent, files=upload, headers=headers, timeout=timeout_s)
+        if response.is_success and response.headers.get("content-type", "").startswith(("text/csv", "text/vtt")):
+            return {"text": response.content.decode()}
         try:
             document: Response = response.json()
         except ValueError as error:

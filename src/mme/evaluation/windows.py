@@ -5,18 +5,22 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from mme.evaluation.classifier import Classifier, Prediction
+from mme.video.live import LiveSource, live_windows
 from mme.video.metadata import VideoInfo
 from mme.video.reader import open_video
 from mme.video.sampling import VideoInput, num_frames_of
 from mme.video.windows import Window, WindowPlan, cut_windows
+
+log = logging.getLogger(__name__)
 
 MAX_VIEWS = 32
 """Views in one forward pass."""
@@ -108,6 +112,35 @@ def classify_windows(
     with open_video(Path(video) if isinstance(video, str) else video) as opened:
         windows = cut_windows(opened.frames(config.fps), plan, config.clip, *taken, opened.info.pixel_aspect)
         return WindowedVideo(tuple(label_windows(classifier, windows, top_k)), opened.info)
+
+
+def follow(
+    classifier: Classifier,
+    source: LiveSource,
+    window_s: float,
+    hop_s: float,
+    top_k: int = 1,
+    report: Callable[[str], None] = log.warning,
+) -> Iterator[LabelledWindow]:
+    """Label the windows of a live stream as they come, in seconds from its first picture.
+
+    Args:
+        classifier: the model.
+        source: address of the stream, and what to do when it is lost.
+        window_s: length of a window in seconds.
+        hop_s: seconds from the beginning of one window to that of the next.
+        top_k: number of labels per window.
+        report: called with a line about every lost connection and every window that was left out.
+
+    Raises:
+        VideoError: the stream cannot be opened, or was lost for good.
+        ValueError: an argument is out of range.
+    """
+    config = classifier.config
+    plan = WindowPlan(window_s, hop_s, config.fps)
+    for live in live_windows(source, plan, config.clip, config.views.segments, config.views.crops, report):
+        (one,) = label_windows(classifier, [live.window], top_k)
+        yield LabelledWindow(live.since_s + one.start_s, live.since_s + one.end_s, one.predictions)
 
 
 def label_windows(

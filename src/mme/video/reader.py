@@ -124,11 +124,11 @@ class OpenVideo:
         with errors_of_file(self.source):
             if self._kept is not None:
                 kept = zip(self._kept, self._timeline.times, strict=True)
-                yield from _hold(kept, instants, lambda: self.num_frames(fps))
+                yield from hold(kept, instants, lambda: self.num_frames(fps))
                 return
             check = _Check(self.source, self._metadata)
             with self._packets() as (stream, packets):
-                yield from _hold(check.pictures(stream, packets), instants, lambda: check.num_frames(instants.fps))
+                yield from hold(check.pictures(stream, packets), instants, lambda: check.num_frames(instants.fps))
 
     def _decode_whole(self) -> None:
         """Decode all pictures for their times, and keep them if they are few."""
@@ -405,13 +405,13 @@ def iter_resampled(
             video = TrimmedPictures(source, container, stream, span_s)
             pictures = video.pictures()
             instants = Instants(exact_rate(fps), video.time_base, video.metadata.interval)
-        yield from _hold(pictures, instants, lambda: video.num_frames(instants.fps))
+        yield from hold(pictures, instants, lambda: video.num_frames(instants.fps))
 
 
-def _hold(
+def hold(
     pictures: Iterable[tuple[VideoFrame, int]], instants: Instants, count: Callable[[], int]
 ) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-    """Yield what is on screen at every instant.
+    """Yield what is on screen at every instant, as upright RGB.
 
     Args:
         pictures: pictures and their times in ticks, ascending.
