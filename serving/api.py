@@ -20,7 +20,7 @@ from mme.evaluation.windows import csv_text, joined, vtt_text
 from mme.video.windows import WindowPlan
 from serving import schemas
 from serving.decoding.tracks import LENGTH, windows
-from serving.http.uploads import Upload, discard_rest, received
+from serving.http.uploads import FILE_TYPES, Upload, discard_rest, received
 from serving.inference.engine import Admission, Classified, InferenceEngine, while_connected
 from serving.inference.model_reloader import LoadedModel
 from serving.problems import Problem, ProblemDocument, documented
@@ -49,8 +49,7 @@ _BODY_ONE = {
     "description": "A video file, as a form or as the body itself.",
     "content": {
         "multipart/form-data": _form(_BINARY),
-        "video/*": {"schema": _BINARY},
-        "application/octet-stream": {"schema": _BINARY},
+        **{kind: {"schema": _BINARY} for kind in ("video/*", *FILE_TYPES)},
     },
 }
 _BODY_MANY = {

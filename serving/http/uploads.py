@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import re
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from email.message import Message
+from email.utils import collapse_rfc2231_value
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
@@ -24,8 +27,17 @@ LINGER_S = 2.0
 MAX_PARTS = 64
 """Parts of one form, files and other fields together."""
 
-FILE_FIELDS = ("file", "files")
-"""Names of the form fields that hold videos; others are skipped."""
+FILE_FIELD = re.compile(r"files?(\[\d*\])?")
+"""Names of the form fields that hold videos, as `files[]` in PHP and `file[0]` in JavaScript; others are skipped."""
+
+FILE_TYPES = (
+    "application/octet-stream", "application/matroska", "application/mp4", "application/mxf", "application/ogg",
+    "application/x-matroska", "image/gif",
+)  # fmt: skip
+"""Types, beside `video/*`, of a body that is the file itself."""
+
+_SHOWN_CHARACTERS = 80
+"""Of a field's name in an answer."""
 
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 
@@ -112,9 +124,9 @@ async def _receive_files(request: Request, settings: Settings, new_upload: _NewU
     if kind == "multipart/form-data":
         return await _receive_form(request, settings, new_upload, max_files, options.get("boundary", ""))
 
-    if not (kind.startswith("video/") or kind == "application/octet-stream"):
+    if not (kind.startswith("video/") or kind in FILE_TYPES):
         await discard_rest(request)
-        detail = f"{kind or 'none'}; send multipart/form-data, video/* or application/octet-stream"
+        detail = f"{kind or 'none'}; send multipart/form-data, video/* or one of {', '.join(FILE_TYPES)}"
         raise Problem("unsupported-type", detail)
 
     # The body is the file itself. Writing is not given to a thread: a chunk is at most 64 KiB, into the page cache.
@@ -130,20 +142,22 @@ async def _receive_form(
     request: Request, settings: Settings, new_upload: _NewUpload, max_files: int, boundary: str
 ) -> list[Upload]:
     uploads: list[Upload] = []
+    others: list[str] = []  # names of fields that are skipped
     file: BinaryIO | None = None  # of the current part, if that is a video
 
     try:
         # Header lines are decoded as Latin-1, so that none is invalid; file names are UTF-8 in fact.
         parser = multipart.PushMultipartParser(boundary, max_segment_count=MAX_PARTS, header_charset="latin-1")
         with parser, ExitStack() as open_files:
-            async for chunk in _limited(request, settings.max_upload_bytes):
+            async for chunk in _without_preamble(_limited(request, settings.max_upload_bytes), parser.boundary):
                 for event in parser.parse(chunk):
                     if isinstance(event, multipart.MultipartSegment):  # a part begins
-                        if event.name not in FILE_FIELDS:
+                        if not FILE_FIELD.fullmatch(event.name):
+                            others.append(_utf8(event.name)[:_SHOWN_CHARACTERS])
                             continue
                         if len(uploads) == max_files:
                             raise Problem("too-many-files", f"at most {max_files} allowed")
-                        uploads.append(new_upload(_utf8(event.filename)))
+                        uploads.append(new_upload(_file_name(event)))
                         file = open_files.enter_context(uploads[-1].path.open("wb"))
                     elif file is not None and event is not None:  # bytes of a part
                         file.write(event)
@@ -155,12 +169,39 @@ async def _receive_form(
         raise Problem("malformed-body", f"not a well-formed multipart form: {error}") from error
 
     if not uploads:
-        raise Problem("no-file", "the form has no field `file` with a file in it")
+        came = ", ".join(f"`{name}`" for name in others) or "none"
+        raise Problem("no-file", f"the form has no field `file` with a file in it; its fields: {came}", fields=others)
     return uploads
 
 
-def _utf8(name: str | None) -> str | None:
-    return None if name is None else name.encode("latin-1", "replace").decode("utf-8", "replace")
+async def _without_preamble(chunks: AsyncIterator[bytes], boundary: bytes) -> AsyncIterator[bytes]:
+    """Skip what is before the first line with the boundary; the parser refuses some preambles that are allowed."""
+    start = b"\n--" + boundary
+    skipped: bytes | None = b"\n"  # the end of what has been skipped; None behind the first boundary
+    async for chunk in chunks:
+        if skipped is None:
+            yield chunk
+        elif (at := (skipped := skipped + chunk).find(start)) >= 0:
+            yield skipped[at + 1 :]
+            skipped = None
+        else:
+            skipped = skipped[-len(start) :]
+
+
+def _file_name(part: multipart.MultipartSegment) -> str | None:
+    """Return the name that the client gave, `filename*` (RFC 5987) before `filename`."""
+    disposition = part.header("Content-Disposition")
+    if "*" in disposition:
+        message = Message()
+        message["Content-Disposition"] = disposition
+        for name, value in message.get_params(header="Content-Disposition") or ():
+            if name.lower() == "filename" and isinstance(value, tuple):  # charset, language, text
+                return collapse_rfc2231_value(value)
+    return None if part.filename is None else _utf8(part.filename)
+
+
+def _utf8(name: str) -> str:
+    return name.encode("latin-1", "replace").decode("utf-8", "replace")
 
 
 async def _limited(request: Request, max_bytes: int) -> AsyncIterator[bytes]:

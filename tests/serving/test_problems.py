@@ -10,6 +10,7 @@ from asgi_correlation_id import correlation_id
 from starlette.testclient import TestClient
 
 from serving.http.logs import RequestJsonFormatter
+from serving.http.uploads import FILE_TYPES
 from serving.problems import KINDS, MEDIA_TYPE
 
 
@@ -98,7 +99,7 @@ class TestOpenApi:
 
     def test_form_and_raw_bodies_are_documented(self, document: Any) -> None:
         content = document["paths"]["/classify"]["post"]["requestBody"]["content"]
-        assert set(content) == {"multipart/form-data", "video/*", "application/octet-stream"}
+        assert set(content) == {"multipart/form-data", "video/*", *FILE_TYPES}
 
     def test_example_of_the_answer_fits_its_schema(self, document: Any) -> None:
         schema = document["components"]["schemas"]["ClassificationAnswer"]

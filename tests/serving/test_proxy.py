@@ -29,9 +29,9 @@ def statuses(client: httpx.Client, url: str, number: int = 4) -> list[int]:
 
 
 def test_rate_limits_count_clients_and_not_the_proxy(folder: Path, tmp_path: Path) -> None:
-    settings = {"MME_RATE_PER_MINUTE": "3", "MME_TRUSTED_PROXIES": f"{PROXY}, 10.0.0.0/8"}
+    proxies, log = f"{PROXY}, 10.0.0.0/8", tmp_path / "log"
     with (
-        server(folder, tmp_path, log=tmp_path / "log", **settings) as (service, _),
+        server(folder, tmp_path, log=log, MME_RATE_PER_MINUTE="3", MME_TRUSTED_PROXIES=proxies) as (service, _),
         nginx(tmp_path, service=service, location="/") as proxy,
         client_at("127.0.0.11") as first,
         client_at("127.0.0.12") as second,
@@ -46,7 +46,7 @@ def test_rate_limits_count_clients_and_not_the_proxy(folder: Path, tmp_path: Pat
         for number, status in enumerate((200, 200, 200, 429)):
             direct.headers[FORWARDED] = f"198.51.100.{number}"
             assert statuses(direct, service, 1) == [status]
-    clients = set(re.findall(r'"client": "([0-9.]+)"', (tmp_path / "log").read_text()))
+    clients = set(re.findall(r'"client": "([0-9.]+)"', log.read_text()))
     assert clients >= {"127.0.0.11", "127.0.0.12", "127.0.0.13"}
     assert not clients & {PROXY, "198.51.100.7"}
 
@@ -66,8 +66,8 @@ def test_unlisted_proxy_is_a_client(folder: Path, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def prefixed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Run a service that knows its prefix."""
-    settings = {"MME_ROOT_PATH": "/team/motion", "MME_TRUSTED_PROXIES": PROXY}
-    with server(folder, tmp_path_factory.mktemp("uploads"), **settings) as (service, _):
+    uploads = tmp_path_factory.mktemp("uploads")
+    with server(folder, uploads, MME_ROOT_PATH="/team/motion", MME_TRUSTED_PROXIES=PROXY) as (service, _):
         yield service
 
 
