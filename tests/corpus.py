@@ -114,6 +114,15 @@ def animation(kind: str) -> bytes:
     return content.getvalue()
 
 
+def large_jpeg(index: int, **options: Any) -> bytes:
+    """Return a JPEG of noise of more than a mebibyte."""
+    content = io.BytesIO()
+    noisy = np.random.default_rng(index).integers(0, 256, (900, 900, 3), dtype=np.uint8)
+    Image.fromarray(noisy).save(content, "JPEG", quality=98, **options)
+    assert content.tell() > 2**20
+    return content.getvalue()
+
+
 def multipart(blank: bytes = b"") -> bytes:
     """Return JPEGs as a camera sends them to a browser."""
     parts = []
@@ -160,9 +169,20 @@ def _short_codes(data: bytes) -> bytes:
     return data.replace(b"\x00\x00\x00\x01", b"\x00\x00\x01")
 
 
+def _exif_with_thumbnail() -> bytes:
+    """Return an EXIF block whose second directory is a JPEG."""
+    thumbnail = photo("JPEG")
+    entries = [(0x0201, 4, 1, 44), (0x0202, 4, 1, len(thumbnail))]  # place and length of the JPEG
+    directory = struct.pack(">H", len(entries)) + b"".join(struct.pack(">HHII", *entry) for entry in entries)
+    return b"Exif\0\0MM\0*" + struct.pack(">IHI", 8, 0, 14) + directory + bytes(4) + thumbnail
+
+
 PHOTOS: dict[str, Callable[[], bytes]] = {
     **{kind: partial(photo, kind) for kind in ("AVIF", "GIF", "JPEG", "PNG", "WEBP", "BMP", "TIFF", "JPEG2000")},
     "lossless WEBP": lambda: photo("WEBP", lossless=True),
+    "a large JPEG": lambda: large_jpeg(0),
+    "a large JPEG with a thumbnail": lambda: large_jpeg(0, exif=_exif_with_thumbnail()),
+    "a large JPEG with a video behind it": lambda: large_jpeg(0) + box(b"ftyp") + box(b"mdat", noise(5000)),
     "two views": lambda: photo("MPO", save_all=True, append_images=[Image.fromarray(media.pictures(2, SIZE)[1])]),
     "a part of a multipart stream": lambda: multipart()[: len(jpeg(0)) + 90],
     "JPEG with a video behind it": lambda: photo("JPEG") + box(b"ftyp") + box(b"mdat"),

@@ -130,10 +130,30 @@ def grows(folder: Path) -> tuple[Path, Shown]:
     return remux(small, folder / "grows.webm", join), steady()
 
 
-def wall_clock(folder: Path) -> tuple[Path, Shown]:
-    """A first picture at zero, the others at the time of the day."""
-    stamps = [0] + [1_700_000_000_000 + round(1000 * index / RATE) for index in range(1, NUM_FRAMES)]
-    return write(folder / "epoch.mkv", stamps, codec="ffv1", options={}), steady()
+def leap(folder: Path, leap_ms: int, first: int = 30) -> tuple[Path, Shown]:
+    """A clock that leaps before picture ``first``, as that of a recorder that is set or starts again."""
+    stamps = [round(1000 * index / RATE) + (leap_ms if index >= first else 0) for index in range(NUM_FRAMES)]
+    return write(folder / "leap.mkv", stamps, codec="ffv1", options={}), steady()
+
+
+def wraps(folder: Path) -> tuple[Path, Shown]:
+    """FLV whose counter of 32 bits in milliseconds wraps, as that of a stream that has run for 25 days."""
+    path = write(folder / "wraps.flv", options={"bf": "0"})
+    data = bytearray(path.read_bytes())
+    position, start = 13, 2**31 - 1000
+    while position < len(data):
+        size = int.from_bytes(data[position + 1 : position + 4], "big")
+        stamp = int.from_bytes(bytes([data[position + 7], *data[position + 4 : position + 7]]), "big")
+        shifted = ((stamp + start) % 2**32).to_bytes(4, "big")
+        data[position + 4 : position + 8] = bytes([*shifted[1:], shifted[0]])
+        position += 11 + size + 4
+    path.write_bytes(data)
+    return path, steady()
+
+
+def wall_clock(folder: Path) -> Path:
+    """A first picture at zero, the others at the time of the day: no clock at all."""
+    return leap(folder, 1_700_000_000_000, 1)[0]
 
 
 def cut(folder: Path, codec: str, suffix: str, num_cut: int | None, **options: str) -> tuple[Path, Shown]:
@@ -235,7 +255,9 @@ CASES: dict[str, Callable[[Path], tuple[Path, Shown]]] = {
         for middle in (False, True)
     },
     "grows": grows,
-    "wall clock": wall_clock,
+    "a leap of two hours": partial(leap, leap_ms=7_200_000),
+    "a leap of 30 days": partial(leap, leap_ms=30 * 86_400_000),
+    "a counter that wraps": wraps,
     "open group, H.264": lambda folder: cut(
         folder,
         "libx264",

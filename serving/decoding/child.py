@@ -27,7 +27,7 @@ import cv2
 import numpy as np
 
 from mme.config import ClipParams
-from mme.video.containers import VideoError
+from mme.video.containers import VideoError, out_of_memory
 from mme.video.metadata import VideoInfo
 from mme.video.reader import OpenVideo, open_video
 from mme.video.sampling import Views, sample_open_video
@@ -182,9 +182,10 @@ def _answers(task: DecodeTask[object]) -> Iterator[Answer]:
                 yield answer
                 limit_cpu(task.limits.max_cpu_s)  # from one answer to the next
     except VideoError as error:
-        yield {"reason": error.reason, "detail": error.detail}, b""
+        spent = isinstance(error.__cause__, MemoryError)
+        yield {"reason": error.reason, "detail": error.detail, "spent": spent}, b""
     except MemoryError:
-        yield {"reason": "too-large", "detail": "decoding needs more memory than is allowed", "spent": True}, b""
+        yield {"reason": "too-large", "detail": out_of_memory(task.path).detail, "spent": True}, b""
     except Exception as error:  # noqa: BLE001 - any error that a library raises on a bad file is the file's fault
         cause = f"{type(error).__name__}: {error}"
         yield {"reason": "undecodable", "detail": "the decoder failed", "cause": cause}, b""

@@ -48,6 +48,4 @@ def verdicts(path: Path, segments: int = 2) -> Verdicts:
             task.work(video)
     except VideoError as error:
         service, detail = error.reason, error.detail
-    except MemoryError:  # the process answers so, and is replaced
-        service = "too-large"
     return Verdicts(outcome.reason, service, (outcome.detail, detail))

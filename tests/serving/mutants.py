@@ -103,6 +103,7 @@ def false_headers(folder: Path) -> Iterator[tuple[str, bytes]]:
     yield "h264 of 100,000 x 100,000", large_h264(100_000)
     yield "avi of 100,000 x 100,000", avi_with_size(folder, 100_000)
     yield "1e9 frames of one duration", box_value(good, b"stts", 8, struct.pack(">II", 1_000_000_000, 1))
+    yield "2e9 durations", box_value(good, b"stts", 4, struct.pack(">I", 0x7FFFFFF0))
     yield "1e9 sample sizes", box_value(good, b"stsz", 8, struct.pack(">I", 1_000_000_000))
     yield "1e9 samples of one size", box_value(good, b"stsz", 4, struct.pack(">II", 16, 1_000_000_000))
     yield "4e9 chunk offsets", box_value(good, b"stco", 4, most)

@@ -42,6 +42,26 @@ def test_false_headers(tmp_path: Path) -> None:
     check(tmp_path, false_headers(tmp_path))
 
 
+def test_header_that_asks_for_too_much_memory_has_one_reason(tmp_path: Path) -> None:
+    verdict = look(tmp_path, dict(false_headers(tmp_path))["2e9 durations"])
+    assert (verdict.ingest, verdict.service) == ("too-large", "too-large")
+    assert verdict.details[0] == verdict.details[1]
+
+
+def test_animations_and_rows_of_large_jpegs(tmp_path: Path) -> None:
+    files = {kind: corpus.animation(kind) for kind in ("AVIF", "GIF", "PNG", "WEBP")}
+    files["JPEGs"] = corpus.large_jpeg(0) + corpus.large_jpeg(1)
+    found = check(tmp_path, files.items())
+    assert [verdict.ingest for verdict in found] == [None, None, None, "not-a-video", None]
+
+
+def test_clock_that_leaps_by_years(tmp_path: Path) -> None:
+    (verdict,) = check(tmp_path, [("epoch.mkv", odd_times.wall_clock(tmp_path).read_bytes())])
+    assert verdict.ingest == "undecodable"
+    assert verdict.details[0] == verdict.details[1]
+    assert "53.9 years" in verdict.details[0]
+
+
 def test_odd_times(tmp_path: Path) -> None:
     files = {}
     for number, (name, make) in enumerate(odd_times.CASES.items()):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mme.ingest.listing import VIDEO_SUFFIXES
 from mme.video.codec import read_frames
 from mme.video.containers import VideoError, open_stream
-from mme.video.reader import read_metadata
+from mme.video.reader import iter_resampled, read_metadata
 from tests import corpus, media
 
 
@@ -56,6 +56,27 @@ def test_the_name_of_a_file_does_not_matter(folder: Path, tmp_path: Path, name: 
 def test_photos_are_no_videos(name: str) -> None:
     with pytest.raises(VideoError, match="not-a-video: a still photo"):
         read_metadata(corpus.PHOTOS[name]())
+
+
+@pytest.mark.parametrize("padding", [b"", bytes(700)])
+def test_row_of_large_jpegs_is_a_video(tmp_path: Path, padding: bytes) -> None:
+    data = padding.join(corpus.large_jpeg(index) for index in range(6))
+    path = tmp_path / "row"
+    path.write_bytes(data)
+    info = read_metadata(data)
+    assert (info.num_frames, info.fps, info.duration_s, info.width) == (6, 25, pytest.approx(0.24), 900)
+    assert read_metadata(path) == info
+    frames = np.stack(list(iter_resampled(path, 25)))
+    assert len({frame.tobytes() for frame in frames}) == len(frames) == 6
+
+
+def test_header_that_asks_for_too_much_memory_is_an_error_of_the_file(folder: Path) -> None:
+    data = bytearray(corpus.good(folder, "h264.mp4"))
+    at = data.index(b"stts") + 8
+    data[at : at + 4] = b"\x7f\xff\xff\xf0"
+    with pytest.raises(VideoError, match="too-large: decoding needs more memory than there is") as caught:
+        read_metadata(bytes(data))
+    assert isinstance(caught.value.__cause__, MemoryError)
 
 
 def test_animated_webp_is_refused_with_advice() -> None:

@@ -9,9 +9,11 @@ import pytest
 from mme.ingest.transcode import NormalForm, TranscodeJob, transcode
 from mme.video import metadata, reader
 from mme.video.codec import read_frames
+from mme.video.containers import VideoError
 from mme.video.reader import iter_resampled, open_video
+from mme.video.timeline import fault_of_clock
 from tests import media
-from tests.odd_times import CASES, Shown
+from tests.odd_times import CASES, Shown, leap
 from tests.reference.sample_and_hold import shown_pictures
 
 FORM = NormalForm(fps=16, short_side=64, crf=8, gop_frames=8)
@@ -58,3 +60,22 @@ def test_reading_what_is_needed_equals_decoding_all(
                 [*range(len(frames))],
             ):
                 np.testing.assert_array_equal(video.read(indices, fps), frames[indices])
+
+
+@pytest.mark.parametrize(("leap_s", "words"), [(1_700_000_000, "53.9 years"), (61 * 86_400, "61 days")])
+def test_leap_that_no_clock_takes(tmp_path: Path, leap_s: int, words: str) -> None:
+    path, _ = leap(tmp_path, 1000 * leap_s, 1)
+    outcome = transcode(TranscodeJob(path, tmp_path / "a.mp4", FORM))
+    assert outcome.reason == "undecodable"
+    assert outcome.detail.startswith(f"timestamps leap by {words} between two pictures; write them anew")
+    with pytest.raises(VideoError) as caught, open_video(path):
+        pass
+    assert (caught.value.reason, caught.value.detail) == (outcome.reason, outcome.detail)
+
+
+def test_leap_back_counts_as_well() -> None:
+    day = 86_400
+    assert fault_of_clock([0, 1, 59 * day, 2], Fraction(1)) is None
+    assert "leap by 61 days" in str(fault_of_clock([0, 61 * day], Fraction(1)))
+    assert "leap by 61 days" in str(fault_of_clock([61 * 2 * day, 0], Fraction(1, 2)))
+    assert fault_of_clock([5], Fraction(1)) is None

@@ -18,7 +18,7 @@ from mme.ingest.frame_video import FrameFolder
 from mme.system.files import atomic_path, sha256_file
 from mme.system.workers import WorkerFailure
 from mme.video.codec import MAX_SIDE, VideoWriter
-from mme.video.containers import Reason, VideoError
+from mme.video.containers import Reason, VideoError, out_of_memory
 from mme.video.crop import resize
 from mme.video.metadata import ContainerMetadata, VideoInfo, read_container_metadata
 from mme.video.orientation import UPRIGHT
@@ -182,11 +182,11 @@ def transcode(job: TranscodeJob) -> Outcome:
         try:
             video = open_source(job.source, job.span_s, job.frames_fps)
         except OSError as error:
-            return rejected(error)
+            return rejected(error, job.source)
         sha256 = video.sha256
         return _write_normal(video, job)
     except (VideoError, MemoryError) as error:
-        return rejected(error, sha256)
+        return rejected(error, job.source, sha256)
 
 
 def _write_normal(video: SourceVideo | FrameFolder, job: TranscodeJob) -> Outcome:
@@ -228,14 +228,13 @@ def _encoder_errors(job: TranscodeJob) -> Iterator[None]:
         raise VideoError("undecodable", job.source, f"cannot be encoded: {type(error).__name__}: {error}") from error
 
 
-def rejected(error: VideoError | OSError | MemoryError, sha256: str = "") -> Outcome:
+def rejected(error: VideoError | OSError | MemoryError, source: Path, sha256: str = "") -> Outcome:
     """Return the outcome for a file that cannot be used because of an error."""
+    if isinstance(error, MemoryError):
+        error = out_of_memory(source)
     if isinstance(error, VideoError):
         return Outcome(sha256=sha256, reason=error.reason, detail=error.detail)
-    detail = "its frames do not fit into memory"
-    if isinstance(error, OSError):
-        detail = f"cannot be read: {error.strerror}"
-    return Outcome(sha256=sha256, reason="undecodable", detail=detail)
+    return Outcome(sha256=sha256, reason="undecodable", detail=f"cannot be read: {error.strerror}")
 
 
 def outcome_of(result: Outcome | WorkerFailure) -> Outcome:

@@ -73,5 +73,5 @@ def validate_file(job: ValidationJob) -> Outcome:
         info = video.info
         num_frames = video.count(job.fps, job.decode)
     except (VideoError, OSError, MemoryError) as error:
-        return rejected(error, sha256)
+        return rejected(error, job.source, sha256)
     return Outcome(sha256, num_frames, job.fps, info.fps, info.width, info.height)

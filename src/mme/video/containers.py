@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import mmap
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,6 +74,10 @@ _SEVERAL_PHOTOS = re.compile(rb"\xff\xd8.{,65536}MPF\x00", re.DOTALL)
 """A JPEG with others behind it that are no later pictures: a thumbnail, a depth or gain map, the other eye's view."""
 
 
+_JOINED_PHOTOS = re.compile(rb"\xff\xd9[\x00\r\n]{,4096}\xff\xd8\xff")
+"""End of a JPEG, padding, and the beginning of the next one; a thumbnail within one is followed by other things."""
+
+
 class VideoError(ValueError):
     """Error for a file that is no usable video.
 
@@ -92,6 +97,11 @@ class VideoError(ValueError):
         return VideoError, (self.reason, self.source, self.detail)  # picklable, because workers raise it
 
 
+def out_of_memory(source: VideoSource) -> VideoError:
+    """Return the error for a file that needs more memory than there is, or whose damaged header says so."""
+    return VideoError("too-large", source, "decoding needs more memory than there is")
+
+
 @contextmanager
 def open_stream(source: VideoSource) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open a container and its best video stream, decoding in one thread, until the end of the block.
@@ -107,28 +117,44 @@ def open_stream(source: VideoSource) -> Iterator[tuple[InputContainer, VideoStre
         stream.codec_context.thread_count = 1
         try:
             yield container, stream
-        except MemoryError:
-            raise
+        except MemoryError as error:
+            raise out_of_memory(source) from error
         except (av.error.FFmpegError, ArithmeticError, UnicodeError) as error:  # numbers and texts of a damaged header
             raise VideoError("undecodable", source, _cause(error)) from error
 
 
 def _open_container(source: VideoSource, file: BinaryIO) -> InputContainer:
     try:
-        # Old writers and phones leave tags that are not UTF-8; a tag says nothing of the pictures.
-        if isinstance(source, bytes):
-            container = av.open(file, "r", container_options=_OPTIONS, metadata_errors="replace")
-        else:
-            descriptor = {"fd": str(file.fileno())}
-            container = av.open("fd:", "r", container_options=_OPTIONS | descriptor, metadata_errors="replace")
-    except MemoryError:
-        raise
+        # FFmpeg does not see by itself that pictures of more than a mebibyte follow each other.
+        container = _av_open(source, file, "mjpeg" if _is_row_of_photos(source) else None)
+    except MemoryError as error:
+        raise out_of_memory(source) from error
     except Exception as error:  # a damaged header raises many kinds
         raise _opening_error(source, error) from error
     if _is_photo(source, container):
         container.close()
         raise VideoError("not-a-video", source, "a still photo")
     return container
+
+
+def _av_open(source: VideoSource, file: BinaryIO, container_format: str | None) -> InputContainer:
+    # FFmpeg finds no rate where five pictures exceed the bytes that it looks at, by default 5 MB.
+    options = _OPTIONS if container_format is None else _OPTIONS | {"probesize": str(2**28)}
+    # Old writers and phones leave tags that are not UTF-8; a tag says nothing of the pictures.
+    if isinstance(source, bytes):
+        return av.open(file, "r", container_format, container_options=options, metadata_errors="replace")
+    options |= {"fd": str(file.fileno())}
+    return av.open("fd:", "r", container_format, container_options=options, metadata_errors="replace")
+
+
+def _is_row_of_photos(source: VideoSource) -> bool:
+    """Return whether one JPEG ends where another begins, as in a stream of pictures."""
+    if _head(source, 3) != b"\xff\xd8\xff":
+        return False
+    if isinstance(source, bytes):
+        return _JOINED_PHOTOS.search(source) is not None
+    with open(source, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return _JOINED_PHOTOS.search(content) is not None
 
 
 def _is_photo(source: VideoSource, container: InputContainer) -> bool:

@@ -16,7 +16,7 @@ from av.video.stream import VideoStream
 from mme.video.containers import VideoError, VideoSource, open_stream
 from mme.video.decoding import PictureDecoder, demux, is_shown
 from mme.video.orientation import UPRIGHT, Orientation, stated_orientation
-from mme.video.timeline import Clock, Timeline, median_interval
+from mme.video.timeline import Clock, Timeline, fault_of_clock, median_interval
 
 MAX_BUFFER_BYTES = 16 * 2**20
 """Most bytes of packets that a `PacketBuffer` keeps. A larger file is read a second time, so that memory does not grow
@@ -279,6 +279,9 @@ def _scan_packets(
     stamps = [stamp for stamp, is_one in zip(timestamps, shown, strict=True) if is_one and stamp is not None]
     if not stamps:
         return CodedPictures(timestamps, shown, keyframes, None, 1 / nominal, 1, False, avi, 0), first
+    fault = fault_of_clock(stamps, time_base)
+    if fault is not None:
+        raise VideoError("undecodable", source, fault)
     interval = median_interval(stamps, time_base) or max(1, round(1 / (nominal * time_base)))
     start = first.pts if not avi else None if stream.codec_context.has_b_frames else first.dts
     pictures = CodedPictures(

@@ -17,7 +17,7 @@ from av.video.stream import VideoStream
 from jaxtyping import UInt8
 
 from mme.video.codec import RgbConverter, RgbFrames
-from mme.video.containers import VideoError, VideoSource, open_stream, source_name
+from mme.video.containers import VideoError, VideoSource, open_stream, out_of_memory, source_name
 from mme.video.crop import resize
 from mme.video.decoding import PictureDecoder, check_missing, demux
 from mme.video.metadata import (
@@ -467,12 +467,13 @@ def errors_of_file(source: VideoSource) -> Iterator[None]:
     Raises:
         VideoError: of this file.
         OSError: the file is not there or cannot be read.
-        MemoryError: it needs too much memory.
     """
     try:
         yield
-    except (VideoError, MemoryError):
+    except VideoError:
         raise
+    except MemoryError as error:
+        raise out_of_memory(source) from error
     except Exception as error:
         if isinstance(error, OSError) and not isinstance(error, av.error.FFmpegError):
             raise

@@ -15,6 +15,12 @@ from fractions import Fraction
 MAX_PAUSE_S = 3600
 """A longer time between two pictures is no pause but another clock, such as that of the wall after a first zero."""
 
+MAX_LEAP_S = 60 * 86_400
+"""A longer time between two pictures of a file is no clock at all, but a zero before the time of day or damage. Restarted
+recorders, joined files and counters that wrap (transport streams after 26.5 hours, FLV after 49.7 days) leap less."""
+
+_YEAR_S, _DAY_S = 365.25 * 86_400, 86_400
+
 _STEP_BACK = 4
 """A picture that is more intervals than this earlier than the one before begins another clock, as where recordings were
 joined."""
@@ -51,6 +57,16 @@ def median_interval(timestamps: Iterable[int], time_base: Fraction) -> int | Non
     intervals = [later - earlier for earlier, later in itertools.pairwise(ordered) if later > earlier]
     usual = sorted(interval for interval in intervals if interval <= longest)
     return usual[(len(usual) - 1) // 2] if usual else None
+
+
+def fault_of_clock(timestamps: Iterable[int], time_base: Fraction) -> str | None:
+    """Return words for a leap of timestamps, in the order of the file, that no clock takes; None if there is none."""
+    leap = max((abs(later - earlier) for earlier, later in itertools.pairwise(timestamps)), default=0)
+    leap_s = float(leap * time_base)
+    if leap_s <= MAX_LEAP_S:
+        return None
+    length = f"{leap_s / _YEAR_S:.1f} years" if leap_s >= _YEAR_S else f"{leap_s / _DAY_S:.0f} days"
+    return f"timestamps leap by {length} between two pictures; write them anew (ffmpeg -i FILE -vf setpts=N/25/TB NEW)"
 
 
 class Clock:
