@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from mme.video.codec import iter_frames, read_frames
 from mme.video.orientation import UPRIGHT, nearest_orientation
 from mme.video.reader import iter_resampled, open_video, read_metadata
 from tests import media
+from tests.odd_times import copied
 from tests.reference.orientation import TURNS_AND_MIRRORS, matrix_of, nearest, shown
 
 SIZE = (48, 32)
@@ -30,13 +32,20 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return media.write(tmp_path_factory.mktemp("plain") / "a.mp4", num_frames=12, size=SIZE)
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".webm"])
+@pytest.mark.parametrize(
+    ("suffix", "codec"),
+    [
+        *((suffix, "libx264") for suffix in (".mp4", ".mov", ".mkv")),
+        (".mov", "libx265"),
+        (".webm", "libvpx-vp9"),
+    ],
+)
 @pytest.mark.parametrize("numbers", TURNS_AND_MIRRORS)
 def test_container_says_how_the_picture_is_shown(
-    tmp_path: Path, suffix: str, numbers: tuple[int, int, int, int]
+    tmp_path: Path, suffix: str, codec: str, numbers: tuple[int, int, int, int]
 ) -> None:
-    codec = "libvpx-vp9" if suffix == ".webm" else "libx264"
-    path = media.write(tmp_path / f"a{suffix}", num_frames=12, size=SIZE, codec=codec, matrix=matrix_of(*numbers))
+    size = (96, 64) if codec == "libx265" else SIZE  # x265 ends the process at less
+    path = media.write(tmp_path / f"a{suffix}", num_frames=12, size=size, codec=codec, matrix=matrix_of(*numbers))
     expected = [shown(frame, matrix_of(*numbers)) for frame in stored_frames(path)]
     info = read_metadata(path)
     assert (info.height, info.width) == expected[0].shape[:2]
@@ -77,6 +86,50 @@ def test_orientation_in_the_coded_stream_holds_until_the_next(
     np.testing.assert_array_equal(read_frames(path), expected)
     np.testing.assert_array_equal(read_frames(path, [11, 3]), [expected[11], expected[3]])
     np.testing.assert_array_equal(np.stack(list(iter_resampled(path, 16, (0.25, 0.75)))), expected[4:])
+
+
+def hevc_orientation(degrees: int, flip_x: bool, flip_y: bool) -> bytes:
+    """Return an SEI unit of HEVC: the picture is flipped, then turned counter-clockwise."""
+    bits = f"0{flip_x:d}{flip_y:d}{degrees * 2**16 // 360:016b}1" + "1000"  # not cancelled ... persistent, alignment
+    unit = bytes([39 << 1, 1, 47, 3]) + int(bits, 2).to_bytes(3, "big") + b"\x80"
+    return re.sub(rb"\x00\x00(?=[\x00-\x03])", b"\x00\x00\x03", unit)
+
+
+@pytest.mark.parametrize("numbers", TURNS_AND_MIRRORS)
+@pytest.mark.parametrize("suffix", [".mp4", ".hevc"])
+def test_orientation_in_the_stream_of_hevc(tmp_path: Path, suffix: str, numbers: tuple[int, int, int, int]) -> None:
+    plain = media.write(tmp_path / "plain.mp4", num_frames=12, size=(96, 64), codec="libx265")
+    stored = stored_frames(plain)
+    matrix = matrix_of(*numbers)
+    degrees, flip_x = next(
+        (degrees, flip)
+        for degrees, (a, b, c, d) in {
+            0: (1, 0, 0, 1),
+            90: (0, -1, 1, 0),
+            180: (-1, 0, 0, -1),
+            270: (0, 1, -1, 0),
+        }.items()
+        for flip in (False, True)
+        if numbers == ((-a, -b, c, d) if flip else (a, b, c, d))
+    )
+    path = tmp_path / f"a{suffix}"
+    with av.open(str(plain)) as source, av.open(str(path), "w") as target:
+        (stream,) = source.streams.video
+        copy = target.add_stream_from_template(stream)
+        unit = hevc_orientation(degrees, flip_x, flip_y=False)
+        for number, packet in enumerate(packet for packet in source.demux(stream) if packet.size):
+            told = len(unit).to_bytes(4, "big") + unit if number == 0 else b""
+            changed = copied(packet, data=told + bytes(packet))
+            changed.stream = copy
+            target.mux(changed)
+    expected = [shown(frame, matrix) for frame in stored]
+    info = read_metadata(path)
+    assert (info.height, info.width) == expected[0].shape[:2]
+    np.testing.assert_array_equal(read_frames(path), expected)
+    with open_video(path) as video:
+        np.testing.assert_array_equal(video.read([0, 11], info.fps), [expected[0], expected[11]])
+    frames = np.stack(list(iter_resampled(path, info.fps)))
+    np.testing.assert_array_equal(frames, expected)
 
 
 @given(st.floats(0, 360), st.booleans(), st.floats(0.01, 100), st.integers(-(2**31), 2**31 - 1))
