@@ -16,8 +16,8 @@ MAX_PAUSE_S = 3600
 """A longer time between two pictures is no pause but another clock, such as that of the wall after a first zero."""
 
 MAX_LEAP_S = 60 * 86_400
-"""A longer time between two pictures of a file is no clock at all, but a zero before the time of day or damage. Restarted
-recorders, joined files and counters that wrap (transport streams after 26.5 hours, FLV after 49.7 days) leap less."""
+"""A longer time between two pictures of a file is no clock at all, but a zero before the time of day, or damage.
+Restarted recorders, joined files and counters that wrap (FLV after 49.7 days) leap less."""
 
 _YEAR_S, _DAY_S = 365.25 * 86_400, 86_400
 
