@@ -15,6 +15,7 @@ from mme.ingest.frame_video import FrameFolder
 from mme.ingest.report import IngestResult
 from mme.ingest.run import Ingest
 from mme.ingest.sources import list_source
+from mme.ingest.validate import ValidationJob, validate_file
 from mme.video.codec import read_frames
 from mme.video.containers import VideoError
 
@@ -199,3 +200,18 @@ def test_folders_in_a_list(tmp_path: Path) -> None:
         list_source(params(tmp_path, source="csv", list_file="list.csv"))
     for message in ("line 3: fps 0 is not above 0", "line 4: fps 12: 'c.mp4' is a file", "'empty' is a folder without"):
         assert message in str(caught.value)
+
+
+def test_check_reads_each_frame_once_and_decodes_the_first_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write(tmp_path / "clip", [1, 2, 3, 4])
+    opened: list[str] = []
+    real_open = open
+
+    def counting_open(path: Any, *args: Any, **kwargs: Any) -> Any:
+        opened.append(Path(path).name)
+        return real_open(path, *args, **kwargs)
+
+    monkeypatch.setattr("builtins.open", counting_open)
+    outcome = validate_file(ValidationJob("clip", folder, 16, False, None, 8.0))
+    assert (outcome.reason, outcome.num_frames) == (None, 8)
+    assert opened == ["00001.png", "00002.png", "00003.png", "00004.png", "00001.png"]

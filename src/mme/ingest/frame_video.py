@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Iterator
 from fractions import Fraction
@@ -13,7 +14,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from mme.ingest.frame_folder import frame_paths, sha256_frames
+from mme.ingest.frame_folder import frame_names, sha256_frames
 from mme.video.containers import VideoError
 from mme.video.metadata import VideoInfo
 from mme.video.timeline import Timeline, exact_rate
@@ -49,14 +50,14 @@ class FrameFolder:
         """
         self._path = path
         self._fps = exact_rate(fps)
-        self._frames = frame_paths(path)
+        self._frames = frame_names(path)
         if span_s is not None:
             first, end = (math.ceil(Fraction(second) * self._fps) for second in span_s)
             self._frames = self._frames[first:end]
         if not self._frames:
             what = "it has no numbered pictures" if span_s is None else "the clip is empty"
             raise VideoError("zero-frames", path, what)
-        self.sha256 = sha256_frames(self._frames)
+        self.sha256 = sha256_frames(path, self._frames)
 
     @cached_property
     def info(self) -> VideoInfo:
@@ -67,7 +68,9 @@ class FrameFolder:
         """
         height, width, _ = next(self._pictures()).shape
         num_frames, rate = len(self._frames), float(self._fps)
-        return VideoInfo(num_frames, rate, width, height, num_frames / rate, self._frames[0].suffix[1:].lower())
+        return VideoInfo(
+            num_frames, rate, width, height, num_frames / rate, os.path.splitext(self._frames[0])[1][1:].lower()
+        )
 
     @property
     def _timeline(self) -> Timeline:
@@ -84,14 +87,14 @@ class FrameFolder:
             yield from [frame] * shown[position]
 
     def count(self, fps: float, decode: bool) -> int:
-        """Return the number of frames at a constant rate; decode all pictures for it, or the first one.
+        """Return the number of frames at a constant rate; decode all pictures for it, or, as ``info``, the first one.
 
         Raises:
             VideoError: more than a few frames cannot be decoded.
         """
-        for _ in self._pictures():
-            if not decode:
-                break
+        if decode:
+            for _ in self._pictures():
+                pass
         return self._timeline.num_frames(fps)
 
     def can_be_copied(self, form: object) -> bool:
@@ -102,8 +105,8 @@ class FrameFolder:
         """Decode all frames; for each damaged one, repeat the one before it, or the first good one."""
         num_damaged = 0
         shown: UInt8[np.ndarray, "H W 3"] | None = None
-        for path in self._frames:
-            frame = _read_picture(path)
+        for name in self._frames:
+            frame = _read_picture(f"{self._path}/{name}")
             num_damaged += frame is None
             if shown is None and frame is not None:
                 for _ in range(num_damaged):
@@ -118,9 +121,10 @@ class FrameFolder:
             raise VideoError("truncated", self._path, what)
 
 
-def _read_picture(path: Path) -> UInt8[np.ndarray, "H W 3"] | None:
+def _read_picture(path: str) -> UInt8[np.ndarray, "H W 3"] | None:
     """Return the upright RGB picture, or None if it is damaged."""
-    data = path.read_bytes()
+    with open(path, "rb", buffering=0) as file:
+        data = file.readall()
     if data.startswith(_JPEG_START) and _JPEG_END not in data[len(data) // 2 :]:
         return None  # cut off: OpenCV would fill the rest with grey
     try:

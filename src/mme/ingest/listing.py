@@ -228,9 +228,11 @@ def scan(root: Path) -> Tree:
         folder, real = folders.pop()
         subfolders, files = _scan_folder(root, folder, real, tree)
         folders += reversed(subfolders)
-        videos = [name for name in files if PurePath(name).suffix.lower() in VIDEO_SUFFIXES]
+        videos: list[str] = []
+        others: list[str] = []
+        for name in files:
+            (videos if _has_video_suffix(name) else others).append(name)
         tree.videos.extend(folder / name for name in videos)
-        others = [name for name in files if PurePath(name).suffix.lower() not in VIDEO_SUFFIXES]
         if folder.parts and not videos and not subfolders and (frames := set(frame_sequence(others))):
             tree.frame_folders.append(folder)
             others = _shown_beside_frames(others, frames)
@@ -238,17 +240,17 @@ def scan(root: Path) -> Tree:
     return tree
 
 
+def _has_video_suffix(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES
+
+
 def _scan_folder(root: Path, folder: PurePath, real: str, tree: Tree) -> tuple[list[tuple[PurePath, str]], list[str]]:
     """Return the folders in a folder, with their real paths, and the files; what is neither goes into ``tree``."""
-    try:
-        with os.scandir(root / folder) as found:
-            entries = sorted(found, key=lambda entry: entry.name)
-    except OSError as error:
-        raise ValueError(
-            f"{root / folder}: the folder cannot be read ({error.strerror}); make it readable or take it out of {root}"
-        ) from error
     subfolders, files = [], []
-    for entry in entries:
+    for entry in _sorted_entries(root, folder):
+        if entry.is_file(follow_symlinks=False) and not entry.name.startswith("."):
+            files.append(entry.name)
+            continue
         path, is_folder = folder / entry.name, _is_folder(entry)
         if entry.name.startswith(".") or (is_folder and entry.name.casefold() in _SYSTEM_FOLDERS):
             tree.others.append(path.as_posix() + "/" * is_folder)
@@ -262,11 +264,21 @@ def _scan_folder(root: Path, folder: PurePath, real: str, tree: Tree) -> tuple[l
             files.append(entry.name)
         elif entry.is_symlink() and not os.path.exists(entry):
             tree.broken.append(f"{path.as_posix()} -> {os.readlink(entry)}")
-            if path.suffix.lower() in VIDEO_SUFFIXES:
+            if _has_video_suffix(entry.name):
                 files.append(entry.name)
         else:
             tree.others.append(path.as_posix())  # pipes and devices: opening one may never end
     return subfolders, files
+
+
+def _sorted_entries(root: Path, folder: PurePath) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(root / folder) as found:
+            return sorted(found, key=lambda entry: entry.name)
+    except OSError as error:
+        raise ValueError(
+            f"{root / folder}: the folder cannot be read ({error.strerror}); make it readable or take it out of {root}"
+        ) from error
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

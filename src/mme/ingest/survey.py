@@ -16,7 +16,7 @@ from dataclasses import astuple
 from pathlib import Path
 
 from mme.config import IngestParams
-from mme.ingest.frame_folder import frame_paths, sha256_frames, source_stamp
+from mme.ingest.frame_folder import frame_names, sha256_frames, source_stamp
 from mme.ingest.listing import Listing
 from mme.ingest.sources import list_source
 from mme.system.files import sha256_file
@@ -48,7 +48,7 @@ class Digests:
                     if known.get(str(path), ("", ""))[0] == stamp:
                         return known[str(path)]
                     if path.is_dir():
-                        return stamp, sha256_frames(frame_paths(path))
+                        return stamp, sha256_frames(path, frame_names(path))
                     # Reading a pipe may never end.
                     return (stamp, sha256_file(path)) if path.is_file() else ("", "is no file")
                 except OSError as error:

@@ -13,7 +13,7 @@ import unicodedata
 from pathlib import Path, PurePath
 
 from mme.config import IngestParams
-from mme.ingest.frame_folder import frame_paths
+from mme.ingest.frame_folder import frame_names
 from mme.ingest.listing import SPLIT_OF_NAME, LineErrors, Listing, SourceFile, named_fields, read_csv
 
 CSV_COLUMNS = ("path", "label", "split", "group", "start", "end", "fps")
@@ -111,7 +111,7 @@ def _parse_rate(path: Path, fps: str | None, frames_fps: float | None) -> float 
         if fps is not None:
             raise ValueError(f"fps {fps}: {path.name!r} is a file and has its own rate; folders of pictures have none")
         return None
-    if not frame_paths(path):
+    if not frame_names(path):
         raise ValueError(f"{path.name!r} is a folder without numbered pictures")
     try:
         rate = frames_fps if fps is None else float(fps)
