@@ -82,6 +82,27 @@ def test_space_with_invalid_parameters_is_rejected(sweep: dict[str, Any], messag
             {"space": {"pretrain.epochs": {"steps": (6, 24, 6)}}, "fixed": {"pretrain.epochs": 12}},
             "space and fixed: pretrain.epochs cannot be in both",
         ),
+        ({"fixed": {"pretrain.epohcs": 3}}, "pretrain.epohcs"),
+        ({"fixed": {"epochs": 3}}, "'epochs'"),
+        (
+            {"first": ({"pretrain.epochs": 3},), "fixed": {"pretrain.epochs": 3}},
+            r"first\[0\]: 'pretrain.epochs' is not in",
+        ),
+        ({"first": ({"pretrain.lr": 0.3},)}, r"first\[0\]: pretrain.lr 0.3 is outside"),
+        ({"space": {"pretrain.lr": {"log": (0.1, 0.01)}}}, r"\[0.1, 0.01\] must ascend"),
+        ({"space": {"pretrain.lr": {"log": (0.1, 0.1)}}}, r"\[0.1, 0.1\] must ascend"),
+        ({"space": {"pretrain.lr": {"choices": (0.1, 0.1)}}}, "0.1 is listed twice"),
+        (
+            {
+                "space": {"pretrain.mask_ratio": {"steps": (0.3, 0.9, 0.1)}},
+                "first": ({"pretrain.mask_ratio": 0.7}, {"pretrain.mask_ratio": 0.75}),
+            },
+            r"first\[1\]: pretrain.mask_ratio 0.75 is outside",
+        ),
+        (
+            {"space": {"pretrain.length": {"steps": (1, 3, 1)}}, "first": ({"pretrain.length": 2.5},)},
+            r"first\[0\]: pretrain.length 2.5 is outside",
+        ),
     ],
 )
 def test_invalid_sweep_section_is_rejected(sweep: dict[str, Any], message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
@@ -9,6 +10,9 @@ from pydantic import Field, model_validator
 from mme.config.base import Positive, PositiveFloat, Section
 
 Scalar = bool | int | float | str
+
+STEP_TOLERANCE = 1e-8
+"""Distance from a step that rounding may cause: 0.3 + 4 x 0.1 is not exactly 0.7."""
 
 
 class Steps(Section):
@@ -22,14 +26,13 @@ class Steps(Section):
         return self.steps[0], self.steps[1]
 
     def contains(self, value: Scalar) -> bool:
-        """Return True for a value between the ends."""
-        return _is_between(value, self.ends)
+        """Return True for a value on a step: Optuna would draw another in place of one beside it."""
+        low, _, step = self.steps
+        return _is_between(value, self.ends) and abs(math.remainder(float(value) - low, step)) < STEP_TOLERANCE
 
     @model_validator(mode="after")
     def _steps_ascend(self) -> Self:
-        low, high, _ = self.steps
-        if low >= high:
-            raise ValueError(f"[{low}, {high}] must ascend")
+        _check_ascending(self.ends)
         return self
 
 
@@ -47,6 +50,11 @@ class LogRange(Section):
         """Return True for a value between the ends."""
         return _is_between(value, self.ends)
 
+    @model_validator(mode="after")
+    def _range_ascends(self) -> Self:
+        _check_ascending(self.ends)
+        return self
+
 
 class Choices(Section):
     """One of a few values."""
@@ -56,6 +64,18 @@ class Choices(Section):
     def contains(self, value: Scalar) -> bool:
         """Return True for one of the values."""
         return value in self.choices
+
+    @model_validator(mode="after")
+    def _choices_differ(self) -> Self:
+        for number, choice in enumerate(self.choices):
+            if choice in self.choices[:number]:
+                raise ValueError(f"choices: {choice!r} is listed twice")
+        return self
+
+
+def _check_ascending(ends: tuple[float, float]) -> None:
+    if ends[0] >= ends[1]:
+        raise ValueError(f"[{ends[0]}, {ends[1]}] must ascend")
 
 
 def _is_between(value: Scalar, ends: tuple[float, float]) -> bool:
