@@ -14,7 +14,7 @@ from typing import get_args
 
 from mme.config import IngestParams, load_params
 from mme.config.data import SourceLayout
-from mme.config.paths import MOTION_PRIMITIVES, SOURCES_FOLDER, WORK_FOLDER
+from mme.config.paths import MOTION_PRIMITIVES, SOURCES_FOLDER, WORK_FOLDER, project_folder
 from mme.ingest.survey import Digests, survey
 from mme.system.errors import one_line_errors
 from mme.system.files import write_text
@@ -41,7 +41,8 @@ def main(*sources: str) -> None:
         names = "".join(f"{name}\n" for name, section in chosen.items() if section.source == source)
         write_text(SOURCES_FOLDER / source / "sections.txt", names)  # DVC warns of an empty folder
 
-    digests = Digests(WORK_FOLDER / "survey.sqlite", params.runtime.num_workers)
+    # That of the project also in the copies of `dvc exp run --temp`: the source lies outside of them, as a rule.
+    digests = Digests(project_folder() / WORK_FOLDER / "survey.sqlite", params.runtime.num_workers)
     errors: dict[str, ValueError] = {}
     for name, section in chosen.items():
         try:
