@@ -251,21 +251,23 @@ def test_processes_started_together_share_a_new_store_and_print_nothing(tmp_path
     assert {run.data.tags["stage"] for run in runs} == {"pretrain", "finetune"}
 
 
-def test_git_commit_marks_a_dirty_tree_but_ignores_dvc_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_git_commit_marks_a_dirty_tree_but_ignores_lock_and_parameters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert git_commit() is None
     git = ["git", "-c", "user.name=x", "-c", "user.email=x@example.com"]
-    (tmp_path / "params.yaml").write_text("a: 1\n")
-    (tmp_path / "dvc.lock").write_text("1\n")
+    for name in ("params.yaml", "dvc.lock", "dvc.yaml"):
+        (tmp_path / name).write_text("a: 1\n")
     for arguments in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
         subprocess.run([*git, *arguments], check=True)
     head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
     assert git_commit() == head
-    (tmp_path / "dvc.lock").write_text("2\n")
-    (tmp_path / "untracked").write_text("\n")
-    assert git_commit() == head
-    (tmp_path / "params.yaml").write_text("a: 2\n")
+    for name in ("params.yaml", "dvc.lock", "untracked"):
+        (tmp_path / name).write_text("a: 2\n")
+        assert git_commit() == head
+    (tmp_path / "dvc.yaml").write_text("a: 2\n")
     assert git_commit() == f"{head}-dirty"
 
 
@@ -274,7 +276,8 @@ def test_a_project_in_a_subfolder_is_dirty_by_its_own_files_alone(
 ) -> None:
     project = tmp_path / "models of ours"
     project.mkdir()
-    for name in ("notes.txt", "models of ours/dvc.lock", "models of ours/params.yaml"):
+    names = ("dvc.lock", "params.yaml", "dvc.yaml")
+    for name in ("notes.txt", "dvc.yaml", *(f"models of ours/{name}" for name in names)):
         (tmp_path / name).write_text("1\n")
     git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@example.com"]
     for arguments in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
@@ -282,10 +285,10 @@ def test_a_project_in_a_subfolder_is_dirty_by_its_own_files_alone(
     monkeypatch.chdir(project)
     head = git_commit()
     assert head is not None
-    for path in (tmp_path / "notes.txt", project / "dvc.lock"):
+    for path in (tmp_path / "notes.txt", tmp_path / "dvc.yaml", project / "dvc.lock", project / "params.yaml"):
         path.write_text("2\n")
         assert git_commit() == head
-    (project / "params.yaml").write_text("2\n")
+    (project / "dvc.yaml").write_text("2\n")
     assert git_commit() == f"{head}-dirty"
 
 

@@ -233,20 +233,30 @@ def flatten_params(params: Params) -> dict[str, str]:
 def git_commit() -> str | None:
     """Return the checked-out commit, with ``-dirty`` if tracked files of the working folder differ from it.
 
-    None outside a git checkout. ``dvc.lock`` is ignored: DVC rewrites it while the pipeline runs. So is what lies
-    beside the project in its repository.
+    None outside a git checkout. ``dvc.lock``, which DVC rewrites while the pipeline runs, is ignored, and so is
+    ``params.yaml``, which `dvc exp run -S` changes: every run has its parameters as an artifact. What lies beside the
+    project in its repository does not count.
     """
-
-    def git(*arguments: str) -> str:
-        answer = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
-        return answer.stdout.strip()
-
+    ignored = [f":(exclude){name}" for name in ("dvc.lock", PARAMS_FILE)]
     try:
-        commit = git("rev-parse", "HEAD")
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)dvc.lock")
+        commit = _git("rev-parse", "HEAD")
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", *ignored)
     except (OSError, subprocess.CalledProcessError):
         return None
     return f"{commit}-dirty" if changed else commit
+
+
+def repository_of(folder: Path) -> Path | None:
+    """Return the root of the git repository that contains a folder; None if there is none."""
+    try:
+        return Path(_git("-C", str(folder), "rev-parse", "--show-toplevel"))
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(*arguments: str) -> str:
+    answer = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
+    return answer.stdout.strip("\n")
 
 
 def _own_tags(stage: str, params: Params, resumed: bool) -> dict[str, str]:

@@ -167,7 +167,12 @@ def _name_own_store() -> None:
         return
     database = project_folder() / DATABASE
     if database.parent != Path.cwd() or re.search(r"[^\w/.-]", str(database), re.ASCII):
-        mlflow.set_tracking_uri("sqlite:///" + str(database).replace("?", "%3F"))
+        mlflow.set_tracking_uri(database_address(database.parent))
+
+
+def database_address(folder: Path) -> str:
+    """Return MLflow's address of the database of a project's folder."""
+    return "sqlite:///" + str(folder / DATABASE).replace("?", "%3F")
 
 
 def _ask() -> None:
