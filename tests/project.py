@@ -41,14 +41,20 @@ UNCACHED = ("mlflow.db", "reports/register.json")
 class Project:
     """A copy of the project with small parameters, its own git history and its own DVC cache."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, repository: Path | None = None) -> None:
+        """Make the copy.
+
+        Args:
+            folder: of the project.
+            repository: root of its git repository, if that is a folder above.
+        """
         self.folder = folder
         for line in self._run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], ROOT).splitlines():
             if (ROOT / line).is_file() and not line.startswith(("tests/", "dvc.lock")):
                 (folder / line).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(ROOT / line, folder / line)
         self.set(**SMALL)
-        self.git("init", "--quiet")
+        self.git("init", "--quiet", str(repository or folder))
         self.commit("start")
 
     def run(self, command: list[str], **environment: str) -> str:

@@ -50,7 +50,7 @@ def reproduce_command(
 
     found = find_recipe(run_id, Path.cwd())
     if not run:
-        typer.echo(shell_script(found, Path(f"../reproduced-{run_id[:8]}")))
+        typer.echo(shell_script(found, found.repository.parent / f"reproduced-{run_id[:8]}"))
         return
     compared = rerun(found, lambda line: typer.echo(line, err=True))
     table = Table("metric", "recorded", "again", "", box=None, pad_edge=False)

@@ -15,10 +15,16 @@ import yaml
 
 from mme.system.files import write_text
 from mme.tracking import RecordedRun, read_run
-from mme.tracking.runs import PARAMS_FILE
+from mme.tracking.runs import PARAMS_FILE, repository_of
+from mme.tracking.store import database_address
 
 TIMED = ("seconds", "duration")
 """Suffixes of metrics that depend on the machine and are not compared."""
+
+CACHE_FOLDER = ".dvc/cache"
+
+NUM_CLONING = 2
+"""Leading commands of a recipe that make the clone, before its folder can be entered."""
 
 
 @dataclass(frozen=True)
@@ -42,27 +48,54 @@ class Recipe:
     Attributes:
         run: the recorded run.
         params: text of its ``params.yaml``.
-        origin: the repository in which it ran.
+        origin: the project's folder in which it ran.
+        repository: root of the git repository that contains ``origin``.
     """
 
     run: RecordedRun
     params: str
     origin: Path
+    repository: Path
 
-    def commands(self, folder: Path) -> list[list[str]]:
-        """Return the command lines; the first creates ``folder``, the others run in it.
+    def project(self, clone: Path) -> Path:
+        """Return the project's folder in a clone of the repository."""
+        return clone / self.origin.relative_to(self.repository)
+
+    def commands(self, clone: Path, recorded: Path) -> list[list[str]]:
+        """Return the command lines; the first two create ``clone``, the others run in the project's folder of it.
 
         The first `dvc repro` restores stages from the origin's cache and runs missing ones; the second always runs the
         stage itself.
+
+        Args:
+            clone: absolute path, which does not exist.
+            recorded: absolute path of the recorded parameters.
         """
         dvc = [sys.executable, "-m", "dvc"]
         return [
-            ["git", "clone", "--quiet", "--no-checkout", str(self.origin), str(folder)],
-            ["git", "checkout", "--quiet", str(self.run.git_commit)],
-            [*dvc, "cache", "dir", "--local", str(self.origin / ".dvc/cache")],
-            ["cp", str(folder) + ".params.yaml", PARAMS_FILE],
+            ["git", "clone", "--quiet", "--no-checkout", str(self.repository), str(clone)],
+            ["git", "-C", str(clone), "checkout", "--quiet", str(self.run.git_commit)],
+            # Not `dvc cache dir`, which writes a path into a file that DVC takes for ASCII.
+            ["ln", "-s", str(self.origin / CACHE_FOLDER), CACHE_FOLDER],
+            ["cp", str(recorded), PARAMS_FILE],
+            *self._links_to_sources(),
             [*dvc, "repro", self.run.stage],
             [*dvc, "repro", "--force", "--single-item", self.run.stage],
+        ]
+
+    def _links_to_sources(self) -> list[list[str]]:
+        """Return commands that link videos within the project's folder that are not under version control."""
+        params = yaml.safe_load(self.params)
+        read = [params["ingest"], *params["datasets"].values()]
+        roots = {Path(data["root"]) for data in read if data["source"] != "motion-primitives"}
+        return [
+            command
+            for root in sorted(roots)
+            if (self.origin / root).is_dir() and not root.is_absolute() and not _is_tracked(self.origin, root)
+            for command in (
+                ["mkdir", "-p", str(root.parent)],
+                ["ln", "-s", str((self.origin / root).resolve()), str(root)],
+            )
         ]
 
 
@@ -85,18 +118,22 @@ def find_recipe(run_id: str, origin: Path) -> Recipe:
         raise ValueError(
             f"run {run_id}: its code is {run.git_commit or 'unknown'}; only committed code can be reproduced"
         )
-    return Recipe(run, run.read_params(), origin)
+    repository = repository_of(origin)
+    if repository is None:
+        raise ValueError(f"{origin}: is in no git repository, which `mme reproduce` clones")
+    return Recipe(run, run.read_params(), origin.resolve(), repository)
 
 
-def shell_script(recipe: Recipe, folder: Path) -> str:
+def shell_script(recipe: Recipe, clone: Path) -> str:
     """Return the commands as typed in a shell."""
-    lines = [f"mlflow artifacts download --run-id {recipe.run.id} --artifact-path {PARAMS_FILE} --dst-path ."]
-    lines[0] += f" && mv {PARAMS_FILE} {shlex.quote(f'{folder}.params.yaml')}"
-    for number, command in enumerate(recipe.commands(folder)):
+    scratch = Path(f"{clone}.params")
+    download = ["mlflow", "artifacts", "download", "--run-id", recipe.run.id, "--artifact-path", PARAMS_FILE]
+    lines = [shlex.join([*download, "--dst-path", str(scratch)])]
+    for number, command in enumerate(recipe.commands(clone, scratch / PARAMS_FILE)):
+        if number == NUM_CLONING:
+            lines += [f"cd {shlex.quote(str(recipe.project(clone)))}", "export PYTHONPATH=$PWD/src:$PWD"]
         words = ["dvc" if word == "dvc" else word for word in command if word not in (sys.executable, "-m")]
         lines.append(shlex.join(words))
-        if number == 0:
-            lines += [f"cd {shlex.quote(str(folder))}", "export PYTHONPATH=$PWD/src:$PWD"]
     return "\n".join(lines)
 
 
@@ -107,12 +144,13 @@ def rerun(recipe: Recipe, show: Callable[[str], None]) -> list[Comparison]:
         ValueError: a command failed; the message contains the end of its output.
     """
     with tempfile.TemporaryDirectory(prefix="mme-reproduce-") as scratch:
-        folder = Path(scratch) / "clone"
-        write_text(f"{folder}.params.yaml", recipe.params)
-        for number, command in enumerate(recipe.commands(folder)):
+        clone, recorded = Path(scratch) / "clone", Path(scratch) / PARAMS_FILE
+        project = recipe.project(clone)
+        write_text(recorded, recipe.params)
+        for number, command in enumerate(recipe.commands(clone, recorded)):
             show(shlex.join(command))
-            _run_command(command, folder if number else Path(scratch), folder)
-        again = read_run(stage=recipe.run.stage, store=f"sqlite:///{folder}/mlflow.db")
+            _run_command(command, Path(scratch) if number < NUM_CLONING else project, project)
+        again = read_run(stage=recipe.run.stage, store=database_address(project))
     return compare_metrics(recipe.run.metrics, again.metrics)
 
 
@@ -126,13 +164,18 @@ def compare_metrics(recorded: Mapping[str, float], repeated: Mapping[str, float]
     ]
 
 
-def _run_command(command: list[str], cwd: Path, clone: Path) -> None:
+def _is_tracked(folder: Path, path: Path) -> bool:
+    command = ["git", "ls-files", "--", str(path)]
+    return bool(subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout)
+
+
+def _run_command(command: list[str], cwd: Path, project: Path) -> None:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_TRACKING", "GIT_"))}
     environment = {
         **kept,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-        "PYTHONPATH": f"{clone / 'src'}{os.pathsep}{clone}",  # the code of the run, not the installed one
-        "DVC_SITE_CACHE_DIR": f"{clone}.dvc",
+        "PYTHONPATH": f"{project / 'src'}{os.pathsep}{project}",  # the code of the run, not the installed one
+        "DVC_SITE_CACHE_DIR": str(project / ".work/dvc"),
     }
     answer = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
     if answer.returncode:
