@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import httpx
 import typer
 from rich.console import Console
+from rich.progress import Progress as ProgressBar
+from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
+from mme.client import Client
 from mme.commands.windows import LONG_TIMEOUT_S, WindowFormat, classify_files, follow_live, local_windows
 
 if TYPE_CHECKING:
@@ -21,8 +23,6 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "models/export"
 SERVICE_URL = "http://127.0.0.1:8000"
-REQUEST_TIMEOUT_S = 120.0
-"""Timeout of a whole request. The service's own limits end a request much earlier."""
 
 DEFAULT_WINDOW_S = 2.0
 """Window of a live stream."""
@@ -75,20 +75,19 @@ def classify_command(  # noqa: PLR0913, PLR0917 - options of the command line
         if url is None:
             along = local_windows(_load(model or DEFAULT_MODEL), window, hop, top_k, form)
         else:
-            along = _service_client(
-                url, top_k, api_key, {"window_s": window, "hop_s": hop, "format": _sent_format(form)}
-            )
+            parameters = {"top_k": top_k, "window_s": window, "hop_s": hop, "format": _sent_format(form)}
+            along = _service_windows(url, api_key, parameters)
         classify_files(files, along, form)
         return
-    classify = _local_classifier(model or DEFAULT_MODEL, top_k) if url is None else _service_client(url, top_k, api_key)
+    if url is None:
+        answers = _local_answers(model or DEFAULT_MODEL, files, top_k)
+    else:
+        answers = _service_answers(url, api_key, files, top_k)
     responses: dict[str, Response] = {}
-    for file in files:
-        try:
-            responses[str(file)] = classify(file)
-        except (ValueError, OSError, httpx.HTTPError) as error:
-            responses[str(file)] = {"error": str(error) or type(error).__name__}
+    for file, answer in zip(files, answers, strict=True):
+        responses[str(file)] = answer
         if as_json:
-            typer.echo(json.dumps({"file": str(file), **responses[str(file)]}))
+            typer.echo(json.dumps({"file": str(file), **answer}))
     if not as_json:
         Console().print(_responses_table(responses))
     if any("error" in response for response in responses.values()):
@@ -138,12 +137,15 @@ def _load(address: str) -> Classifier:
         raise typer.BadParameter(str(error), param_hint="--model") from error
 
 
-def _local_classifier(address: str, top_k: int) -> Callable[[Path], Response]:
+def _local_answers(address: str, files: list[Path], top_k: int) -> Iterator[Response]:
     classifier = _load(address)
-
-    def classify(file: Path) -> Response:
-        result = classifier.classify(file, top_k)
-        return {
+    for file in files:
+        try:
+            result = classifier.classify(file, top_k)
+        except (ValueError, OSError) as error:
+            yield {"error": str(error) or type(error).__name__}
+            continue
+        yield {
             "predictions": [asdict(prediction) for prediction in result.predictions],
             "model": {"name": classifier.config.name, "digest": classifier.digest},
             "video": None if result.video is None else asdict(result.video),
@@ -151,30 +153,32 @@ def _local_classifier(address: str, top_k: int) -> Callable[[Path], Response]:
             "timings": asdict(result.timings),
         }
 
-    return classify
+
+def _service_answers(url: str, api_key: str | None, files: list[Path], top_k: int) -> Iterator[Response]:
+    console = Console(stderr=True)
+    with Client(url, api_key=api_key) as service:
+        outcomes = service.classify_many(files, top_k=top_k)
+        for outcome in track(
+            outcomes, "classify", len(files), console=console, transient=True, disable=not console.is_terminal
+        ):
+            yield {"error": str(outcome.error)} if outcome.answer is None else outcome.answer
 
 
-def _service_client(
-    url: str, top_k: int, api_key: str | None, parameters: dict[str, Any] | None = None
-) -> Callable[[Path], Response]:
-    headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
-    timeout_s = REQUEST_TIMEOUT_S if parameters is None else LONG_TIMEOUT_S
-    sent = {"top_k": top_k, **(parameters or {})}
+def _service_windows(url: str, api_key: str | None, parameters: dict[str, Any]) -> Callable[[Path], Response]:
+    console = Console(stderr=True)
 
     def classify(file: Path) -> Response:
-        with file.open("rb") as content:
-            upload = {"file": (file.name, content)}
-            address = f"{url.rstrip('/')}/classify"
-            response = httpx.post(address, params=sent, files=upload, headers=headers, timeout=timeout_s)
-        if response.is_success and response.headers.get("content-type", "").startswith(("text/csv", "text/vtt")):
+        with (
+            Client(url, api_key=api_key, timeout_s=LONG_TIMEOUT_S) as service,
+            ProgressBar(console=console, transient=True, disable=not console.is_terminal) as bar,
+        ):
+            task = bar.add_task(f"send {file.name}", total=None)
+            response = service.request(
+                "/classify", file, parameters, lambda sent, total: bar.update(task, completed=sent, total=total)
+            )
+        if parameters["format"] in _WINDOW_FORMS:
             return {"text": response.content.decode()}
-        try:
-            document: Response = response.json()
-        except ValueError as error:
-            raise ValueError(f"{url} answered {response.status_code}, but no JSON") from error
-        if response.is_error:
-            title, detail = document.get("title", response.reason_phrase), document.get("detail", "")
-            raise ValueError(f"{file}: {response.status_code} {title}: {detail}")
+        document: Response = response.json()
         return document
 
     return classify

@@ -9,11 +9,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from mme.client import ClientError
 
 if TYPE_CHECKING:
     from mme.evaluation.classifier import Classifier
@@ -45,7 +46,7 @@ def classify_files(files: Sequence[Path], classify: Callable[[Path], Answer], fo
     for file in files:
         try:
             answer = classify(file)
-        except (ValueError, OSError, httpx.HTTPError) as error:
+        except (ValueError, OSError, ClientError) as error:
             answer = {"error": str(error) or type(error).__name__}
         failed |= "error" in answer
         _print(file, answer, form)
