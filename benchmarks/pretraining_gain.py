@@ -34,7 +34,7 @@ def run_seed(seed: int, folder: Path, raw: dict[str, Any]) -> dict[str, float]:
     """Return top-1 and top-5 on the test split with and without pretraining."""
     metrics: dict[str, float] = {"seed": seed}
     for init in ("pretrained", "scratch"):
-        raw["seed"], raw["finetune"]["init"] = seed, init
+        raw["seed"], raw["finetune"]["init"] = seed, {"pretrained": "pretrain", "scratch": "random"}[init]
         (folder / "params.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
         if init == "pretrained":
             metrics["pretrain_s"] = run_stage("pretrain", folder)

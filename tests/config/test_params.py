@@ -19,7 +19,7 @@ def raw() -> dict[str, Any]:
     return parsed
 
 
-SECTIONS = sorted(set(raw()) - {"seed", "datasets"})  # a number; names of the user's
+SECTIONS = sorted(set(raw()) - {"seed", "datasets", "warm_starts"})  # a number; names of the user's
 
 
 def written(folder: Path, params: dict[str, Any]) -> Path:

@@ -24,8 +24,8 @@ from mme.video.codec import write_video
 from tests.factories import row
 
 ROOT = Path(__file__).parents[2]
-NAMES = ["cpu-default", "paper-hmdb51", "paper-k400", "paper-ssv2", "paper-ucf101"]
-PAPER = NAMES[1:]
+NAMES = ["cpu-default", "own-videos", "paper-hmdb51", "paper-k400", "paper-ssv2", "paper-ucf101"]
+PAPER = NAMES[2:]
 RUNNER = CliRunner()
 
 

@@ -71,7 +71,7 @@ def test_run_changes_only_its_own_parameters() -> None:
     assert params.model == PARAMS.model
     assert run_params(PARAMS, BUDGET, AblationRun("pixel", 5, 0.002, 0.75, True)).pretrain.epochs == 2
     scratch = run_params(PARAMS, BUDGET, AblationRun("scratch", 5, 0.002, None, False))
-    assert (scratch.finetune.lr, scratch.finetune.init, scratch.pretrain) == (0.002, "scratch", PARAMS.pretrain)
+    assert (scratch.finetune.lr, scratch.finetune.init, scratch.pretrain) == (0.002, "random", PARAMS.pretrain)
 
 
 def test_budget_shorter_than_the_warm_up_is_rejected() -> None:

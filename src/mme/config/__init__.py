@@ -8,7 +8,7 @@ from mme.config.evaluation import EvaluateParams, RegistryParams
 from mme.config.model import CELLS_PER_PATCH_SIDE, ClipParams, ModelParams, check_clip_fits, frames_needed
 from mme.config.params import Params, load_params
 from mme.config.runtime import DEFAULT_RUNTIME, RuntimeParams
-from mme.config.training import FinetuneParams, MaskKind, OptimisedParams, PretrainParams
+from mme.config.training import FinetuneParams, MaskKind, OptimisedParams, Pooling, PretrainParams
 
 __all__ = [
     "CELLS_PER_PATCH_SIDE",
@@ -21,6 +21,7 @@ __all__ = [
     "ModelParams",
     "OptimisedParams",
     "Params",
+    "Pooling",
     "PretrainParams",
     "Primitive",
     "RegistryParams",

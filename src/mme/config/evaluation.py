@@ -18,6 +18,7 @@ class EvaluateParams(Section):
     split: Split
     segments: Positive
     crops: Literal[1, 3]
+    pool: Literal["mean", "time"]
     protocols: Annotated[tuple[Protocol, ...], Field(min_length=1)]
 
     @model_validator(mode="after")

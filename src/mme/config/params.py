@@ -31,10 +31,21 @@ from mme.system.files import digest
 DERIVING = ("trajectories", "clip", "model", "optimiser", "pretrain", "finetune", "evaluate", "registry")
 """Sections with values that others follow from, or that follow from others."""
 
+PRETRAINING = ("trajectories", "clip", "pretrain")
+"""Sections that a pretraining of ``warm_starts`` has of its own."""
+
 PHASES = ("pretrain", "finetune")
 """Sections that take the values of ``optimiser``."""
 
 SHARED = {f"{phase}.{name}" for phase in PHASES for name in OptimiserParams.model_fields}
+
+
+class WarmStartParams(Section):
+    """A pretraining that others start from: sections of its own beside the common model, optimiser and seed."""
+
+    trajectories: TrajectoriesParams
+    clip: ClipParams
+    pretrain: PretrainParams
 
 
 class Params(Section):
@@ -45,6 +56,7 @@ class Params(Section):
     synthesize: SynthesizeParams
     ingest: IngestParams
     datasets: dict[DatasetName, IngestParams]
+    warm_starts: dict[DatasetName, WarmStartParams]
     trajectories: TrajectoriesParams
     clip: ClipParams
     model: ModelParams
@@ -67,17 +79,14 @@ class Params(Section):
         if not isinstance(raw, dict) or not all(isinstance(raw.get(name), dict) for name in DERIVING):
             return raw
         shared = {name: value for name, value in raw["optimiser"].items() if name in OptimiserParams.model_fields}
-        pretrain = shared | raw["pretrain"]
-        derived: dict[str, dict[str, Any]] = {
-            "clip": {"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
-            "pretrain": shared | decoder_heads(raw["model"], pretrain),
-            "finetune": shared,
-        }
-        if isinstance(pretrain.get("splits"), list | tuple):
-            derived["trajectories"] = {"splits": list(dict.fromkeys([*pretrain["splits"], "val"]))}
+        starts = raw.get("warm_starts")
+        if isinstance(starts, dict):
+            derived = {name: _with_derived(start, raw["model"], shared) for name, start in starts.items()}
+            raw = raw | {"warm_starts": derived}
+        raw = _with_derived(raw, raw["model"], shared)
         following = registered_name(raw) | {"metric": f"{raw['evaluate'].get('split')}/top1"}
         registry = {name: following.get(name) if value is None else value for name, value in raw["registry"].items()}
-        return raw | {name: values | raw[name] for name, values in derived.items()} | {"registry": registry}
+        return raw | {"finetune": shared | raw["finetune"], "registry": registry}
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
@@ -122,7 +131,7 @@ class Params(Section):
         for name, section in (("pretrain", self.pretrain), ("finetune", self.finetune)):
             if section.data not in folders:
                 raise ValueError(f"{name}.data: {section.data!r} is none of {', '.join(folders)}; add it to datasets")
-        for name, data in map(self.dataset, folders):
+        for name, data in map(self.dataset, (self.pretrain.data, self.finetune.data)):
             if data.short_side < self.clip.size:
                 raise ValueError(f"{name}.short_side: {data.short_side} is below clip.size {self.clip.size}")
 
@@ -148,6 +157,20 @@ class Params(Section):
         return (f"datasets.{name}", self.datasets[name]) if name else ("ingest", self.ingest)
 
 
+def _with_derived(sections: Any, model: dict[str, Any], shared: dict[str, Any]) -> Any:
+    """Add to the sections of a pretraining the values that follow from others, where it has none of its own."""
+    if not isinstance(sections, dict) or not all(isinstance(sections.get(name), dict) for name in PRETRAINING):
+        return sections
+    pretrain = shared | sections["pretrain"]
+    derived: dict[str, dict[str, Any]] = {
+        "clip": {"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
+        "pretrain": shared | decoder_heads(model, pretrain),
+    }
+    if isinstance(pretrain.get("splits"), list | tuple):
+        derived["trajectories"] = {"splits": list(dict.fromkeys([*pretrain["splits"], "val"]))}
+    return sections | {name: values | sections[name] for name, values in derived.items()}
+
+
 def registered_name(raw: dict[str, Any]) -> dict[str, str]:
     """Return the ``name`` that follows from the data set of finetuning; empty without a data set."""
     folder = str(raw["finetune"].get("data", ""))
@@ -166,8 +189,12 @@ def decoder_heads(model: dict[str, Any], pretrain: dict[str, Any]) -> dict[str, 
     return {"decoder_heads": decoder_dim // width} if width and decoder_dim % width == 0 else {}
 
 
-def load_params(path: Path | str = "params.yaml") -> Params:
+def load_params(path: Path | str = "params.yaml", *, warm_start: str | None = None) -> Params:
     """Read and check ``params.yaml``.
+
+    Args:
+        path: the file.
+        warm_start: pretraining of ``warm_starts`` whose sections replace those of the file.
 
     Raises:
         ValueError: the file is missing, not YAML, or a key is unknown, missing or out of range; the message names
@@ -179,12 +206,26 @@ def load_params(path: Path | str = "params.yaml") -> Params:
     except (OSError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: cannot be read as YAML: {error}") from error
     try:
-        return Params.model_validate(raw)
+        params = Params.model_validate(raw)
+        starts = {name: _started(params, name) for name in params.warm_starts}
     except ValidationError as error:
         moved = earlier_names(raw, error)
         if moved:
             raise ValueError(f"{path}: has names of an earlier version: {moved}") from error
         raise ValueError(f"{path}: {faults(error, '(whole file)')}") from error
+    if warm_start is None:
+        return params
+    if warm_start not in starts:
+        raise ValueError(f"{path}: warm_starts has no {warm_start!r}, only {sorted(starts)}")
+    return starts[warm_start]
+
+
+def _started(params: Params, name: str) -> Params:
+    """Return the parameters of a pretraining of ``warm_starts``, checked; finetuning would be on its data."""
+    start = params.warm_starts[name].model_dump()
+    raw = params.model_dump(exclude={"warm_starts"}) | start | {"warm_starts": {}}
+    raw["finetune"] |= {"data": start["pretrain"]["data"]}
+    return Params.model_validate(raw)
 
 
 def earlier_names(raw: Any, error: ValidationError) -> str:

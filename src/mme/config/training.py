@@ -4,17 +4,32 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from mme.config.base import NonNegative, Positive, PositiveFloat, Ratio, Section
 from mme.config.data import DataFolder, Split
 
 MaskKind = Literal["tube", "random", "motion"]
 Balance = Literal["none", "sampling", "loss"]
+Pooling = Literal["mean", "time", "attentive"]
 Precision = Annotated[
     Literal["32", "bf16-mixed", "16-mixed"],
     BeforeValidator(lambda value: "32" if value == 32 else value),  # DVC's `-S optimiser.precision=32` is a number
 ]
+
+
+def _check_init(value: str) -> str:
+    """Refuse the words of earlier versions, and paths that are not below ``models``."""
+    renamed = {"pretrained": "pretrain", "scratch": "random"}
+    if value in renamed:
+        raise ValueError(f"{value!r} is now called {renamed[value]!r}")
+    if value.startswith("/") or ".." in value.split("/"):
+        raise ValueError(f"{value!r} must be a folder below models: copy or link it there")
+    return value.removesuffix("/")
+
+
+Init = Annotated[str, Field(min_length=1), AfterValidator(_check_init)]
+"""Weights that a training starts from: a folder below ``models``, or ``random``."""
 
 
 class OptimiserParams(Section):
@@ -35,6 +50,7 @@ class OptimisedParams(OptimiserParams):
     """Schedule, optimiser, precision and crop: the values that pretraining and finetuning both have."""
 
     data: DataFolder
+    init: Init
     epochs: Positive
     warmup_epochs: NonNegative
     batch_size: Positive
@@ -103,7 +119,7 @@ class PretrainParams(OptimisedParams):
 class FinetuneParams(OptimisedParams):
     """Action recognition on labelled videos."""
 
-    init: Literal["pretrained", "scratch"]
+    pool: Pooling
     layer_decay: Annotated[float, Field(gt=0, le=1)]
     rand_augment: Annotated[str, Field(pattern=r"^rand(-[a-z]+[0-9.]+)+$")] | None
     erasing: Ratio

@@ -5,8 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -18,14 +17,16 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from mme.config import ClipParams, Params
+from mme.config.paths import start_weights
 from mme.evaluation.classifier import choose_device
 from mme.evaluation.multiview import METRIC_DIGITS
 from mme.manifest import Manifest, Video
 from mme.models.checkpoints import load_state
+from mme.models.classifier import time_steps
 from mme.models.encoder import VideoEncoder, model_input
 from mme.video.sampling import sample_views
 
-Features: TypeAlias = tuple[Float32[np.ndarray, "_ D"], Int64[np.ndarray, "_"]]
+Features: TypeAlias = tuple[Float32[np.ndarray, "_ F"], Int64[np.ndarray, "_"]]
 """Features, one row per video, and the index of its label in ``Manifest.labels``."""
 
 Batch: TypeAlias = tuple[UInt8[np.ndarray, "B T S S 3"], Int64[np.ndarray, " B"]]
@@ -38,7 +39,7 @@ MAX_ITERATIONS = 2000
 
 def frozen_features(encoder: VideoEncoder, manifest: Manifest, split: str, params: Params) -> Features:
     """Compute `encode` over `centre_views` of a split; raises as the latter."""
-    return encode(encoder, centre_views(manifest, split, params), params.clip)
+    return encode(encoder, centre_views(manifest, split, params), params.clip, params.evaluate.pool)
 
 
 def centre_views(manifest: Manifest, split: str, params: Params) -> Iterator[Batch]:
@@ -72,8 +73,13 @@ def centre_views(manifest: Manifest, split: str, params: Params) -> Iterator[Bat
 
 
 @torch.inference_mode()
-def encode(encoder: VideoEncoder, batches: Iterable[Batch], clip: ClipParams) -> Features:
-    """Compute mean-pooled tokens of views without gradients, as float32, on the encoder's device."""
+def encode(
+    encoder: VideoEncoder, batches: Iterable[Batch], clip: ClipParams, pool: Literal["mean", "time"]
+) -> Features:
+    """Compute pooled tokens of views without gradients, as float32, on the encoder's device.
+
+    ``mean`` pools over all tokens, F = D; ``time`` over those of each time step, F = t * D.
+    """
     was_training = encoder.training
     device = encoder.positions.device
     encoder.eval()
@@ -82,7 +88,9 @@ def encode(encoder: VideoEncoder, batches: Iterable[Batch], clip: ClipParams) ->
     for frames, targets in batches:
         pixels = model_input(torch.from_numpy(frames).to(device), clip)  # (B, 3, T, S, S)
         tokens = encoder(pixels)  # (B, N, D)
-        features.append(tokens.mean(dim=1).float().cpu().numpy())  # (B, D)
+        pooled = time_steps(tokens, encoder)  # (B, t, D)
+        pooled = pooled.mean(dim=1) if pool == "mean" else pooled.flatten(1)  # (B, F)
+        features.append(pooled.float().cpu().numpy())
         labels.append(targets)
     encoder.train(was_training)
     return np.concatenate(features), np.concatenate(labels)
@@ -133,30 +141,35 @@ def probe_metrics(train: Features, test: Features, protocols: Sequence[str] = tu
     return metrics
 
 
-def frozen_metrics(params: Params, manifest: Manifest, pretrained: Path) -> dict[str, float]:
+def frozen_metrics(params: Params, manifest: Manifest) -> dict[str, float]:
     """Return the metrics of `probe_metrics` on ``evaluate.split``, of the protocols in ``evaluate.protocols``.
 
-    The encoder is the pretrained one, before finetuning.
+    The encoder is that of ``finetune.init``, before finetuning.
 
     Raises:
-        ValueError, VideoError: as `pretrained_encoder`, `frozen_features` and `linear_probe`.
+        ValueError, VideoError: as `start_encoder`, `frozen_features` and `linear_probe`.
     """
     protocols = [name for name in params.evaluate.protocols if name in PROTOCOLS]
     if not protocols:
         return {}
-    encoder = pretrained_encoder(pretrained, params)
+    encoder = start_encoder(params)
     train = frozen_features(encoder, manifest, "train", params)
     test = frozen_features(encoder, manifest, params.evaluate.split, params)
     return probe_metrics(train, test, protocols)
 
 
-def pretrained_encoder(path: Path, params: Params) -> VideoEncoder:
-    """Load the encoder of a pretrained model to the device of ``runtime.device``.
+def start_encoder(params: Params) -> VideoEncoder:
+    """Load the encoder that ``finetune.init`` names to the device of ``runtime.device``.
+
+    Random weights follow the seed.
 
     Raises:
         ValueError: the file cannot be read, or its encoder is not that of ``model`` and ``clip``; the message names
             file and keys.
     """
+    torch.manual_seed(params.seed)
     encoder = VideoEncoder(params.model, params.clip)
-    load_state(path, encoder, prefix="encoder.")
+    start = start_weights(params.finetune.init)
+    if start is not None:
+        load_state(start, encoder, prefix="encoder.")
     return encoder.to(choose_device(params.runtime.device))

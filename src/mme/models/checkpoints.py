@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mme.config import ClipParams, ModelParams, check_clip_fits
+from mme.config import ClipParams, ModelParams, Pooling, check_clip_fits
 from mme.config.base import FrameRate, Section, faults
 from mme.models.classifier import MotionClassifier
 from mme.system.files import atomic_path, digest, read_json, sha256_file, write_json
@@ -48,6 +48,7 @@ class FolderConfig(Section):
         model, clip: sections that build the network and its input.
         fps: frames per second that the clip counts in; videos are sampled by time at this rate.
         views: default views of a video.
+        pool: pooling of the tokens; folders without it take the mean.
         labels: labels in the order of the logits.
         provenance: any JSON: git commit, digests of data and parameters, run id, time.
         metrics: values by flat names such as ``val/top1``.
@@ -59,6 +60,7 @@ class FolderConfig(Section):
     clip: ClipParams
     fps: FrameRate
     views: ViewsConfig
+    pool: Pooling = "mean"
     labels: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=2)]
     provenance: dict[str, JsonValue]
     metrics: dict[str, FiniteFloat]
@@ -98,7 +100,7 @@ def load_folder(folder: Path | str) -> tuple[MotionClassifier, FolderConfig]:
             weights do not fit; the message names the file and every key at fault.
     """
     config = load_config(folder)
-    model = MotionClassifier(config.model, config.clip, len(config.labels))
+    model = MotionClassifier(config.model, config.clip, len(config.labels), pool=config.pool)
     load_state(Path(folder) / WEIGHTS_FILE, model)
     return model.eval(), config
 
@@ -126,7 +128,7 @@ def load_config(folder: Path | str) -> FolderConfig:
 
 
 def content_digest(folder: Path | str) -> str:
-    """Return the SHA-256 of the weights file and of model, clip, fps, views and labels.
+    """Return the SHA-256 of the weights file and of model, clip, fps, views, pooling and labels.
 
     These decide the logits. Name, provenance and metrics do not enter, so equal models have equal digests.
 
@@ -137,7 +139,7 @@ def content_digest(folder: Path | str) -> str:
     weights = Path(folder) / WEIGHTS_FILE
     if not weights.is_file():
         raise ValueError(f"{weights}: no such file")
-    parts = config.model_dump(mode="json", include={"model", "clip", "fps", "views", "labels"})
+    parts = config.model_dump(mode="json", include={"model", "clip", "fps", "views", "pool", "labels"})
     return digest({"weights": sha256_file(weights), **parts})
 
 

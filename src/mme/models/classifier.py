@@ -3,35 +3,74 @@
 from __future__ import annotations
 
 from jaxtyping import Float
+from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 
-from mme.config import ClipParams, ModelParams
+from mme.config import ClipParams, ModelParams, Pooling
 from mme.models.encoder import VideoEncoder
 
 
 class MotionClassifier(nn.Module):
-    """Encoder over all tokens, mean pooling, LayerNorm, linear head (Sun et al. 2023, section 4.1)."""
+    """Encoder over all tokens, pooling, LayerNorm, linear head.
 
-    def __init__(self, model: ModelParams, clip: ClipParams, num_classes: int, drop_path: float = 0.0) -> None:
+    Args:
+        model: size of the encoder.
+        clip: frames and size of a clip.
+        num_classes: K, at least 2.
+        drop_path: of the encoder.
+        pool: how the tokens become the features of a clip.
+
+            - ``mean``: their mean (Sun et al. 2023, section 4.1), F = D; the order in time is lost.
+            - ``time``: the mean of each time step, normalised, side by side, F = t * D.
+            - ``attentive``: one block of cross-attention with a learned query (Bardes et al. 2024), F = D.
+    """
+
+    def __init__(
+        self,
+        model: ModelParams,
+        clip: ClipParams,
+        num_classes: int,
+        drop_path: float = 0.0,
+        pool: Pooling = "mean",
+    ) -> None:
         super().__init__()
         if num_classes < 2:
             raise ValueError(f"num_classes: {num_classes}; a classifier needs at least two labels")
+        self.pool = pool
         self.encoder = VideoEncoder(model, clip, drop_path)
+        if pool == "attentive":
+            self.attention = AttentionPoolLatent(model.dim, num_heads=model.num_heads, mlp_ratio=model.mlp_ratio)
         self.norm = nn.LayerNorm(model.dim)
-        self.head = nn.Linear(model.dim, num_classes)
+        num_features = model.dim * (self.encoder.grid[0] if pool == "time" else 1)
+        self.head = nn.Linear(num_features, num_classes)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
         """Return the layers in timm's form, for its layer-wise learning rates: embedding, each block, norm and head."""
-        return {"stem": r"^encoder\.embed", "blocks": r"^encoder\.blocks\.(\d+)", "head": r"^norm|^head"}
+        return {"stem": r"^encoder\.embed", "blocks": r"^encoder\.blocks\.(\d+)", "head": r"^attention|^norm|^head"}
 
-    def features(self, clip: Float[Tensor, "B 3 T H W"]) -> Float[Tensor, "B D"]:
-        """Mean-pooled, normalised features of a clip."""
-        pooled: Tensor = self.norm(self.encoder(clip).mean(dim=1))
-        return pooled
+    def features(self, clip: Float[Tensor, "B 3 T H W"]) -> Float[Tensor, "B F"]:
+        """Pooled, normalised features of a clip."""
+        return self.pool_tokens(self.encoder(clip))
+
+    def pool_tokens(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B F"]:
+        """Pool and normalise the encoder's tokens."""
+        if self.pool == "attentive":
+            pooled = self.attention(tokens)  # (B, D)
+        elif self.pool == "time":
+            pooled = time_steps(tokens, self.encoder)  # (B, t, D)
+        else:
+            pooled = tokens.mean(dim=1)  # (B, D)
+        features: Tensor = self.norm(pooled).flatten(1)  # (B, F)
+        return features
 
     def forward(self, clip: Float[Tensor, "B 3 T H W"]) -> Float[Tensor, "B K"]:
         """Logits of a batch of normalised clips."""
         logits: Tensor = self.head(self.features(clip))
         return logits
+
+
+def time_steps(tokens: Float[Tensor, "B N D"], encoder: VideoEncoder) -> Float[Tensor, "B t D"]:
+    """Mean of the tokens of each of the t time steps."""
+    return tokens.unflatten(1, (encoder.grid[0], -1)).mean(dim=2)

@@ -11,6 +11,7 @@ import yaml
 
 from mme.config import Params
 from mme.config.data import SYNTHETIC, data_name
+from mme.config.paths import PRETRAINED_FOLDER, RANDOM
 from mme.manifest import SPLITS, Manifest
 from mme.models.checkpoints import FolderConfig
 from mme.registry.chance import chance_accuracy, wilson_interval
@@ -172,11 +173,14 @@ def _header(content: CardContent) -> dict[str, object]:
 def _training(params: Params) -> str:
     pretrain, finetune = params.pretrain, params.finetune
     labelled = f"trained for {finetune.epochs} epochs on labelled videos"
-    if finetune.init == "scratch":
+    if finetune.init == RANDOM:
         return f"{labelled}, without pretraining"
+    if finetune.init != PRETRAINED_FOLDER.name:
+        return f"{labelled}, from the weights `{finetune.init}`"
+    start = "" if pretrain.init == RANDOM else f"from the weights `{pretrain.init}`, "
     return (
-        f"pretrained for {pretrain.epochs} epochs without labels (masked prediction, objective `{pretrain.objective}`;"
-        f" {pretrain.mask_ratio:.0%} of the tokens masked), then {labelled}"
+        f"{start}pretrained for {pretrain.epochs} epochs without labels (masked prediction, objective"
+        f" `{pretrain.objective}`; {pretrain.mask_ratio:.0%} of the tokens masked), then {labelled}"
     )
 
 

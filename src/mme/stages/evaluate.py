@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from mme.config import load_params
-from mme.config.paths import FINETUNED_FOLDER, PRETRAINED_WEIGHTS, REPORTS_FOLDER
+from mme.config.paths import FINETUNED_FOLDER, REPORTS_FOLDER
 from mme.evaluation.classifier import Classifier
 from mme.evaluation.multiview import Evaluation, calibration, confusion_pairs, evaluate, metrics, per_class, predictions
 from mme.evaluation.probe import frozen_metrics
@@ -30,7 +30,7 @@ def main() -> None:
     classifier = Classifier.load(FINETUNED_FOLDER, params.runtime.device)
     with recorded_stage("evaluate", params, manifest, params.evaluate.split) as run:
         evaluation = evaluate(classifier, manifest, params.evaluate, params.runtime)
-        figures = {**metrics(evaluation), **frozen_metrics(params, manifest, PRETRAINED_WEIGHTS)}
+        figures = {**metrics(evaluation), **frozen_metrics(params, manifest)}
         write_evaluation(evaluation, figures, params.evaluate.split, report)
         run.log_metrics({f"{params.evaluate.split}/{name}": value for name, value in figures.items()})
         if evaluation.unreadable:

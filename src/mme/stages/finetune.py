@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mme.config import Params, load_params
-from mme.config.paths import FINETUNED_FOLDER, PRETRAINED_WEIGHTS
+from mme.config.paths import FINETUNED_FOLDER, start_weights
 from mme.manifest import Manifest
 from mme.models.checkpoints import FOLDER_FORMAT, FolderConfig, ViewsConfig, save_folder
 from mme.stages.workspace import load_manifest, resumable_stage, work_folder, write_training_report
@@ -20,14 +20,13 @@ def main() -> None:
     params = load_params()
     manifest = load_manifest(params.finetune.data)
     sections = params.model_dump(mode="json", include=set(SECTIONS))
-    pretrained = PRETRAINED_WEIGHTS if params.finetune.init == "pretrained" else None
-    start = None if pretrained is None else sha256_file(pretrained)
-    depends_on = (sections, manifest.digest, manifest.fps, start)
+    start = start_weights(params.finetune.init)
+    depends_on = (sections, manifest.digest, manifest.fps, start and sha256_file(start))
     if not is_main_process():
-        run_finetuning(params, manifest, pretrained, work_folder("finetune", *depends_on), lambda *_: None)
+        run_finetuning(params, manifest, start, work_folder("finetune", *depends_on), lambda *_: None)
         return
     with resumable_stage("finetune", params, manifest, "finetuning", *depends_on) as (run, work):
-        module, curves = run_finetuning(params, manifest, pretrained, work, run.log_metrics)
+        module, curves = run_finetuning(params, manifest, start, work, run.log_metrics)
         best = curves.rows[module.best["epoch"]]
         metrics = {name: value for name, value in best.items() if name != "epoch"}
         save_folder(FINETUNED_FOLDER, module.model, folder_config(params, manifest, metrics, run.id))
@@ -47,6 +46,7 @@ def folder_config(params: Params, manifest: Manifest, metrics: dict[str, float],
         clip=params.clip,
         fps=manifest.fps,
         views=ViewsConfig(segments=params.evaluate.segments, crops=params.evaluate.crops),
+        pool=params.finetune.pool,
         labels=tuple(manifest.labels),
         provenance={"data_digest": manifest.digest, "params_digest": params.digest(), "run_id": run_id},
         metrics=metrics,

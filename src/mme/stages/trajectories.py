@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 
@@ -10,11 +11,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mme.config import RuntimeParams, load_params
-from mme.config.paths import REPORTS_FOLDER, TRACKS_FOLDER, WORK_FOLDER
+from mme.config.paths import REPORTS_FOLDER, WORK_FOLDER, tracks_folder
 from mme.manifest import Manifest
 from mme.motion.extract import Extraction, Extractor
 from mme.motion.store import TrackStore
-from mme.stages.workspace import load_manifest, recorded_stage
+from mme.stages.workspace import load_manifest, recorded_stage, stage_name
 from mme.system.errors import one_line_errors
 from mme.system.files import atomic_path, write_json
 from mme.video.codec import read_frames
@@ -26,28 +27,32 @@ NUM_LOOKED_AT = 8
 """Start frames of a video from which the picture takes the one with the most motion."""
 
 
-def main() -> None:
+def main(name: str | None = None) -> None:
     """Extract tracks as ``params.yaml`` says.
+
+    Args:
+        name: pretraining of ``warm_starts`` that they are for; None for the section ``pretrain``.
 
     Raises:
         ValueError: no good video, or the share of bad ones is above ``runtime.max_bad_ratio``.
     """
-    params = load_params()
+    params, stage = load_params(warm_start=name), stage_name("trajectories", name)
+    folder = tracks_folder(name)
     manifest = load_manifest(params.pretrain.data)
-    extractor = Extractor(manifest, params.trajectories, WORK_FOLDER / "trajectories", params.runtime)
-    report = REPORTS_FOLDER / "trajectories"
-    with recorded_stage("trajectories", params, manifest, "trajectories") as run:
+    extractor = Extractor(manifest, params.trajectories, WORK_FOLDER / stage, params.runtime)
+    report = REPORTS_FOLDER / stage
+    with recorded_stage(stage, params, manifest, "trajectories") as run:
         begin = time.perf_counter()
         result = extract_all(extractor, params.runtime)
-        extractor.finish(TRACKS_FOLDER, result)
+        extractor.finish(folder, result)
         run.log_metrics({"trajectories/seconds": time.perf_counter() - begin})
         summary = {
             **result.summary(),
-            "bytes": sum(file.stat().st_size for file in TRACKS_FOLDER.glob("*.safetensors")),
+            "bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors")),
         }
         write_json(report / "summary.json", summary)
         with atomic_path(report / "preview.png") as temporary:
-            temporary.write_bytes(preview(manifest, TrackStore(TRACKS_FOLDER), sorted(result.entries)))
+            temporary.write_bytes(preview(manifest, TrackStore(folder), sorted(result.entries)))
         run.log_metrics({f"trajectories/{name}": value for name, value in summary.items()})
 
 
@@ -88,4 +93,4 @@ def preview(manifest: Manifest, store: TrackStore, video_ids: Sequence[str]) -> 
 
 if __name__ == "__main__":
     with one_line_errors():
-        main()
+        main(*sys.argv[1:])

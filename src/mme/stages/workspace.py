@@ -24,6 +24,11 @@ def load_manifest(data: str) -> Manifest:
     return Manifest.load(Path(data, MANIFEST_FILE))
 
 
+def stage_name(stage: str, name: str | None) -> str:
+    """Return the name of a stage's run, report and work: of a pretraining of ``warm_starts``, ``STAGE-NAME``."""
+    return stage if name is None else f"{stage}-{name}"
+
+
 @contextmanager
 def recorded_stage(
     stage: str, params: Params, manifest: Manifest, context: str, note: Path | None = None

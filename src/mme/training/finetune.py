@@ -17,6 +17,7 @@ from torch.nn import functional
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from mme.config import Params
+from mme.config.paths import RANDOM
 from mme.data.labelled.clips import LabelledDataset
 from mme.manifest import Manifest
 from mme.models.checkpoints import load_state
@@ -49,7 +50,7 @@ class FinetuneModule(TrainingModule):
         self, params: Params, num_classes: int, steps_per_epoch: int, class_weights: Tensor | None = None
     ) -> None:
         finetune = params.finetune
-        model = MotionClassifier(params.model, params.clip, num_classes, finetune.drop_path)
+        model = MotionClassifier(params.model, params.clip, num_classes, finetune.drop_path, finetune.pool)
         super().__init__(finetune, params.runtime, model, steps_per_epoch, params.seed)
         self.params = params
         self.mixup = None
@@ -125,7 +126,7 @@ class FinetuneModule(TrainingModule):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the groups for AdamW; a pretrained encoder's learning rates fall towards the input."""
         finetune = self.params.finetune
-        layer_decay = finetune.layer_decay if finetune.init == "pretrained" else 1.0
+        layer_decay = 1.0 if finetune.init == RANDOM else finetune.layer_decay
         groups: list[dict[str, Any]] = param_groups_layer_decay(
             self.model, finetune.weight_decay, layer_decay=layer_decay
         )
@@ -157,7 +158,7 @@ def load_encoder(path: Path, classifier: MotionClassifier) -> None:
 def run_finetuning(
     params: Params,
     manifest: Manifest,
-    pretrained: Path | None,
+    start: Path | None,
     work: Path,
     log_metrics: LogMetrics,
     callbacks: Sequence[Callback] = (),
@@ -165,9 +166,10 @@ def run_finetuning(
     """Finetune on ``train``; resume from ``last.ckpt`` in ``work`` if an interrupted run left one.
 
     Args:
-        params: all parameters; ``pretrained`` replaces ``finetune.init``.
+        params: all parameters.
         manifest: videos; the best epoch is chosen on those of ``val``.
-        pretrained: weights of a pretrained model; None starts from scratch.
+        start: weights of a pretrained model, or of any with this encoder; None for random ones, as ``finetune.init``
+            says.
         work: folder for checkpoints and ``curves.csv``; only runs with equal parameters and data may share one.
         log_metrics: receives the metrics of each epoch.
         callbacks: additional callbacks of the trainer.
@@ -177,10 +179,10 @@ def run_finetuning(
         epoch.
 
     Raises:
-        ValueError: a split has no labelled videos, or ``pretrained`` does not fit ``params.model``.
+        ValueError: a split has no labelled videos, or ``start`` does not fit ``params.model``.
     """
-    init = "scratch" if pretrained is None else "pretrained"
-    params = params.model_copy(update={"finetune": params.finetune.model_copy(update={"init": init})})
+    if start is None:  # layers of random weights learn alike
+        params = params.model_copy(update={"finetune": params.finetune.model_copy(update={"init": RANDOM})})
     finetune, seed = params.finetune, params.seed
     curves = Curves(work / "curves.csv", log_metrics)
     trainer = build_trainer(work, params.runtime, finetune, [Throughput(log_metrics), curves, *callbacks])
@@ -192,8 +194,8 @@ def run_finetuning(
     weights = class_weights(training) if finetune.balance == "loss" else None
     torch.manual_seed(seed)
     module = FinetuneModule(params, len(manifest.labels), len(batches), weights)
-    if pretrained is not None:
-        load_encoder(pretrained, module.model)
+    if start is not None:
+        load_encoder(start, module.model)
         module.eval_model.load_state_dict(module.model.state_dict())
     fit(trainer, module, batches, validation_loader(validation, finetune.batch_size, rank_of(trainer)), work)
     module.model.load_state_dict(module.best["state"])

@@ -8,12 +8,15 @@ from typing import cast
 
 import torch
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from mme.config import Params, frames_needed
+from mme.config.paths import start_weights
 from mme.data.masked.clips import PretrainDataset, TrackedVideos
 from mme.manifest import Manifest
+from mme.models.checkpoints import load_state, read_state
 from mme.models.encoder import token_input
 from mme.models.masked_motion import MaskedMotionModel
 from mme.motion.store import TrackStore
@@ -177,6 +180,28 @@ def held_out_dataset(params: Params, manifest: Manifest, tracks: TrackStore) -> 
     return pretrain_dataset(params, manifest, tracks, ["val"])
 
 
+def load_start(path: Path, model: MaskedMotionModel) -> list[str]:
+    """Start from the weights of another model, whose clips may have other sizes.
+
+    The encoder must fit. Norm, decoder and heads are taken where they fit, such as of a model with the same objective.
+
+    Args:
+        path: safetensors file of a pretrained, finetuned or converted model.
+        model: model to fill.
+
+    Returns:
+        Names of the parts that keep their random weights, in whole or in part.
+
+    Raises:
+        ValueError: the file cannot be read, or its encoder does not fit; the message lists every key at fault.
+    """
+    load_state(path, model.encoder, prefix="encoder.")
+    own = model.state_dict()
+    fitting = {key: value for key, value in read_state(path).items() if key in own and value.shape == own[key].shape}
+    model.load_state_dict({**own, **fitting})
+    return sorted({key.removeprefix("heads.").split(".")[0] for key in own.keys() - fitting.keys()})
+
+
 def run_pretraining(
     params: Params,
     manifest: Manifest,
@@ -188,7 +213,7 @@ def run_pretraining(
     """Pretrain as ``params`` say, from ``last.ckpt`` in ``work`` on if an interrupted run left one.
 
     Args:
-        params: the whole of ``params.yaml``.
+        params: the whole of ``params.yaml``; ``pretrain.init`` names the weights to start from.
         manifest: names the videos; those of ``val`` with trajectories are held out and measured after each epoch.
         tracks: trajectories of the videos.
         work: folder for checkpoints and ``curves.csv``; only runs with equal parameters and data may share one.
@@ -209,6 +234,11 @@ def run_pretraining(
         held_out_batches = validation_loader(held_out, pretrain.batch_size, rank_of(trainer))
     torch.manual_seed(seed)
     module = PretrainModule(params, target_statistics(training), len(batches))
+    start = start_weights(pretrain.init)
+    if start is not None:
+        anew = load_start(start, module.model)
+        module.eval_model.load_state_dict(module.model.state_dict())
+        rank_zero_info(f"starts from {start}" + (f"; drawn anew: {', '.join(anew)}" if anew else ""))
     fit(trainer, module, batches, held_out_batches, work)
     module.model.load_state_dict(module.eval_model.state_dict())
     return module, curves

@@ -77,7 +77,7 @@ def group_of(module: PretrainModule | FinetuneModule) -> dict[int, dict[str, Any
 @pytest.mark.parametrize("depth", [1, 4])
 def test_layer_decay_agrees_with_reference_and_vectors_have_no_weight_decay(depth: int) -> None:
     params = small_params(
-        model={"depth": depth}, finetune={"layer_decay": 0.5, "weight_decay": 0.05, "init": "pretrained"}
+        model={"depth": depth}, finetune={"layer_decay": 0.5, "weight_decay": 0.05, "init": "pretrain"}
     )
     module = FinetuneModule(params, 3, 1)
     group = group_of(module)
@@ -87,7 +87,7 @@ def test_layer_decay_agrees_with_reference_and_vectors_have_no_weight_decay(dept
 
 
 def test_from_scratch_all_layers_learn_at_one_rate() -> None:
-    module = FinetuneModule(small_params(finetune={"layer_decay": 0.5, "init": "scratch"}), 3, 1)
+    module = FinetuneModule(small_params(finetune={"layer_decay": 0.5, "init": "random"}), 3, 1)
     assert {group["lr_scale"] for group in module.parameter_groups()} == {1.0}
 
 

@@ -14,8 +14,8 @@ from mme.config.names import flatten
 BASED_ON = "based_on"
 """Key of a preset that names another one, whose values hold where it has none of its own."""
 
-WHOLE = "datasets"
-"""The section whose keys are names: it is replaced as a whole."""
+WHOLE = ("datasets", "warm_starts")
+"""Sections whose keys are names: each is replaced as a whole."""
 
 
 def names() -> list[str]:
@@ -37,7 +37,7 @@ def values(name: str) -> dict[str, Any]:
     """
     sections: dict[str, Any] = yaml.safe_load(_text(name))
     base = sections.pop(BASED_ON, None)
-    whole = {name: sections.pop(name) for name in (WHOLE,) if name in sections}
+    whole = {name: sections.pop(name) for name in WHOLE if name in sections}
     return {**({} if base is None else values(base)), **flatten(sections, depth=2), **whole}
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from mme.config import Params
 from mme.config.ablation import AblationObjective, Budget
 from mme.config.edit import with_values
+from mme.config.paths import RANDOM
 from mme.manifest import Manifest
 from mme.targets.base import objective_targets
 
@@ -106,10 +107,10 @@ def run_params(params: Params, budget: Budget, run: AblationRun) -> Params:
     """
     values: dict[str, Any] = {"seed": run.seed, "finetune.epochs": budget.finetune_epochs}
     if run.objective == "scratch":
-        values |= {"finetune.init": "scratch", "finetune.lr": run.lr}
+        values |= {"finetune.init": RANDOM, "finetune.lr": run.lr}
     else:
         values |= {
-            "finetune.init": "pretrained",
+            "finetune.init": "pretrain",
             "pretrain.objective": run.objective,
             "pretrain.lr": run.lr,
             "pretrain.mask_ratio": run.mask_ratio,

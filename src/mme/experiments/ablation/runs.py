@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
-from mme.config import ClipParams, Params
+from mme.config import Params
 from mme.config.ablation import Budget
 from mme.evaluation.multiview import METRIC_DIGITS
 from mme.evaluation.probe import Batch, centre_views, encode, probe_metrics
@@ -93,11 +93,11 @@ def train_run(
         # Frozen features: of random weights for scratch, else of the encoder after pretraining.
         if run.objective == "scratch":
             torch.manual_seed(run.seed)
-            metrics = probe_splits(VideoEncoder(params.model, params.clip), views, params.clip)
+            metrics = probe_splits(VideoEncoder(params.model, params.clip), views, params)
         else:
             probe = PeriodicProbe(
                 budget.epochs if run.search else budget.probe_every_epochs,
-                lambda encoder: probe_splits(encoder, views, params.clip),
+                lambda encoder: probe_splits(encoder, views, params),
                 recorded.log_metrics,
             )
             module, _ = run_pretraining(params, manifest, tracks, folder / "pretrain", _ignore, callbacks=[probe])
@@ -122,9 +122,9 @@ def train_run(
     return result
 
 
-def probe_splits(encoder: VideoEncoder, views: ViewsBySplit, clip: ClipParams) -> dict[str, float]:
+def probe_splits(encoder: VideoEncoder, views: ViewsBySplit, params: Params) -> dict[str, float]:
     """Return ``SPLIT/probe_top1`` and ``SPLIT/knn_top1``, fitted on ``train``, of every other split."""
-    features = {split: encode(encoder, batches, clip) for split, batches in views.items()}
+    features = {split: encode(encoder, batches, params.clip, params.evaluate.pool) for split, batches in views.items()}
     train = features.pop("train")
     metrics: dict[str, float] = {}
     for split, held_out in features.items():

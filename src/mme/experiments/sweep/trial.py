@@ -144,7 +144,9 @@ class TrialObjective:
         key = params.clip.digest()
         if key not in self._views:  # decoded once per process; trials may differ in ``clip``
             self._views = {key: {split: list(centre_views(self.manifest, split, params)) for split in ("train", "val")}}
-        train, val = (encode(encoder, self._views[key][split], params.clip) for split in ("train", "val"))
+        train, val = (
+            encode(encoder, self._views[key][split], params.clip, params.evaluate.pool) for split in ("train", "val")
+        )
         return {f"val/{name}": value for name, value in probe_metrics(train, val).items()}
 
 
