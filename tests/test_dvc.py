@@ -28,6 +28,9 @@ STAGES = (
     "register",
 )
 
+STARTS = ("trajectories-start", "pretrain-start")
+"""Stages of the pretrainings in `warm_starts`."""
+
 LEFT_OUT = ("config", "manifest", "system", "tracking", "viz", "stages.workspace")
 """Modules that decide no result, with all they contain.
 
@@ -52,7 +55,7 @@ def stages() -> dict[str, dict[str, Any]]:
 
 
 def module_of(stage: str) -> str:
-    return f"mme.stages.{stage.removesuffix('-more').removesuffix('-primitives')}"
+    return f"mme.stages.{stage.partition('-')[0]}"
 
 
 @functools.cache
@@ -97,9 +100,11 @@ def out_paths(stage: str, *kinds: str) -> list[str]:
 
 
 def test_the_stages_are_those_of_the_package() -> None:
-    assert tuple(stages()) == STAGES
+    assert sorted(stages()) == sorted(STAGES + STARTS)
     for stage, definition in stages().items():
-        argument = {"ingest-more": " ${key}", "survey-primitives": " motion-primitives"}.get(stage, "")
+        argument = " ${key}" if "foreach" in pipeline()["stages"][stage] else ""
+        if stage == "survey-primitives":
+            argument = " motion-primitives"
         assert definition["cmd"] == f'env PYTHONPATH="$PWD/src:$PYTHONPATH" python -m {module_of(stage)}{argument}'
         assert file_of(module_of(stage)).is_file()
 
@@ -112,6 +117,26 @@ def test_more_data_sets_are_ingested_as_the_first_one() -> None:
     assert more["params"] == ["datasets.${key}", *first["params"][1:]]
     named = [out.replace("data/", "data/${key}/").replace("ingest.json", "ingest-${key}.json") for out in first["outs"]]
     assert more["outs"] == named
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_a_warm_start_is_made_as_the_pretraining_that_follows(start: str) -> None:
+    """The same code and data dependencies, but parameters, tracks, weights and reports of its own."""
+    first, own = stages()[start.removesuffix("-start")], stages()[start]
+    assert pipeline()["stages"][start]["foreach"] == "${warm_starts}"
+    renamed = {
+        "${pretrain.": "${item.pretrain.",
+        "data/trajectories": "data/trajectories-${key}",
+        "models/pretrain": "models/${key}",
+        "reports/trajectories": "reports/trajectories-${key}",
+        "reports/pretrain": "reports/pretrain-${key}",
+    }
+    for kind in ("deps", "outs", "metrics", "plots"):
+        expected = first[kind]
+        for old, new in renamed.items():
+            expected = [name.replace(old, new) for name in expected]
+        assert own[kind] == expected
+    assert {name.partition(".")[0] for name in own["params"]} <= {"model", "optimiser", "seed", "warm_starts"}
 
 
 def test_what_ingest_reads_is_looked_at_each_time_unless_it_is_made_by_dvc() -> None:
@@ -161,20 +186,20 @@ def test_editing_service_commands_reports_and_tracking_reruns_nothing() -> None:
     assert not [dep for stage in STAGES for dep in stages()[stage]["deps"] if dep.startswith(("serving", "docker"))]
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", STAGES + STARTS)
 def test_declared_parameters_exist(stage: str) -> None:
     sections = load_params(ROOT / "params.yaml").model_dump()
     known = {name: set(values) if isinstance(values, dict) else set() for name, values in sections.items()}
     for name in stages()[stage]["params"]:
         section, _, key = name.partition(".")
         assert section in known, name
-        if section == "datasets":
+        if section in {"datasets", "warm_starts"}:
             continue  # its keys are the user's names
         assert not key or key in known[section], name
 
 
 def test_every_section_that_decides_results_is_some_stages_parameter() -> None:
-    declared = {name.partition(".")[0] for stage in STAGES for name in stages()[stage]["params"]}
+    declared = {name.partition(".")[0] for stage in STAGES + STARTS for name in stages()[stage]["params"]}
     assert declared == set(Params.model_fields) - {"runtime", "sweep", "ablation"}
 
 

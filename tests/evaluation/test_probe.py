@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mme.evaluation.probe import Features, encode, frozen_features, knn, linear_probe, pretrained_encoder
+from mme.evaluation.probe import Features, encode, frozen_features, knn, linear_probe, start_encoder
 from mme.manifest import Manifest
 from mme.models.checkpoints import save_weights
 from mme.models.classifier import MotionClassifier
@@ -55,7 +55,7 @@ def test_probe_and_export_give_the_encoder_the_same_input_as_training() -> None:
     model.encoder.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     frames = np.random.default_rng(0).integers(0, 256, (2, 4, 32, 32, 3), dtype=np.uint8)
     expected = model_input(torch.from_numpy(frames), PARAMS.clip)
-    encode(model.encoder, [(frames, np.zeros(2, dtype=np.int64))], PARAMS.clip)
+    encode(model.encoder, [(frames, np.zeros(2, dtype=np.int64))], PARAMS.clip, "mean")
     PixelsToLogits(model, PARAMS.clip)(torch.from_numpy(frames))
     assert len(seen) == 2
     for given in seen:
@@ -96,13 +96,37 @@ def test_neighbours_vote_by_angle_not_by_distance() -> None:
     assert knn((features, labels), far, k=20) == 0.5  # all five vote: three of them for label 1
 
 
-def test_the_encoder_of_a_pretrained_model(tmp_path: Path) -> None:
+def test_time_steps_are_kept_side_by_side(data: Manifest) -> None:
+    """Against a loop over the steps; their mean is the mean of all tokens."""
+    params = small_params(runtime={"eval_batch_size": 3}, evaluate={"pool": "time"})
+    encoder = VideoEncoder(PARAMS.model, PARAMS.clip)
+    steps, rows, columns = encoder.grid
+    mean, _ = frozen_features(encoder, data, "train", PARAMS)
+    kept, _ = frozen_features(encoder, data, "train", params)
+    assert kept.shape == (8, steps * PARAMS.model.dim)
+    np.testing.assert_allclose(kept.reshape(8, steps, -1).mean(axis=1), mean, rtol=1e-4, atol=1e-5)
+
+    video = data.videos("train")[0]
+    view = torch.from_numpy(sample_views(data.path_of(video), PARAMS.clip, video.fps, 1, 1).frames)
+    with torch.no_grad():
+        tokens = encoder.eval()(model_input(view, PARAMS.clip))[0]
+    for step in range(steps):
+        expected = tokens[step * rows * columns : (step + 1) * rows * columns].mean(dim=0)
+        np.testing.assert_allclose(kept[0].reshape(steps, -1)[step], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_encoder_that_finetuning_starts_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     model = MaskedMotionModel(PARAMS.model, PARAMS.clip, PARAMS.pretrain)
-    save_weights(tmp_path / "model.safetensors", model)
-    encoder = pretrained_encoder(tmp_path / "model.safetensors", PARAMS)
+    save_weights(tmp_path / "models/other/model.safetensors", model)
+    encoder = start_encoder(small_params(finetune={"init": "other"}))
     for name, value in model.encoder.state_dict().items():
         torch.testing.assert_close(encoder.state_dict()[name], value, rtol=0, atol=0)
-    with pytest.raises(ValueError, match=r"model\.safetensors.*blocks\.2"):
-        pretrained_encoder(tmp_path / "model.safetensors", small_params(model={"depth": 3}))
-    with pytest.raises(ValueError, match=r"none\.safetensors"):
-        pretrained_encoder(tmp_path / "none.safetensors", PARAMS)
+    with pytest.raises(ValueError, match=r"models/other/model\.safetensors.*blocks\.2"):
+        start_encoder(small_params(finetune={"init": "other"}, model={"depth": 3}))
+    with pytest.raises(ValueError, match=r"models/none/model\.safetensors"):
+        start_encoder(small_params(finetune={"init": "none"}))
+
+    random = [start_encoder(small_params(finetune={"init": "random"}, seed=seed)).embed.weight for seed in (1, 1, 2)]
+    torch.testing.assert_close(random[0], random[1], rtol=0, atol=0)
+    assert not torch.equal(random[0], random[2])

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mme.config import ClipParams, ModelParams, PretrainParams, load_params
+from mme.config import ClipParams, ModelParams, Pooling, PretrainParams, load_params
 from mme.models.classifier import MotionClassifier
 from mme.models.encoder import VideoEncoder, gather_tokens, model_input, position_table, rgb_of, token_input
 from mme.models.masked_motion import MaskedMotionModel, masked_mse
@@ -177,3 +178,27 @@ def test_the_classifier_pools_over_all_tokens() -> None:
     torch.testing.assert_close(model(clip), features @ model.head.weight.T + model.head.bias)
     with pytest.raises(ValueError, match="num_classes"):
         MotionClassifier(MODEL, CLIP, num_classes=1)
+
+
+@pytest.mark.parametrize("pool", get_args(Pooling))
+def test_pooling_says_what_happens_to_the_order_of_time(pool: Pooling) -> None:
+    """Reversed time steps reverse the features of `time`; mean and attention are sets of tokens."""
+    torch.manual_seed(0)
+    model = MotionClassifier(MODEL, CLIP, num_classes=5, pool=pool).eval()
+    steps = model.encoder.grid[0]
+    clip, _ = clip_and_mask()
+    tokens = model.encoder(clip)  # (B, N, D)
+    features = model.pool_tokens(tokens)
+    torch.testing.assert_close(model.features(clip), features)
+    torch.testing.assert_close(model(clip), features @ model.head.weight.T + model.head.bias)
+    if pool == "time":
+        of_step = tokens.shape[1] // steps
+        expected = [model.norm(tokens[:, t * of_step : (t + 1) * of_step].mean(dim=1)) for t in range(steps)]
+        torch.testing.assert_close(features, torch.cat(expected, dim=1))
+
+    reversed_in_time = model.pool_tokens(tokens.unflatten(1, (steps, -1)).flip(1).flatten(1, 2))
+    if pool == "time":
+        torch.testing.assert_close(reversed_in_time, features.unflatten(1, (steps, -1)).flip(1).flatten(1))
+        assert not torch.allclose(reversed_in_time, features, atol=1e-3)
+    else:  # order reaches them through the encoder's positions alone, which the tokens carry along
+        torch.testing.assert_close(reversed_in_time, features)

@@ -18,11 +18,12 @@ from mme.data.masked.clips import PretrainDataset
 from mme.manifest import Manifest
 from mme.models.checkpoints import save_weights
 from mme.models.classifier import MotionClassifier
+from mme.models.masked_motion import MaskedMotionModel
 from mme.motion.store import TrackStore
 from mme.targets.base import OBJECTIVES
 from mme.targets.drawing import PREDICTED_COLOUR, TRUE_COLOUR
 from mme.training.finetune import FinetuneModule, class_weights, load_encoder, run_finetuning
-from mme.training.pretrain import PretrainModule, pretrain_dataset, run_pretraining, target_statistics
+from mme.training.pretrain import PretrainModule, load_start, pretrain_dataset, run_pretraining, target_statistics
 from mme.viz.predictions import draw_predictions
 from tests.small_data import make_small_data, small_params, split_options
 from tests.training.noise import Stop
@@ -180,6 +181,42 @@ def test_the_classifier_starts_from_the_pretrained_encoder(data: Manifest, tmp_p
     other = small_params(model={"depth": 3})
     with pytest.raises(ValueError, match=r"encoder\.blocks\.2"):
         load_encoder(tmp_path / "model.safetensors", MotionClassifier(other.model, other.clip, 4))
+
+
+def test_pretraining_starts_from_other_weights(data: Manifest, tmp_path: Path) -> None:
+    """From a model of smaller clips: the encoder and every part that fits is taken, the others are named."""
+    before = small_params(clip={"size": 16})
+    start = MaskedMotionModel(before.model, before.clip, before.pretrain)
+    save_weights(tmp_path / "model.safetensors", start)
+
+    params = small_params()
+    model = MaskedMotionModel(params.model, params.clip, params.pretrain)
+    assert load_start(tmp_path / "model.safetensors", model) == []
+    assert_equal_weights(start, model)
+
+    params = small_params(pretrain={"objective": "pixel", "decoder_dim": 2 * before.pretrain.decoder_dim})
+    model = MaskedMotionModel(params.model, params.clip, params.pretrain)
+    anew = load_start(tmp_path / "model.safetensors", model)
+    assert anew == ["decoder_blocks", "decoder_embed", "decoder_norm", "mask_token", "pixel"]
+    assert_equal_weights(start.encoder, model.encoder)
+    assert_equal_weights(start.norm, model.norm)
+
+    deeper = small_params(model={"depth": 3})
+    with pytest.raises(ValueError, match=r"model\.safetensors: .*missing encoder\.blocks\.2"):
+        load_start(tmp_path / "model.safetensors", MaskedMotionModel(deeper.model, deeper.clip, deeper.pretrain))
+
+
+def test_a_warm_start_reaches_training(data: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a learning rate of next to nothing the weights at the end are those at the start."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(5)
+    params = small_params(pretrain={"init": "other", "lr": 1e-12})
+    start = MaskedMotionModel(params.model, params.clip, params.pretrain)
+    save_weights(tmp_path / "models/other/model.safetensors", start)
+    tracks = TrackStore(data.folder / "trajectories")
+    module, _ = run_pretraining(params, data, tracks, tmp_path, lambda *_: None)
+    for key, value in module.model.state_dict().items():
+        torch.testing.assert_close(value, start.state_dict()[key], atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
