@@ -20,7 +20,7 @@ from mme.evaluation.windows import (
 )
 from mme.video.codec import write_video
 from mme.video.containers import VideoError
-from mme.video.reader import iter_resampled
+from mme.video.resampling import iter_resampled
 from mme.video.windows import WindowPlan, cut_windows
 from tests import media
 from tests.tiny import LABELS, moving_frames, save_tiny_folder

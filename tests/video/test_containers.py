@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from mme.ingest.listing import VIDEO_SUFFIXES
 from mme.video.codec import read_frames
 from mme.video.containers import VideoError, open_stream
-from mme.video.reader import iter_resampled, read_metadata
+from mme.video.reader import read_metadata
+from mme.video.resampling import iter_resampled
 from tests import corpus, media
 
 

@@ -10,7 +10,8 @@ from mme.ingest.transcode import NormalForm, TranscodeJob, transcode
 from mme.video import metadata, reader
 from mme.video.codec import read_frames
 from mme.video.containers import VideoError
-from mme.video.reader import iter_resampled, open_video
+from mme.video.reader import open_video
+from mme.video.resampling import iter_resampled
 from mme.video.timeline import fault_of_clock
 from tests import media
 from tests.odd_times import CASES, Shown, leap

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from mme.video.codec import iter_frames, read_frames
 from mme.video.orientation import UPRIGHT, nearest_orientation
-from mme.video.reader import iter_resampled, open_video, read_metadata
+from mme.video.reader import open_video, read_metadata
+from mme.video.resampling import iter_resampled
 from tests import media
 from tests.odd_times import copied
 from tests.reference.orientation import TURNS_AND_MIRRORS, matrix_of, nearest, shown

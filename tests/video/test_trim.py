@@ -11,7 +11,7 @@ import pytest
 from mme.ingest.transcode import NormalForm, TranscodeJob, transcode
 from mme.video.codec import read_frames
 from mme.video.containers import VideoError
-from mme.video.reader import iter_resampled
+from mme.video.resampling import iter_resampled
 from mme.video.trim import read_trim_metadata
 from tests import media
 

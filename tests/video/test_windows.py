@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mme.video.reader import iter_resampled, open_video
+from mme.video.reader import open_video
+from mme.video.resampling import iter_resampled
 from mme.video.sampling import sample_views
 from mme.video.windows import WindowPlan, cut_windows
 from tests import media

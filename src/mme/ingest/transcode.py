@@ -18,11 +18,11 @@ from mme.ingest.frame_video import FrameFolder
 from mme.system.files import atomic_path, sha256_file
 from mme.system.workers import WorkerFailure
 from mme.video.codec import MAX_SIDE, VideoWriter
-from mme.video.containers import Reason, VideoError, out_of_memory
+from mme.video.containers import Reason, VideoError, errors_of_file, out_of_memory
 from mme.video.crop import resize
 from mme.video.metadata import ContainerMetadata, VideoInfo, read_container_metadata
 from mme.video.orientation import UPRIGHT
-from mme.video.reader import check_decodes, count_resampled, errors_of_file, iter_resampled
+from mme.video.resampling import check_decodes, count_resampled, iter_resampled
 from mme.video.timeline import exact_rate
 from mme.video.trim import TimeSpan, read_trim_metadata
 

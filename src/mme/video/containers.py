@@ -103,6 +103,29 @@ def out_of_memory(source: VideoSource) -> VideoError:
 
 
 @contextmanager
+def errors_of_file(source: VideoSource) -> Iterator[None]:
+    """Convert whatever a library raises on a damaged file into `VideoError`, but for files that cannot be read.
+
+    Raises:
+        VideoError: of this file.
+        OSError: the file is not there or cannot be read.
+    """
+    try:
+        yield
+    except VideoError:
+        raise
+    except MemoryError as error:
+        raise out_of_memory(source) from error
+    except Exception as error:
+        if isinstance(error, OSError) and not isinstance(error, av.error.FFmpegError):
+            raise
+        # The error may name the file; in the detail, the name would show a client the path of its upload.
+        message = error.strerror if isinstance(error, av.error.FFmpegError) else str(error)
+        detail = str(message).removeprefix(f"{source_name(source)}: ") or type(error).__name__
+        raise VideoError("undecodable", source, detail) from error
+
+
+@contextmanager
 def open_stream(source: VideoSource) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open a container and its best video stream, decoding in one thread, until the end of the block.
 

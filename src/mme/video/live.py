@@ -24,7 +24,7 @@ from mme.config import ClipParams
 from mme.video.containers import VideoError
 from mme.video.decoding import PictureDecoder
 from mme.video.metadata import DEFAULT_RATE
-from mme.video.reader import hold
+from mme.video.resampling import hold
 from mme.video.timeline import Clock, Instants, exact_rate
 from mme.video.windows import Window, WindowPlan, cut_windows
 

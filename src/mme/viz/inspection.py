@@ -24,7 +24,8 @@ from mme.targets.drawing import Canvas
 from mme.targets.grid import HiddenTokens, MaskedBatch, TargetSpec, stored_tracks
 from mme.targets.position import POSITION
 from mme.video.crop import Crop, apply_crop, resize
-from mme.video.reader import iter_resampled, read_metadata
+from mme.video.reader import read_metadata
+from mme.video.resampling import iter_resampled
 from mme.video.sampling import fitted_size
 from mme.viz.drawing import Picture, dimmed, scale_to_height, titled_row
 from mme.viz.glyphs import draw_hidden, draw_hog, draw_validity
