@@ -11,6 +11,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from typer.testing import CliRunner
 
@@ -19,6 +20,7 @@ from mme.registry import aliases
 from mme.registry.gate import Verdict
 from mme.tracking import RegisteredModel, Version
 from mme.tracking.store import open_store
+from tests.registry_lost import lost_at
 
 ROOT = Path(__file__).parents[2]
 NAME = "mme-motion-primitives"
@@ -126,6 +128,36 @@ def test_rollback_restores_champions_step_by_step_and_fails_at_the_first() -> No
     assert (aliases.past_champions(NAME), lines()[-1]) == ([1], ("rollback", 1, 2))
     with pytest.raises(ValueError, match="version 1 is the first champion"):
         aliases.rollback(NAME, "no")
+
+
+@pytest.mark.parametrize("change", range(1, 7))
+def test_a_registry_lost_in_a_promotion_is_made_whole_by_another(change: int) -> None:
+    aliases.promote(version(1), "champion", "first")
+    aliases.promote(version(2), "challenger", "close")
+    with lost_at(change):
+        done = RUNNER.invoke(app, ["models", "promote", "2"])
+    assert done.exit_code == 1
+    assert "refuses connections" in done.output
+    assert len(done.output.strip().splitlines()) == 1
+    mme("promote", "2")
+    assert (champion(), version(2).aliases) == (2, ("champion",))
+    assert aliases.past_champions(NAME) == [1, 2]
+    assert {"champion_since", "champion_by", "champion_reason"} <= version(2).tags.keys()
+    assert "champion_until" in version(1).tags
+    assert lines()[-1] == ("promote", 2, 1)
+
+
+@pytest.mark.parametrize("change", range(1, 8))
+def test_a_registry_lost_in_a_rollback_is_made_whole_by_another(change: int) -> None:
+    for number in (1, 2, 3):
+        aliases.promote(version(number), "champion", "better")
+    with lost_at(change), pytest.raises(MlflowException):
+        aliases.rollback(NAME, "worse in practice")
+    assert champion() == 3
+    assert aliases.rollback(NAME, "worse in practice").number == 2
+    assert (champion(), aliases.past_champions(NAME)) == (2, [1, 2])
+    assert version(3).tags["rolled_back"] == "worse in practice"
+    assert lines()[-1] == ("rollback", 2, 3)
 
 
 def test_gate_gives_no_alias_to_a_version_that_was_rolled_back() -> None:

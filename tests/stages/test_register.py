@@ -12,11 +12,13 @@ from mlflow.tracking import MlflowClient
 from mme.evaluation.classifier import Classifier
 from mme.manifest import Manifest
 from mme.models.checkpoints import content_digest, load_config
+from mme.registry.aliases import audit_history, past_champions
 from mme.stages.register import main
 from mme.system.files import read_json, write_json
-from mme.tracking import RegisteredModel, resolve
+from mme.tracking import RegisteredModel, StoreError, resolve
 from tests import media
 from tests.factories import row
+from tests.registry_lost import lost_at
 from tests.tiny import LABELS, save_tiny_folder
 
 ROOT = Path(__file__).parents[2]
@@ -148,6 +150,23 @@ def test_the_same_content_again_makes_no_second_version() -> None:
     assert numbers() == [1]
     assert (after["version"], after["alias"], after["digest"]) == (1, "champion", before["digest"])
     assert (before["created"], after["created"]) == (True, False)
+
+
+@pytest.mark.parametrize("change", range(1, 9))
+def test_a_registry_lost_on_the_way_is_made_whole_by_another_run(change: int, project: Path) -> None:
+    with lost_at(change) as done, pytest.raises(StoreError, match="refuses connections: ") as caught:
+        main()
+    assert len(done) == change - 1
+    assert "\n" not in str(caught.value)
+    assert not (project / "reports/register.json").exists()
+    main()
+    assert (numbers(), alias_number("champion")) == ([1], 1)
+    assert receipt()["alias"] == "champion"
+    tags = RegisteredModel(NAME).version(1).tags
+    assert {"digest", "value", "champion_since", "champion_by"} <= tags.keys()
+    assert past_champions(NAME) == [1]
+    actions = [line["action"] for line in audit_history(NAME)]
+    assert (actions[0], actions[-1], actions.count("register")) == ("register", "gate", 1)
 
 
 def test_a_worse_model_becomes_challenger_and_a_better_one_champion() -> None:

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from typer.core import TyperGroup
 
 from mme.commands.classify import SERVICE_URL
 from mme.config import load_params
@@ -27,7 +28,21 @@ UrlsOption = Annotated[list[str], typer.Option("--url", help="Service whose vers
 NumberArgument = Annotated[int, typer.Argument(help="Number of the version.")]
 ReasonOption = Annotated[str, typer.Option(help="Recorded with the change.")]
 
-models_app = typer.Typer(no_args_is_help=True, help="List, show, promote and roll back registered models.")
+
+class RegistryCommands(TyperGroup):
+    """Commands that end with one line when the registry is lost."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the chosen command."""
+        from mme.tracking import explaining  # MLflow takes seconds to import, `mme --help` does not need it
+
+        with explaining():
+            return super().invoke(ctx)
+
+
+models_app = typer.Typer(
+    cls=RegistryCommands, no_args_is_help=True, help="List, show, promote and roll back registered models."
+)
 
 
 @models_app.command("list")

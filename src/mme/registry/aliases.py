@@ -11,6 +11,7 @@ import getpass
 import json
 import os
 import socket
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -69,9 +70,7 @@ def rollback(name: str, reason: str) -> Version:
         raise ValueError(f"{name}: version {current.number} is the first champion, there is none to go back to")
 
     current.set_tags({ROLLED_BACK_TAG: reason})
-    restored = _assign(model.version(previous[-1]), "champion", "rollback", reason)
-    model.set_tags({CHAMPIONS_TAG: json.dumps(previous)})
-    return restored
+    return _assign(model.version(previous[-1]), "champion", "rollback", reason, previous)
 
 
 def past_champions(name: str) -> list[int]:
@@ -108,14 +107,20 @@ def audit_history(name: str, number: int | None = None) -> list[dict[str, Any]]:
     ]
 
 
-def _assign(version: Version, alias: Alias, action: str, reason: str) -> Version:
-    """Point an alias to a version and record the change; do nothing if it points there already.
+def _assign(
+    version: Version, alias: Alias, action: str, reason: str, champions: Sequence[int] | None = None
+) -> Version:
+    """Record a change of an alias and point it to a version; do nothing if it points there already.
+
+    The alias is set last: if the registry is lost on the way, the same call does the rest, and no alias changes without
+    a record.
 
     Args:
         version: gets the alias and loses the other of ``ALIASES``.
         alias: ``champion`` or ``challenger``.
         action: ``gate``, ``promote`` or ``rollback``.
         reason: in words.
+        champions: champions so far, this one last; by default the present ones and this one.
 
     Returns:
         The version after the change.
@@ -126,20 +131,22 @@ def _assign(version: Version, alias: Alias, action: str, reason: str) -> Version
         return holder
 
     now = _now()
-    version.set_alias(alias, ALIASES)
     version.set_tags({f"{alias}_since": now, f"{alias}_by": _user_and_host(), f"{alias}_reason": reason})
     if holder is not None:
         holder.set_tags({f"{alias}_until": now})
 
     if alias == "champion":
-        numbers = past_champions(version.name)
+        numbers = list(champions or past_champions(version.name))
+        if numbers[-1:] == [version.number]:  # left by a call that lost the registry before it set the alias
+            numbers.pop()
         # The holder is not in the list if its alias was set by other means.
-        for number in ([] if holder is None else [holder.number]) + [version.number]:
+        for number in ([] if holder is None or champions else [holder.number]) + [version.number]:
             if numbers[-1:] != [number]:
                 numbers.append(number)
         model.set_tags({CHAMPIONS_TAG: json.dumps(numbers[-MAX_CHAMPIONS:])})
 
     audit(version, action, alias=alias, former=None if holder is None else holder.number, reason=reason)
+    version.set_alias(alias, ALIASES)
     return model.version(version.number)
 
 

@@ -12,13 +12,13 @@ from rich.text import Text
 from mme.config import load_params
 from mme.config.names import flatten
 from mme.config.paths import EXPORTED_FOLDER, FINETUNED_FOLDER, REPORTS_FOLDER
-from mme.registry.aliases import apply_verdict, audit
+from mme.registry.aliases import apply_verdict, audit, audit_history
 from mme.registry.gate import ALIASES, Verdict, judge
 from mme.registry.publish import CARD_FILE, Candidate, champion_to_beat, export_folder, publish
 from mme.stages.workspace import load_manifest, recorded_stage
 from mme.system.errors import one_line_errors
 from mme.system.files import read_json, write_json
-from mme.tracking import Run, Version, store_kind
+from mme.tracking import Run, Version, explaining, store_kind
 
 EVALUATION = REPORTS_FOLDER / "evaluate"
 RECEIPT = REPORTS_FOLDER / "register.json"
@@ -29,15 +29,17 @@ def main() -> None:
 
     Raises:
         ValueError: an input is missing or damaged, or the evaluation does not have the gate's metric.
+        StoreError: the registry was lost; the stage can be run again and does the rest.
     """
     params = load_params()
     manifest = load_manifest(params.finetune.data)
     candidate = Candidate(params, manifest, read_metrics(), read_per_class())
     value = candidate.gate_value
-    with recorded_stage("register", params, manifest, params.evaluate.split) as run:
+    with recorded_stage("register", params, manifest, params.evaluate.split) as run, explaining():
         config = export_folder(candidate, FINETUNED_FOLDER, EXPORTED_FOLDER, run.id)
         version, created = publish(candidate, config, EXPORTED_FOLDER)
-        if created:
+        # A run that lost the registry after creating the version has left no line.
+        if created or not any(line["action"] == "register" for line in audit_history(version.name, version.number)):
             audit(version, "register", reason=f"{params.registry.metric} {value:.4g}")
         version, verdict = apply_verdict(version, judge(params.registry, value, champion_to_beat(version)))
         record_version(run, version, verdict, {params.registry.metric: value})

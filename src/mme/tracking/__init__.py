@@ -24,7 +24,16 @@ except ModuleNotFoundError as error:
 from mme.tracking.outbox import send_unsent
 from mme.tracking.query import RecordedRun, read_run
 from mme.tracking.runs import Run, git_commit, is_interrupt, open_run, start_noted_run, start_run
-from mme.tracking.store import StoreAwayError, StoreError, asking, open_store, require_store, shown_store, store_kind
+from mme.tracking.store import (
+    StoreAwayError,
+    StoreError,
+    asking,
+    explaining,
+    open_store,
+    require_store,
+    shown_store,
+    store_kind,
+)
 from mme.tracking.versions import ModelPackage, RegisteredModel, Version, resolve, resolve_version
 
 # It prints the whole trace of a database error that is raised and reported in one line all the same.
@@ -39,6 +48,7 @@ __all__ = [
     "StoreError",
     "Version",
     "asking",
+    "explaining",
     "git_commit",
     "is_interrupt",
     "open_run",

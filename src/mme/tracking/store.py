@@ -88,6 +88,19 @@ def asking() -> Iterator[None]:
                 os.environ.pop(name, None)
 
 
+@contextmanager
+def explaining() -> Iterator[None]:
+    """Let errors of MLflow be a `StoreError`, with MLflow's own patience, which large files need.
+
+    Raises:
+        StoreError: the store does not answer or refuses.
+    """
+    try:
+        yield
+    except MlflowException as error:
+        raise explained(error) from error
+
+
 def explained(error: Exception) -> StoreError:
     """Return an error of MLflow in one line: which store, what happened, what to do."""
     text = without_login(" ".join(str(error).split()))
@@ -181,6 +194,11 @@ def _ask() -> None:
     with asking():
         if address.startswith("sqlite:///"):
             database = Path(unquote(address.removeprefix("sqlite:///").partition("?")[0]))
+            if not database.exists() and {"'", '"'} <= set(str(Path.cwd())):
+                raise StoreError(
+                    f"{Path.cwd()}: MLflow makes no database in a folder with both kinds of quotes in its name: rename"
+                    " the folder, or set MLFLOW_TRACKING_URI to a server"
+                )
             database.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{database}.lock"), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Unnamed CHECK constraint", UserWarning)  # from alembic, about SQLite
