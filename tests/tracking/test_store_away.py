@@ -24,6 +24,7 @@ from mme.config import Params, load_params
 from mme.tracking import StoreError, read_run, send_unsent, start_run
 from mme.tracking.outbox import UNSENT_FOLDER
 from tests import servers
+from tests.small_disk import fill, read_only, small_disk
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 60.0
@@ -149,6 +150,28 @@ def test_a_database_that_another_process_holds(params: Params, project: Path) ->
         fails_to_start(params, "mlflow.db: the database is locked")
 
 
+def test_a_full_disk_and_a_read_only_one(
+    params: Params, database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with small_disk(tmp_path / "disk", database.stat().st_size + 2**19) as disk:
+        shutil.copy(database, disk)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{disk}/mlflow.db")
+        with start_run("pretrain", params) as run:
+            filling = fill(disk)
+            run.log_metrics({f"loss/{number}": 1.0 for number in range(500)}, 0)
+            assert "its disk is full: make room, then try again" in caplog.text
+        assert "is not complete" in caplog.text
+        assert fails_to_start(params, "its disk is full: make room").startswith(f"MLflow at {disk}/mlflow.db")
+        filling.unlink()
+        with read_only(disk, tmp_path / "view") as view, monkeypatch.context() as patch:
+            patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{view}/mlflow.db")
+            assert f"{view}/mlflow.db" in fails_to_start(params, "cannot be written: give yourself the right")
+        with start_run("finetune", params):
+            pass
+        assert read_run(run.id).status == "FINISHED"
+        assert read_run(run.id).metrics["loss/499"] == 1.0
+
+
 def test_a_database_lost_for_a_while_loses_no_record(
     params: Params, project: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -260,12 +283,14 @@ def test_the_folder_of_a_project_may_have_any_name(name: str, database: Path, tm
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_a_folder_name_that_mlflow_cannot_take_is_refused(database: Path, tmp_path: Path) -> None:
-    project = tmp_path / "a%20b"
+@pytest.mark.parametrize("name", ["a%20b", 'l\'été "50"'])
+def test_a_folder_name_that_mlflow_cannot_take_is_refused(name: str, tmp_path: Path) -> None:
+    project = tmp_path / name
     project.mkdir()
-    shutil.copy(database, project)
     shutil.copy(ROOT / "params.yaml", project)
-    assert "rename the folder" in record_in(project).stderr
+    error = record_in(project).stderr.splitlines()[-1]
+    assert f"{project}" in error
+    assert "rename the" in error
 
 
 def test_a_copy_that_dvc_made_records_in_its_project(database: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ its traceback is shown.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -35,8 +36,15 @@ def one_line_errors() -> Iterator[None]:
     except Exception as error:
         if os.environ.get(TRACEBACK_VARIABLE, "0") not in {"", "0"} or not is_expected(error):
             raise
-        print(str(error) or type(error).__name__, file=sys.stderr)
+        print(_message(error), file=sys.stderr)
         raise SystemExit(1) from error
+
+
+def _message(error: Exception) -> str:
+    text = str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return f"{text}: make room, then run the same command again"
+    return text
 
 
 def is_expected(error: Exception) -> bool:

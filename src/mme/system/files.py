@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -19,6 +20,9 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
     The block creates a file or a folder there. On an error, or if it creates nothing, ``path`` is unchanged and the
     temporary is removed. An existing folder at ``path`` is replaced.
+
+    Raises:
+        OSError: the disk is full, of whatever kind the block's error was; ``path`` is named.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,6 +33,11 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         if temporary.is_dir() and path.is_dir():
             os.replace(path, scratch / "replaced")
         os.replace(temporary, path)
+    except Exception as error:
+        full = os.strerror(errno.ENOSPC)
+        if full not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, full, str(path)) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
