@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jaxtyping import Float
-from timm.layers import AttentionPoolLatent
+from timm.layers import AttentionPoolLatent  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 from mme.config import ClipParams, ModelParams, Pooling
@@ -73,4 +73,5 @@ class MotionClassifier(nn.Module):
 
 def time_steps(tokens: Float[Tensor, "B N D"], encoder: VideoEncoder) -> Float[Tensor, "B t D"]:
     """Mean of the tokens of each of the t time steps."""
-    return tokens.unflatten(1, (encoder.grid[0], -1)).mean(dim=2)
+    steps: Tensor = tokens.unflatten(1, (encoder.grid[0], -1)).mean(dim=2)
+    return steps
