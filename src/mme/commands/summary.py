@@ -16,7 +16,7 @@ from rich.text import Text
 
 from mme.commands.classify import SERVICE_URL
 from mme.config import load_params
-from mme.registry.chance import chance_accuracy, wilson_interval
+from mme.evaluation.chance import ADVICE, unlearned
 from mme.system.files import read_json
 
 NOT_RUN = "not run yet"
@@ -102,14 +102,9 @@ def _unlearned(folder: Path) -> Iterator[str]:
     with table.open(encoding="utf-8", newline="") as file:
         counts = [int(row["num_videos"]) for row in csv.DictReader(file)]
     ((split, top1),) = measured
-    (low, high), chance = wilson_interval(top1, sum(counts)), chance_accuracy(counts)
-    if low <= chance:
-        yield (
-            f"{split} top-1 {top1:.1%} of {sum(counts)} videos (95 % interval {low:.1%} to {high:.1%}) is no better"
-            f" than chance, {chance:.1%}: the model has learned nothing that this test shows. Try more clips per class,"
-            " pretraining on more videos (they need no labels) or published weights (`mme convert`), and look with"
-            " `mme inspect VIDEO --model models/pretrain` whether the tracks follow what moves."
-        )
+    fault = unlearned(split, top1, counts)
+    if fault is not None:
+        yield f"{fault}. {ADVICE}."
 
 
 def _registry_rows(folder: Path) -> list[tuple[str, str]]:

@@ -12,9 +12,9 @@ import yaml
 from mme.config import Params
 from mme.config.data import SYNTHETIC, data_name
 from mme.config.paths import PRETRAINED_FOLDER, RANDOM
+from mme.evaluation.chance import chance_accuracy, wilson_interval
 from mme.manifest import SPLITS, Manifest
 from mme.models.checkpoints import FolderConfig
-from mme.registry.chance import chance_accuracy, wilson_interval
 from mme.system.markdown import code_span, markdown_table
 
 _CARD = Template("""\

@@ -12,6 +12,7 @@ from rich.text import Text
 from mme.config import load_params
 from mme.config.names import flatten
 from mme.config.paths import EXPORTED_FOLDER, FINETUNED_FOLDER, REPORTS_FOLDER
+from mme.evaluation.chance import ADVICE, unlearned
 from mme.registry.aliases import apply_verdict, audit, audit_history
 from mme.registry.gate import ALIASES, Verdict, judge
 from mme.registry.publish import CARD_FILE, Candidate, champion_to_beat, export_folder, publish
@@ -35,7 +36,10 @@ def main() -> None:
     manifest = load_manifest(params.finetune.data)
     candidate = Candidate(params, manifest, read_metrics(), read_per_class())
     value = candidate.gate_value
-    with recorded_stage("register", params, manifest, params.evaluate.split) as run, explaining():
+    split = params.evaluate.split
+    counts = [int(row["num_videos"]) for row in candidate.per_class]
+    fault = unlearned(split, candidate.metrics[f"{split}/top1"], counts)
+    with recorded_stage("register", params, manifest, split) as run, explaining():
         config = export_folder(candidate, FINETUNED_FOLDER, EXPORTED_FOLDER, run.id)
         version, created = publish(candidate, config, EXPORTED_FOLDER)
         # A run that lost the registry after creating the version has left no line.
@@ -43,8 +47,12 @@ def main() -> None:
             audit(version, "register", reason=f"{params.registry.metric} {value:.4g}")
         version, verdict = apply_verdict(version, judge(params.registry, value, champion_to_beat(version)))
         record_version(run, version, verdict, {params.registry.metric: value})
+        run.set_tags({"better_than_chance": str(fault is None).lower()})
         write_json(RECEIPT, {**receipt(version, verdict, candidate.metrics), "created": created, "run_id": run.id})
-    Console(stderr=True).print(Text(f"{version.address}, {verdict.alias or 'no alias'}: {verdict.reason}"))
+    console = Console(stderr=True)
+    console.print(Text(f"{version.address}, {verdict.alias or 'no alias'}: {verdict.reason}"))
+    if fault is not None:
+        console.print(Text(f"warning: {fault}. {ADVICE}."), soft_wrap=True)
 
 
 def read_metrics() -> dict[str, float]:
