@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import re
@@ -15,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from mme.config import IngestParams, RuntimeParams, load_params
-from mme.ingest.report import IngestResult
+from mme.ingest.report import IngestResult, print_report
 from mme.ingest.run import Ingest, video_id_of
+from mme.ingest.sources import list_source
 from mme.manifest import Manifest
 from mme.system.files import sha256_file
 from mme.video.codec import read_frames
@@ -324,3 +327,33 @@ def test_video_ids_are_readable_and_unique_per_name_and_content() -> None:
     ids = {video_id_of(path, sha) for path in paths for sha in ("1", "2")}
     assert len(ids) == 2 * len(paths)
     assert all(re.fullmatch(r"\w[\w-]{8,80}", name, re.ASCII) for name in ids)
+
+
+def test_names_of_any_bytes_and_lengths(tmp_path: Path) -> None:
+    """All but names that are not UTF-8 are ingested; each stands in one line of the report."""
+    clip = media.write(tmp_path / "clip.mp4", num_frames=12, size=(48, 32)).read_bytes()
+    longest = b"x" * 251 + b".mp4"
+    good = [b"a/1.mp4", b"b/1.mp4", b"a/li\nne.mp4", b"c\nd/1.mp4", b"a/" + longest, b"y" * 255 + b"/" + longest]
+    bad = [b"b/no\r\nvideo.mp4", b"b/\x1b[31mred.mp4"]
+    left_out = [b"a/caf\xe9.mp4", b"caf\xe9/1.mp4"]
+    root = tmp_path / "raw"
+    for number, name in enumerate([*good, *bad, *left_out]):
+        path = root / os.fsdecode(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"junk" if name in bad else clip + b"\0\0\0\x0cfree" + number.to_bytes(4, "big"))
+    result = ingest(params(root), tmp_path)
+    manifest = Manifest.load(tmp_path / "data/manifest.parquet")
+    assert {row.source_path for row in manifest.rows if row.status == "ok"} == {name.decode() for name in good}
+    with open(tmp_path / "data/quarantine.csv", newline="", encoding="utf-8") as file:
+        assert {row["path"] for row in csv.DictReader(file)} == {name.decode() for name in bad}
+    assert "2 videos are left out, such as a/caf\\xe9.mp4: their names are not UTF-8" in result.listing.warnings[0]
+    printed = io.StringIO()
+    print_report(result, Console(file=printed, width=1000))
+    assert "bad: b/no\\r\\nvideo.mp4: not-a-video" in printed.getvalue()
+    assert "bad: b/\\x1b[31mred.mp4: not-a-video" in printed.getvalue()
+
+
+def test_list_that_is_not_utf8_says_how_to_save_it(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_bytes(b"path,label\ncaf\xe9.mp4,wave\n")
+    with pytest.raises(ValueError, match=r"list.csv: is not UTF-8; save it so \(iconv -f latin1 -t utf8\)"):
+        list_source(params(tmp_path, source="csv", list_file="list.csv"))

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
@@ -155,7 +155,9 @@ def read_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
             reader = csv.reader(file)
             header = [name.strip() for name in next(reader, [])]
             rows = [(reader.line_num, [field.strip() for field in row]) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: is not UTF-8; save it so (iconv -f latin1 -t utf8): {error}") from error
+    except (OSError, csv.Error) as error:
         raise ValueError(f"{path}: cannot be read as a CSV list: {error}") from error
     return header, [(line, row) for line, row in rows if any(row)]
 
@@ -343,6 +345,34 @@ def single_match(candidates: Sequence[str], wanted: str, root: Path) -> str:
     if len(candidates) > 1:
         raise ValueError(f"{len(candidates)} videos match {wanted!r} in {root}: {', '.join(candidates[:3])}")
     return candidates[0]
+
+
+def shown_name(name: str) -> str:
+    """Return a name in one line: bytes that are not UTF-8, line breaks and codes of terminals are escaped."""
+    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def register_video(
+    video_id: str, place: str, listed: dict[str, str], videos: Mapping[str, Sequence[str]], wanted: str, root: Path
+) -> str:
+    """Return the path of the single video of an id, and note the place in a list that names it.
+
+    Args:
+        video_id: of the video.
+        place: words for the place.
+        listed: places of the ids so far, which are extended.
+        videos: paths by id.
+        wanted: words for the video.
+        root: folder of the paths.
+
+    Raises:
+        ValueError: the id is listed already, or it has no video, or several.
+    """
+    if video_id in listed:
+        raise ValueError(f"id {video_id!r} is already in {listed[video_id]}")
+    listed[video_id] = place
+    return single_match(videos.get(video_id, []), wanted, root)
 
 
 def _read_text(path: Path) -> str:

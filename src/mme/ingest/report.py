@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mme.ingest.listing import Listing
+from mme.ingest.listing import Listing, shown_name
 from mme.ingest.rates import distribution, is_below, suggested_fps, varied_range
 from mme.manifest import Manifest, Video
 
@@ -111,7 +111,7 @@ def print_report(result: IngestResult, console: Console) -> None:
             lines.append(f"{report[name]['files']} {meaning}, such as {', '.join(report[name]['first'][:3])}")
     lines += [f"warning: {warning}" for warning in report["warnings"]]
     for line in lines:
-        console.print(Text(line), soft_wrap=True)  # `Text`: names may look like rich's markup
+        console.print(Text(shown_name(line)), soft_wrap=True)  # `Text`: names may look like rich's markup
 
 
 def print_rates(rates: dict[str, Any], console: Console) -> None:

@@ -20,7 +20,7 @@ from typing import Any, TextIO
 
 from mme.config import DEFAULT_RUNTIME, IngestParams, RuntimeParams, Split
 from mme.ingest.frame_folder import source_stamp
-from mme.ingest.listing import Listing, SourceFile
+from mme.ingest.listing import Listing, SourceFile, shown_name
 from mme.ingest.report import IngestResult
 from mme.ingest.sources import list_source
 from mme.ingest.splits import assign_splits
@@ -108,7 +108,7 @@ class Ingest:
             return
         path = self._work / QUARANTINE_FILE
         write_quarantine(path, bad)
-        lines = [f"  {name}: {reason}: {detail}" for name, reason, detail in bad[:_MAX_FILES_IN_ERROR]]
+        lines = [f"  {shown_name(name)}: {reason}: {detail}" for name, reason, detail in bad[:_MAX_FILES_IN_ERROR]]
         raise ValueError(
             f"{len(bad)} of {total} files cannot be used, more than runtime.max_bad_ratio"
             f" {self._runtime.max_bad_ratio:g} allows; all of them are listed in {path}:\n" + "\n".join(lines)

@@ -17,7 +17,7 @@ from mme.ingest.layouts.jester import list_jester, list_something_v1
 from mme.ingest.layouts.kinetics import list_kinetics
 from mme.ingest.layouts.something import list_something_v2
 from mme.ingest.layouts.ucf101 import list_ucf101
-from mme.ingest.listing import Listing, SourceFile
+from mme.ingest.listing import Listing, SourceFile, shown_name
 
 _MAX_SHOWN = 5
 
@@ -51,8 +51,9 @@ def list_source(params: IngestParams) -> Listing:
     unreadable = [file for file in listing.files if not _is_utf8(file.path)]
     warnings = list(listing.warnings)
     if unreadable:
+        example = shown_name(unreadable[0].path)
         warnings.append(
-            f"{len(unreadable)} videos are left out, such as {_shown(unreadable[0].path)}: their names are not UTF-8;"
+            f"{len(unreadable)} videos are left out, such as {example}: their names are not UTF-8;"
             " rename them (convmv -f latin1 -t utf8)"
         )
     if not readable:
@@ -68,10 +69,10 @@ def list_source(params: IngestParams) -> Listing:
     return replace(
         listing,
         files=sorted(files, key=lambda file: (file.path, file.span_s or ())),
-        ignored=sorted(map(_shown, listing.ignored)),
-        missing=sorted(map(_shown, listing.missing)),
-        unused=sorted(map(_shown, listing.unused)),
-        broken=sorted(map(_shown, listing.broken)),
+        ignored=sorted(map(shown_name, listing.ignored)),
+        missing=sorted(map(shown_name, listing.missing)),
+        unused=sorted(map(shown_name, listing.unused)),
+        broken=sorted(map(shown_name, listing.broken)),
         warnings=warnings + merged,
     )
 
@@ -129,8 +130,3 @@ def _is_utf8(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _shown(name: str) -> str:
-    """Return a name in which bytes that are not UTF-8 are escaped."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

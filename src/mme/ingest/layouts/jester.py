@@ -8,7 +8,7 @@ The frames were taken at 12 a second.
 from __future__ import annotations
 
 from mme.config import IngestParams, Split
-from mme.ingest.listing import LineErrors, Listing, SourceFile, index_videos, read_lines, single_match, stem_of
+from mme.ingest.listing import LineErrors, Listing, SourceFile, index_videos, read_lines, register_video, stem_of
 
 _LABEL_FOLDERS = (".", "labels", "annotations")
 _LISTS: dict[str, Split] = {"train": "train", "validation": "val"}
@@ -52,10 +52,8 @@ def _list_numbered(params: IngestParams, prefix: str) -> Listing:
         for number, line in read_lines(path):
             with errors.at(path, number):
                 video_id, label = _parse_line(line, classes)
-                if video_id in listed:
-                    raise ValueError(f"id {video_id!r} is already in {listed[video_id]}")
-                listed[video_id] = f"{path.name}, line {number}"
-                video = single_match(videos.get(video_id, []), f"folder {video_id}", root)
+                place = f"{path.name}, line {number}"
+                video = register_video(video_id, place, listed, videos, f"folder {video_id}", root)
                 files.append(SourceFile(video, label, split))
     errors.check()
 

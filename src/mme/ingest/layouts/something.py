@@ -20,7 +20,7 @@ from mme.ingest.listing import (
     index_videos,
     json_entries,
     read_lines,
-    single_match,
+    register_video,
     stem_of,
 )
 from mme.system.files import read_json
@@ -52,10 +52,8 @@ def list_something_v2(params: IngestParams) -> Listing:
             label = template.replace("[", "").replace("]", "")
             if label not in classes:
                 raise ValueError(f"template {template!r} is not a class of labels.json")
-            if video_id in listed:
-                raise ValueError(f"id {video_id!r} is already in {listed[video_id]}")
-            listed[video_id] = f"{path.name}, line {line}"
-            video = single_match(videos.get(video_id, []), f"{video_id}.webm", root)
+            place = f"{path.name}, line {line}"
+            video = register_video(video_id, place, listed, videos, f"{video_id}.webm", root)
             files.append(SourceFile(video, label, split))
     errors.check()
 
