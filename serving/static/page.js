@@ -1,16 +1,32 @@
-// One page, no build step: POST /classify a clip and show the labels as bars; POST /trajectories and draw the tracks.
+// One page, no build step: POST /classify a clip and show the labels as bars, those along it as a timeline;
+// POST /trajectories and draw the tracks.
 
+import { LiveCamera } from "./camera.js";
 import { Overlay } from "./overlay.js";
+import { ask, send } from "./requests.js";
+import { Timeline, shares } from "./timeline.js";
 
 const RECENT = 8;
 const RECORD_MS = 3000;
 const POLL_MS = 15000;
+const WINDOW_S = 2;
+const HOP_S = 1;
+const TIMELINE_S = 3; // from this length on, a clip has a timeline
+const LONG_S = 20; // from this length on, a clip has no labels but those along it
+const LONG_BYTES = 32 * 2 ** 20;
+const MAX_WINDOWS = 3000;
+const METADATA_MS = 3000;
 
 const at = (id) => document.getElementById(id);
 const [drop, file, player, stage] = [at("drop"), at("file"), at("player"), document.querySelector(".stage")];
 const overlay = new Overlay(player, at("overlay"));
 const recent = [];
+const timeline = new Timeline({
+  video: player, box: at("along"), bar: at("timeline"), legend: at("legend"), link: at("captions"),
+}); // prettier-ignore
+const tabs = [at("tab-file"), at("tab-camera")];
 let turn = 0; // number of the latest clip; answers to earlier ones are not shown
+let uploads = new AbortController();
 
 function element(tag, text, className) {
   const made = document.createElement(tag);
@@ -21,24 +37,6 @@ function element(tag, text, className) {
 
 const percent = (share) => `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`;
 const modelText = (model) => `${model.name} ${model.version ? `version ${model.version}` : ""} (${model.digest})`;
-
-function headers() {
-  const key = sessionStorage.getItem("api-key");
-  return key ? { Authorization: `Bearer ${key}` } : {};
-}
-
-// Send a request; an error status becomes an Error with the problem document.
-async function ask(path, options = {}) {
-  let response;
-  try {
-    response = await fetch(path, { ...options, headers: { ...headers(), ...options.headers } });
-  } catch {
-    throw Object.assign(new Error(), { problem: { title: "The service cannot be reached", detail: "Is it running?" } });
-  }
-  const body = await response.json().catch(() => ({ title: `Status ${response.status}`, detail: "" }));
-  if (!response.ok) throw Object.assign(new Error(), { problem: body });
-  return body;
-}
 
 async function showModel() {
   const line = at("model");
@@ -53,36 +51,67 @@ async function showModel() {
 }
 
 function play(clip) {
+  stopLive();
   if (player.src) URL.revokeObjectURL(player.src);
   player.src = URL.createObjectURL(clip);
   stage.hidden = false;
   player.hidden = false;
   at("unplayable").hidden = true;
   showMotion({});
+  timeline.show(null);
   player.play().catch(() => {}); // some browsers require a click first
 }
 
 function clear() {
   at("hint").hidden = true;
   at("error").hidden = true;
+  at("labels-title").hidden = true;
   at("labels").replaceChildren();
   at("facts").replaceChildren();
 }
 
-function showAnswer({ predictions, video, model, timings }) {
-  clear();
-  at("labels").replaceChildren(...predictions.map(({ label, probability }) => {
+function showBars(shares) {
+  at("labels").replaceChildren(...shares.map(([label, share]) => {
     const row = element("li", "");
-    row.style.setProperty("--share", probability);
-    row.append(element("span", label), element("span", percent(probability), "share"));
+    row.style.setProperty("--share", share);
+    row.append(element("span", label), element("span", percent(share), "share"));
     return row;
   }));
-  const facts = {
-    Clip: `${video.num_frames} frames, ${video.width} × ${video.height}, ${video.duration_s.toFixed(1)} s, ${video.codec}`,
-    Time: `${Math.round(timings.total_ms)} ms: decoding ${Math.round(timings.decode_ms)}, model ${Math.round(timings.inference_ms)}`,
-    Model: modelText(model),
-  };
+}
+
+function showFacts(facts) {
   at("facts").replaceChildren(...Object.entries(facts).flatMap(([name, text]) => [element("dt", name), element("dd", text)]));
+}
+
+const clipText = ({ num_frames: frames, width, height, duration_s: seconds, codec }) =>
+  `${frames} frames, ${width} × ${height}, ${seconds.toFixed(1)} s, ${codec}`;
+const timeText = ({ total_ms: total, decode_ms: decode, inference_ms: model }) =>
+  `${Math.round(total)} ms: decoding ${Math.round(decode)}, model ${Math.round(model)}`;
+const bars = ({ predictions }) => predictions.map(({ label, probability }) => [label, probability]);
+
+function showAnswer(answer) {
+  clear();
+  showBars(bars(answer));
+  showFacts({ Clip: clipText(answer.video), Time: timeText(answer.timings), Model: modelText(answer.model) });
+}
+
+function timeShares({ segments }) {
+  const order = shares(segments);
+  const total = order.reduce((sum, [, seconds]) => sum + seconds, 0);
+  return order.map(([label, seconds]) => [label, seconds / total]);
+}
+
+function showWindows(answer) {
+  clear();
+  at("labels-title").hidden = false;
+  showBars(timeShares(answer).slice(0, 8));
+  const { windows, window_s: length, hop_s: hop, timings } = answer;
+  showFacts({
+    Clip: clipText(answer.video),
+    Windows: `${windows.length} of ${length} s, one every ${hop} s`,
+    Time: `${(timings.total_ms / 1000).toFixed(1)} s`,
+    Model: modelText(answer.model),
+  });
 }
 
 function showProblem({ title, detail, request_id: id, status }) {
@@ -103,12 +132,37 @@ function showMotion({ tracks, problem }) {
   at("motion-state").textContent = problem ? problem.title : "";
 }
 
-async function findMotion(form) {
+async function outcomeOf(path, clip, name, options) {
   try {
-    return { tracks: await ask("trajectories", { method: "POST", body: form }) };
+    return { answer: await send(path, clip, name, options) };
   } catch (error) {
     return { problem: error.problem };
   }
+}
+
+function showProgress(share) {
+  const done = share >= 1;
+  at("progress").hidden = done;
+  at("progress").value = share;
+  at("busy-text").textContent = done ? "Classifying …" : `Uploading, ${percent(share)}`;
+}
+
+// Length of the clip in the player; NaN if it cannot play it, infinite for a recording.
+function clipSeconds() {
+  return new Promise((resolve) => {
+    const timer = setTimeout(() => resolve(player.duration), METADATA_MS);
+    for (const kind of ["loadedmetadata", "error"]) {
+      player.addEventListener(kind, () => {
+        clearTimeout(timer);
+        resolve(player.duration);
+      }, { once: true }); // prettier-ignore
+    }
+  });
+}
+
+function windowsPath(seconds) {
+  const hop = Math.max(HOP_S, Math.ceil((Number.isFinite(seconds) ? seconds : 0) / MAX_WINDOWS));
+  return `classify?window_s=${(WINDOW_S / HOP_S) * hop}&hop_s=${hop}&top_k=1`;
 }
 
 function remember(entry) {
@@ -116,18 +170,20 @@ function remember(entry) {
   recent.splice(RECENT);
   at("recent").hidden = false;
   at("recent").querySelector("ul").replaceChildren(...recent.map((entry) => {
-    const best = entry.outcome.answer?.predictions[0];
+    const { answer, problem } = entry.outcome;
+    const best = answer && (answer.predictions ? bars(answer)[0] : timeShares(answer)[0]);
     const button = element("button", "");
     button.type = "button";
     button.append(
       element("span", entry.name),
-      element("span", best ? `${best.label}, ${percent(best.probability)}` : entry.outcome.problem.title),
+      element("span", best ? `${best[0]}, ${percent(best[1])}${answer.segments ? " of the time" : ""}` : problem.title),
     );
     button.addEventListener("click", () => {
-      turn += 1;
+      newTurn();
       play(entry.clip);
       show(entry.outcome);
       showMotion(entry.motion);
+      timeline.show(entry.windows);
     });
     const row = element("li", "");
     row.append(button);
@@ -135,39 +191,114 @@ function remember(entry) {
   }));
 }
 
-function show({ answer, problem }) {
+function idle() {
   at("busy").hidden = true;
   at("answer").setAttribute("aria-busy", "false");
-  if (answer) showAnswer(answer);
-  else showProblem(problem);
+}
+
+function show({ answer, problem }) {
+  idle();
+  if (problem) showProblem(problem);
+  else if (answer.segments) showWindows(answer);
+  else showAnswer(answer);
+}
+
+// Begin with another clip: answers to the ones before are of no interest any more.
+function newTurn() {
+  turn += 1;
+  uploads.abort();
+  uploads = new AbortController();
+  return turn;
 }
 
 async function classify(clip, name) {
-  turn += 1;
-  const mine = turn;
+  const mine = newTurn();
   play(clip);
   clear();
   at("busy").hidden = false;
   at("answer").setAttribute("aria-busy", "true");
-  const form = new FormData();
-  form.append("file", clip, name);
-  let outcome;
-  try {
-    outcome = { answer: await ask("classify", { method: "POST", body: form }) };
-  } catch (error) {
-    outcome = { problem: error.problem };
-  }
-  const entry = { clip, name, outcome, motion: {} };
+  showProgress(0);
+  const { signal } = uploads;
+  const seconds = await clipSeconds();
+  const isLong = clip.size > LONG_BYTES || (Number.isFinite(seconds) && seconds > LONG_S);
+  const path = isLong ? windowsPath(seconds) : "classify";
+  if (mine !== turn) return;
+  const outcome = await outcomeOf(path, clip, name, { signal, progress: (share) => mine === turn && showProgress(share) });
+  if (mine !== turn) return;
+  const entry = { clip, name, outcome, motion: {}, windows: isLong ? outcome.answer : null };
   remember(entry);
-  if (mine === turn) show(outcome);
+  show(outcome);
+  timeline.show(entry.windows);
   if (outcome.problem) return;
-  entry.motion = await findMotion(form); // after the answer, so as not to delay it
-  if (mine === turn) showMotion(entry.motion);
+
+  // After the answer, so as not to delay it.
+  const { answer: tracks, problem } = await outcomeOf("trajectories", clip, name, { signal });
+  if (mine !== turn) return;
+  entry.motion = { tracks, problem };
+  showMotion(entry.motion);
+  if (isLong || outcome.answer.video.duration_s < TIMELINE_S) return;
+  entry.windows = (await outcomeOf(windowsPath(seconds), clip, name, { signal })).answer ?? null;
+  if (mine === turn) timeline.show(entry.windows);
+}
+
+const camera = new LiveCamera({
+  video: player,
+  classify: (piece) => send("classify?top_k=5", piece, "camera.webm"),
+  show: (answer, numBytes) => {
+    at("error").hidden = true;
+    showBars(bars(answer));
+    showFacts({
+      Window: `${answer.video.duration_s.toFixed(1)} s, ${Math.round(numBytes / 1024)} KiB`,
+      Time: timeText(answer.timings),
+      Model: modelText(answer.model),
+    });
+  },
+  fail: (error) => {
+    stopLive();
+    showProblem(error.problem ?? { title: "The camera failed", detail: error.message });
+  },
+});
+
+async function startLive() {
+  newTurn();
+  if (player.src) URL.revokeObjectURL(player.src);
+  clear();
+  idle();
+  try {
+    await camera.start();
+  } catch (error) {
+    showProblem({ title: "There is no camera", detail: error.message });
+    return;
+  }
+  stage.hidden = player.hidden = false;
+  at("unplayable").hidden = true;
+  showMotion({});
+  timeline.show(null);
+  at("live").textContent = "Stop live labels";
+  at("live").setAttribute("aria-pressed", "true");
+  at("answer").setAttribute("aria-live", "off"); // five labels every second are not read out
+}
+
+function stopLive() {
+  if (!camera.running) return;
+  camera.stop();
+  at("live").textContent = "Start live labels";
+  at("live").setAttribute("aria-pressed", "false");
+  at("answer").setAttribute("aria-live", "polite");
+}
+
+function chooseTab(chosen) {
+  for (const tab of tabs) {
+    tab.setAttribute("aria-selected", tab === chosen);
+    tab.tabIndex = tab === chosen ? 0 : -1;
+    at(tab.getAttribute("aria-controls")).hidden = tab !== chosen;
+  }
 }
 
 async function record() {
   const button = at("record");
   button.disabled = true;
+  stopLive();
   try {
     const camera = await navigator.mediaDevices.getUserMedia({ video: { width: 320 } });
     const recorder = new MediaRecorder(camera);
@@ -197,11 +328,17 @@ file.addEventListener("change", () => {
   choose(file.files);
   file.value = ""; // so that the same clip can be chosen again
 });
-drop.addEventListener("keydown", (event) => {
-  if (event.key !== "Enter" && event.key !== " ") return;
-  event.preventDefault();
-  file.click();
-});
+drop.addEventListener("click", () => file.click());
+for (const tab of tabs) {
+  tab.addEventListener("click", () => chooseTab(tab));
+  tab.addEventListener("keydown", (event) => {
+    if (!["ArrowLeft", "ArrowRight", "Home", "End"].includes(event.key)) return;
+    event.preventDefault();
+    const other = event.key === "Home" ? tabs[0] : event.key === "End" ? tabs[1] : tabs[1 - tabs.indexOf(tab)];
+    chooseTab(other);
+    other.focus();
+  });
+}
 for (const kind of ["dragenter", "dragover", "dragleave", "drop"]) {
   document.addEventListener(kind, (event) => {
     event.preventDefault(); // otherwise the browser opens the file
@@ -210,6 +347,7 @@ for (const kind of ["dragenter", "dragover", "dragleave", "drop"]) {
   });
 }
 player.addEventListener("error", () => {
+  if (!player.getAttribute("src")) return; // there is a camera in place of a clip
   player.hidden = true;
   at("unplayable").hidden = false;
 });
@@ -222,8 +360,11 @@ at("key").addEventListener("submit", (event) => {
   at("key").hidden = true;
   if (recent.length) classify(recent[0].clip, recent[0].name);
 });
+at("live").addEventListener("click", () => (camera.running ? stopLive() : startLive()));
 at("record").addEventListener("click", record);
-at("record").hidden = !(navigator.mediaDevices && window.MediaRecorder);
+const hasCamera = Boolean(navigator.mediaDevices && window.MediaRecorder);
+at("no-camera").hidden = hasCamera;
+at("live").hidden = at("record").hidden = !hasCamera;
 at("curl").textContent = `curl -F file=@clip.mp4 ${new URL("classify", document.baseURI)}`;
 showModel();
 setInterval(showModel, POLL_MS);

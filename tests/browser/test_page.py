@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 
 from mme.video.codec import read_frames
+from mme.video.reader import open_video
 from tests import media
 from tests.browser.webdriver import Browser
 from tests.reference.orientation import TURNS_AND_MIRRORS, matrix_of
@@ -14,7 +16,7 @@ from tests.serving.service import wait_until
 
 pytestmark = pytest.mark.browser
 
-TAB, ENTER = "\ue004", "\ue007"
+TAB, ENTER, LEFT, RIGHT, END = "\ue004", "\ue007", "\ue012", "\ue014", "\ue010"
 
 
 def expected(address: str, clip: Path) -> list[str]:
@@ -104,6 +106,7 @@ def test_clip_is_played_as_it_is_tracked(
 def test_camera_clip_is_recorded_and_classified(desktop: Browser, address: str) -> None:
     """Uses Chromium's fake camera: a green frame with a moving pie and a beep."""
     desktop.open(address)
+    desktop.click("#tab-camera")
     desktop.click("#record")
     desktop.wait_for("#record", "Recording")
     desktop.wait_for("#labels", "%")
@@ -130,12 +133,130 @@ def test_problem_of_a_bad_file_is_shown(desktop: Browser, address: str, clip: Pa
 def test_file_chooser_opens_by_keyboard(desktop: Browser, address: str) -> None:
     desktop.open(address)
     desktop.press(TAB)
+    assert desktop.script("return document.activeElement.id") == "tab-file"
+    desktop.press(RIGHT)
+    assert desktop.script("return document.activeElement.id") == "tab-camera"
+    assert desktop.script("return document.querySelector('#panel-camera').checkVisibility()")
+    assert not desktop.script("return document.querySelector('#panel-file').checkVisibility()")
+    desktop.press(LEFT)
+    desktop.press(TAB)
     assert desktop.script("return document.activeElement.id") == "drop"
     desktop.script(
         "document.querySelector('#file').addEventListener('click', (e) => { e.preventDefault(); window.asked = true })"
     )
     desktop.press(ENTER)
     assert desktop.script("return window.asked")
+
+
+def segments_of(address: str, clip: Path) -> list[dict[str, Any]]:
+    answer = httpx.post(f"{address}/classify?window_s=2&hop_s=1", files={"file": clip.read_bytes()}, timeout=60).json()
+    return list(answer["segments"])
+
+
+def test_timeline_shows_segments_seeks_and_captions(desktop: Browser, address: str, scenes: Path) -> None:
+    desktop.open(address)
+    choose(desktop, scenes)
+    desktop.wait_for("#labels-title", "Share of the time")
+    segments = segments_of(address, scenes)
+    assert len(segments) > 3
+    assert desktop.script("return [...document.querySelectorAll('#timeline .part')].map((e) => e.textContent)") == [
+        segment["label"] for segment in segments
+    ]
+    widths = desktop.script("return [...document.querySelectorAll('#timeline .part')].map((e) => e.offsetWidth)")
+    total = desktop.script("return document.querySelector('#timeline').clientWidth")
+    shares = [(segment["end_s"] - segment["start_s"]) / 24 for segment in segments]
+    assert [width / total for width in widths] == pytest.approx(shares, abs=0.01)
+    first = desktop.texts("#labels li")[0].split()
+    seconds = sum(segment["end_s"] - segment["start_s"] for segment in segments if segment["label"] == first[0])
+    assert float(first[1]) == pytest.approx(100 * seconds / 24, abs=1)
+
+    time = "return document.querySelector('#player').currentTime"
+    desktop.script("document.querySelector('#player').pause(); document.querySelector('#timeline').focus()")
+    desktop.press(END)
+    wait_until(lambda: desktop.script(time) == pytest.approx(segments[-1]["start_s"], abs=0.01))
+    desktop.press(LEFT)
+    wait_until(lambda: desktop.script(time) == pytest.approx(segments[-2]["start_s"], abs=0.01))
+    bar = "const bar = document.querySelector('#timeline'); return bar.getAttribute('{}')"
+    wait_until(lambda: segments[-2]["label"] in desktop.script(bar.format("aria-valuetext")))
+    assert desktop.script(bar.format("role")) == "slider"
+    assert desktop.script(bar.format("aria-valuemax")) == "24"
+    desktop.click("#timeline")  # in its middle
+    wait_until(lambda: desktop.script(time) == pytest.approx(12, abs=0.2))
+
+    cues = (
+        "return [...document.querySelector('#player').textTracks[0].cues].map((c) => [c.startTime, c.endTime, c.text])"
+    )
+    wait_until(lambda: desktop.script("return document.querySelector('#player').textTracks[0].mode") == "showing")
+    wait_until(lambda: len(desktop.script(cues)) == len(segments))
+    assert desktop.script(cues) == [[s["start_s"], s["end_s"], s["label"]] for s in segments]
+    saved = desktop.script("return fetch(document.querySelector('#captions').href).then((answer) => answer.text())")
+    files = {"file": scenes.read_bytes()}
+    assert saved == httpx.post(f"{address}/classify?window_s=2&hop_s=1&format=vtt", files=files, timeout=60).text
+
+
+def test_upload_shows_its_progress(desktop: Browser, address: str, scenes: Path, tmp_path: Path) -> None:
+    padded = tmp_path / "padded.mp4"
+    padded.write_bytes(scenes.read_bytes() + (3_000_000).to_bytes(4, "big") + b"free" + bytes(3_000_000 - 8))
+    desktop.open(address)
+    desktop.script(
+        "window.seen = []; new MutationObserver(() => seen.push(document.querySelector('#busy-text').textContent))"
+        ".observe(document.querySelector('#busy-text'), { childList: true })"
+    )
+    speed = {"offline": False, "latency": 0, "downloadThroughput": -1}
+    desktop.devtools("Network.emulateNetworkConditions", uploadThroughput=2_000_000, **speed)
+    try:
+        choose(desktop, padded)
+        desktop.wait_for("#labels", "%")
+    finally:
+        desktop.devtools("Network.emulateNetworkConditions", uploadThroughput=-1, **speed)
+    seen = desktop.script("return window.seen")
+    shares = [float(text.split()[1]) for text in seen if text.startswith("Uploading")]
+    assert shares == sorted(shares)
+    assert any(5 < share < 95 for share in shares)
+    assert seen[-1] == "Classifying …"
+
+
+def test_camera_is_labelled_every_second_by_windows_of_their_own(desktop: Browser, address: str) -> None:
+    desktop.open(address)
+    desktop.script(
+        "window.sent = []; const send = XMLHttpRequest.prototype.send;"
+        "XMLHttpRequest.prototype.send = function (form) {"
+        "  window.last = form.get('file'); sent.push([performance.now(), last.size]); return send.call(this, form) }"
+    )
+    desktop.click("#tab-camera")
+    desktop.click("#live")
+    desktop.wait_for("#facts", "KiB")
+    wait_until(lambda: desktop.script("return sent.length") >= 4)
+    assert desktop.text("#labels").count("%") == 4
+    assert desktop.script("return document.querySelector('#live').getAttribute('aria-pressed')") == "true"
+    desktop.click("#live")
+    assert desktop.script("return document.querySelector('#player').srcObject") is None
+    (first, *_, last), number = desktop.script("return sent"), desktop.script("return sent.length")
+    assert (last[0] - first[0]) / (number - 1) > 900
+    # Each window is a file that begins with a header and lasts two seconds.
+    piece = bytes(desktop.script("return window.last.arrayBuffer().then((bytes) => [...new Uint8Array(bytes)])"))
+    with open_video(piece) as video:
+        assert video.info.duration_s == pytest.approx(2, abs=0.7)
+
+
+@pytest.mark.parametrize("is_phone", [False, True])
+@pytest.mark.parametrize("state", ["empty", "timeline", "camera", "problem"])
+def test_axe_finds_no_serious_fault(
+    desktop: Browser, phone: Browser, address: str, scenes: Path, tmp_path: Path, axe: str, state: str, is_phone: bool
+) -> None:
+    browser = phone if is_phone else desktop
+    browser.open(address)
+    if state == "timeline":
+        choose(browser, scenes)
+        browser.wait_for("#legend", ":")
+    elif state == "camera":
+        browser.click("#tab-camera")
+    elif state == "problem":
+        choose(browser, media.text(tmp_path / "notes.mp4"))
+        browser.wait_for("#error", "not a video")
+    browser.script(axe)
+    faults = browser.script("return axe.run().then(({ violations }) => violations)")
+    assert [(fault["id"], [node["html"] for node in fault["nodes"]]) for fault in faults] == []
 
 
 def test_file_name_is_not_interpreted_as_markup(desktop: Browser, address: str, clip: Path, tmp_path: Path) -> None:
@@ -158,10 +279,12 @@ def test_page_loads_nothing_from_other_hosts_and_logs_no_errors(desktop: Browser
     assert desktop.complaints() == []
 
 
-def test_narrow_screen_needs_no_horizontal_scrolling(phone: Browser, address: str, clip: Path) -> None:
+def test_narrow_screen_needs_no_horizontal_scrolling(phone: Browser, address: str, clip: Path, scenes: Path) -> None:
     phone.open(address)
     choose(phone, clip)
     phone.wait_for("#labels", "%")
+    choose(phone, scenes)
+    phone.wait_for("#legend", ":")
     assert phone.script("return innerWidth") == 360
     assert phone.script("return document.documentElement.scrollWidth") <= 360
     buttons = "[...document.querySelectorAll('button')].filter((e) => e.checkVisibility())"
