@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from fractions import Fraction
@@ -28,8 +29,9 @@ class TimedPictures:
         self._source = source
         self._metadata = metadata
         self._pictures = metadata.pictures
-        self._times: list[int] = []
-        self._stamps: set[int | None] = set()
+        # Eight bytes per picture: an hour of video has a hundred thousand.
+        self._times = array("q")
+        self._stamps = array("q")
         self._last_duration = 0
         self._decoder: PictureDecoder | None = None
 
@@ -39,7 +41,8 @@ class TimedPictures:
         clock = Clock(self._pictures.time_base, self._pictures.interval)
         for picture in decoder.pictures(packets):
             stamp = self._pictures.timestamp(picture)
-            self._stamps.add(stamp)
+            if stamp is not None:
+                self._stamps.append(stamp)
             self._times.append(clock.time(stamp))
             self._last_duration = picture.duration or 0 if self._pictures.timed else 0
             yield picture, self._times[-1]
@@ -68,7 +71,8 @@ class TimedPictures:
             raise self._decoder.no_picture(self._source)
         pictures = self._pictures
         timeline = Timeline(self._times, pictures.time_base, pictures.interval, self._last_duration)
-        num_missing = sum(stamp is None or stamp not in self._stamps for stamp in self._decoder.failed)
+        shown = set(self._stamps) if self._decoder.failed else set()
+        num_missing = sum(stamp is None or stamp not in shown for stamp in self._decoder.failed)
         interval_s = float(pictures.interval * pictures.time_base)
         missing_s = self._metadata.missing_s + num_missing * interval_s
         total_s = max(float(timeline.duration_s), self._metadata.info.duration_s) + self._metadata.missing_s
