@@ -276,12 +276,14 @@ async function startLive() {
   timeline.show(null);
   at("live").textContent = "Stop live labels";
   at("live").setAttribute("aria-pressed", "true");
+  at("motion").closest("p").hidden = true;
   at("answer").setAttribute("aria-live", "off"); // five labels every second are not read out
 }
 
 function stopLive() {
   if (!camera.running) return;
   camera.stop();
+  at("motion").closest("p").hidden = false;
   at("live").textContent = "Start live labels";
   at("live").setAttribute("aria-pressed", "false");
   at("answer").setAttribute("aria-live", "polite");

@@ -32,7 +32,10 @@ export class Timeline {
   show(answer) {
     this.segments = answer?.segments ?? [];
     this.box.hidden = !this.segments.length;
-    this.video.querySelector("track")?.remove();
+    for (const old of this.video.querySelectorAll("track")) {
+      old.track.mode = "disabled"; // otherwise its last caption stays on the picture
+      old.remove();
+    }
     if (this.url) URL.revokeObjectURL(this.url);
     this.url = null;
     if (!this.segments.length) return;
