@@ -58,10 +58,6 @@ class Browser:
         actions = [{"type": "keyDown", "value": key}, {"type": "keyUp", "value": key}]
         self._post("actions", actions=[{"type": "key", "id": "keyboard", "actions": actions}])
 
-    def devtools(self, command: str, **parameters: Any) -> Any:
-        """Send a command of Chromium's own protocol."""
-        return self._post("goog/cdp/execute", cmd=command, params=parameters)
-
     def wait_for(self, selector: str, part: str, timeout_s: float = 60.0) -> str:
         """Wait until an element contains a text, and return its whole text."""
         deadline = time.monotonic() + timeout_s
