@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, cast
 
 import cv2
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from mme.motion.tracking import TrackSlice, extract_tracks
 from mme.targets.grid import MaskedBatch, TargetSpec, stored_tracks, token_tracks
 from mme.targets.hog import NUM_BINS
+from mme.targets.position import log_compress
 from mme.video.crop import Crop
 from tests.reference.moving_scene import MovingScene, Similarity
 from tests.reference.targets import target_of, to_source
@@ -290,12 +292,29 @@ def test_patch_std_leaves_the_deviation_from_the_patch_mean() -> None:
     np.testing.assert_allclose(np.square(target.position[whole]).mean(axis=(1, 2, 3)), 1, atol=1e-3)
 
 
-@pytest.mark.parametrize("norm", ["none", "patch_std"])
+@pytest.mark.parametrize("norm", ["none", "patch_std", "log"])
 def test_a_static_patch_gives_zeros(norm: Any) -> None:
     tracks = exact_tracks(MovingScene(48, 64), [0, 3], 4, 8)
     target = normalised(tracks, position_norm=norm)
     assert target.valid.all()
     np.testing.assert_allclose(target.position, 0, atol=1e-5)
+
+
+def test_log_compresses_lengths_and_keeps_directions() -> None:
+    """Against a loop over points, and at the ends: proportional far below the scale, finite and ordered far above."""
+    tracks = exact_tracks(MovingScene(48, 64, Similarity((1.0, -2.0), scale=1.06)), [0, 3], 4, 8)
+    plain = normalised(tracks)
+    target = normalised(tracks, position_norm="log", log_scale_px=0.5)
+    for found, (x, y) in zip(target.position.reshape(-1, 2), plain.position.reshape(-1, 2).tolist(), strict=True):
+        length = math.hypot(x, y)
+        expected = [value / length * math.log(1 + length / 0.5) if length else 0.0 for value in (x, y)]
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+    lengths = torch.tensor([0.0, 1e-30, 1e-4, 0.01, 1.0, 1e4])
+    compressed = log_compress(torch.stack([lengths, torch.zeros(6)], dim=-1), 0.25)[:, 0]
+    torch.testing.assert_close(compressed[:3], 4 * lengths[:3], rtol=1e-3, atol=0)
+    assert (compressed.diff() > 0).all()
+    assert compressed.isfinite().all()
 
 
 def test_patch_std_does_not_blow_noise_up_where_nothing_moves() -> None:
@@ -335,7 +354,7 @@ def test_more_frames_than_needed_change_nothing() -> None:
     np.testing.assert_array_equal(compute(tracks, WHOLE, more, spec).hog, compute(tracks, WHOLE, frames, spec).hog)
 
 
-@pytest.mark.parametrize("norm", ["none", "patch_std"])
+@pytest.mark.parametrize("norm", ["none", "patch_std", "log"])
 @pytest.mark.parametrize("hog_steps", ["all", "first"])
 def test_hidden_tokens_alone_are_the_same_as_among_all(norm: Any, hog_steps: Any) -> None:
     spec = target_spec(position_norm=norm, hog_steps=hog_steps)
@@ -348,7 +367,7 @@ def test_hidden_tokens_alone_are_the_same_as_among_all(norm: Any, hog_steps: Any
     np.testing.assert_array_equal(part.valid, whole.valid[hidden])
 
 
-@pytest.mark.parametrize("norm", ["none", "patch_std"])
+@pytest.mark.parametrize("norm", ["none", "patch_std", "log"])
 @pytest.mark.parametrize("hog_steps", ["all", "first"])
 def test_a_batch_is_its_clips_one_by_one_to_the_bit(norm: Any, hog_steps: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Clips of videos of different sizes and crops, with different masks."""

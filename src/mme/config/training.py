@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from mme.config.base import NonNegative, Positive, PositiveFloat, Ratio, Section
 from mme.config.data import DataFolder, Split
 
+PositionNorm = Literal["none", "patch_std", "log"]
 MaskKind = Literal["tube", "random", "motion"]
 Balance = Literal["none", "sampling", "loss"]
 Pooling = Literal["mean", "time", "attentive"]
@@ -84,8 +85,9 @@ class PretrainParams(OptimisedParams):
     mask: MaskKind
     mask_ratio: Annotated[float, Field(gt=0, lt=1)]
     length: Annotated[int, Field(ge=1, le=255)]
-    position_norm: Literal["none", "patch_std"]
+    position_norm: PositionNorm
     patch_std_floor_px: PositiveFloat
+    log_scale_px: PositiveFloat
     hog_steps: Literal["all", "first"]
     hog_window_px: Annotated[int, Field(ge=2)]
     hog_norm_floor: PositiveFloat

@@ -67,7 +67,7 @@ class TargetSpec:
         num_tubelets: tubelets in a clip.
         tubelet_stride: raw frames from the start of a tubelet to the start of the next.
         length: L, steps of a track.
-        position_norm, patch_std_floor_px: see `mme.targets.position.Position`.
+        position_norm, patch_std_floor_px, log_scale_px: see `mme.targets.position.Position`.
         hog_steps: HOG at ``all`` steps of the track or at the ``first`` only.
         hog_window_px: side of the HOG window, clip pixels.
         hog_norm_floor: see `mme.targets.hog.hog_at`.
@@ -80,8 +80,9 @@ class TargetSpec:
     num_tubelets: int
     tubelet_stride: int
     length: int
-    position_norm: Literal["none", "patch_std"]
+    position_norm: Literal["none", "patch_std", "log"]
     patch_std_floor_px: float
+    log_scale_px: float
     hog_steps: Literal["all", "first"]
     hog_window_px: int
     hog_norm_floor: float
@@ -99,6 +100,7 @@ class TargetSpec:
             length=pretrain.length,
             position_norm=pretrain.position_norm,
             patch_std_floor_px=pretrain.patch_std_floor_px,
+            log_scale_px=pretrain.log_scale_px,
             hog_steps=pretrain.hog_steps,
             hog_window_px=pretrain.hog_window_px,
             hog_norm_floor=pretrain.hog_norm_floor,

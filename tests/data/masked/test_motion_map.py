@@ -19,6 +19,7 @@ SPEC = TargetSpec(
     length=3,
     position_norm="none",
     patch_std_floor_px=1.0,
+    log_scale_px=0.25,
     hog_steps="first",
     hog_window_px=8,
     hog_norm_floor=8.0,
