@@ -60,6 +60,7 @@ class Settings(BaseSettings):
             ``X-Forwarded-Proto`` are believed; ``*`` = every peer.
         root_path: prefix under which a proxy shows the service, such as ``/motion``.
         drain_s: time after SIGTERM in which ``/ready`` answers 503 while requests are still accepted.
+        drift_window: latest answers that are compared with the evaluation; at least ten per label are.
     """
 
     model_config = SettingsConfigDict(env_prefix="MME_", frozen=True)
@@ -101,6 +102,7 @@ class Settings(BaseSettings):
     trusted_proxies: CommaSeparated = ("127.0.0.1", "::1")
     root_path: Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._~-]+)*$")] = ""
     drain_s: NonNegative = 0.0
+    drift_window: Positive = 500
 
     @field_validator("api_keys")
     @classmethod

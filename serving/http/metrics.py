@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from mme.evaluation.answers import EDGES
+
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _VIEWS = (1, 2, 4, 8, 16, 32, 64, 128)
 
@@ -26,6 +28,10 @@ class Metrics:
         self.queued = self._gauge("queued_videos", "Decoded videos that wait for the model")
         self.windows = self._counter("windows", "Windows of long videos classified")
         self.decoders_replaced = self._counter("decoders_replaced", "Decoding processes that died or were killed")
+        self.predictions = self._counter("predictions", "Classified videos by their most probable label", "label")
+        self.confidence = self._histogram("prediction_confidence", "Probability of the most probable label", EDGES)
+        self.entropy = self._histogram("prediction_entropy", "Entropy of the labels, 1 if all are alike", EDGES)
+        self.drift = self._gauge("answer_drift", "Stability index of recent answers against the evaluation", "of")
         self.model_loads = self._counter("model_loads", "Attempts to load a model", "outcome")
         self.model_info = self._gauge("model_info", "1 for the model that answers", "name", "version", "digest")
 

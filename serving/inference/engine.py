@@ -32,6 +32,7 @@ from serving.http.metrics import Metrics
 from serving.http.uploads import Upload
 from serving.inference.batcher import Batcher, BatchLimits, VideoLogits
 from serving.inference.model_reloader import LoadedModel, ModelReloader
+from serving.inference.monitor import AnswerMonitor
 from serving.problems import Problem
 from serving.schemas import ViewOptions
 from serving.settings import Settings
@@ -120,6 +121,7 @@ class InferenceEngine:
         self._long_pool = DecodePool(max(1, settings.num_decoders // 2), decode_limits, metrics)
         batch_limits = BatchLimits(settings.max_batch, settings.max_wait_ms / 1000, settings.num_threads)
         self._batcher = Batcher(batch_limits, metrics)
+        self._monitor = AnswerMonitor(metrics, settings.drift_window)
 
     async def start(self) -> None:
         """Start processes, threads and the polling for the model, then send a clip through all of them."""
@@ -198,6 +200,8 @@ class InferenceEngine:
             assert views.info is not None
 
             row = await self._batcher.predict(model.classifier, views)
+            if model is self.reloader.current:
+                self._monitor.observe(model, row.logits)
             return Classified(
                 model, row.logits, views.info, len(views.frames),
                 decode_wait_ms, views.decode_ms, row.queue_ms, row.inference_ms,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from mme.evaluation.answers import Answers, load_answers
 from mme.evaluation.classifier import Classifier
 from mme.models.checkpoints import CONFIG_FILE, WEIGHTS_FILE
 from serving.http.metrics import Metrics
@@ -26,6 +27,7 @@ class LoadedModel:
     address: str
     version: str | None
     loaded_at: datetime
+    answers: Answers | None = None  # on the videos of the evaluation, if the folder has them
 
     @property
     def name(self) -> str:
@@ -151,7 +153,8 @@ class ModelReloader:
             return False
 
         classifier.classify(self.warm_up_clip)
-        self._replace(LoadedModel(classifier, self._address, version, datetime.now(UTC)))
+        answers = load_answers(resolved.folder, classifier.labels)
+        self._replace(LoadedModel(classifier, self._address, version, datetime.now(UTC), answers))
         return True
 
     def _replace(self, new: LoadedModel) -> None:

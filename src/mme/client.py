@@ -414,7 +414,7 @@ def _retry_after_s(response: httpx.Response) -> float | None:
     if text.isdecimal():
         return float(text)
     try:
-        moment = parsedate_to_datetime(text)
+        moment: datetime = parsedate_to_datetime(text)
     except ValueError:
         return None
     return max(0.0, (moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds())

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from mme.evaluation.classifier import Classifier, choose_device, softmax
+from mme.evaluation.answers import softmax
+from mme.evaluation.classifier import Classifier, choose_device
 from mme.models.checkpoints import content_digest
 from mme.models.encoder import model_input
 from mme.video.codec import read_frames, write_video

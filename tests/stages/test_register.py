@@ -9,6 +9,7 @@ import pytest
 import yaml
 from mlflow.tracking import MlflowClient
 
+from mme.evaluation.answers import load_answers
 from mme.evaluation.classifier import Classifier
 from mme.manifest import Manifest
 from mme.models.checkpoints import content_digest, load_config
@@ -80,6 +81,11 @@ def evaluated(top1: float) -> None:
         "up,0,0,,",
     ]
     Path("reports/evaluate/per_class.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    table = "id,label,predicted,confidence,logit/down,logit/left,logit/right,logit/up\n" + "".join(
+        f"v{number},{LABELS[number]},left,0.5,{logits}\n"
+        for number, logits in enumerate(("0,9,0,0", "0,9,0,0", "0,0,1,0", "0,0,0,0"))
+    )
+    Path("reports/evaluate/predictions.csv").write_text(table, encoding="utf-8")
 
 
 def receipt() -> dict[str, Any]:
@@ -106,6 +112,11 @@ def test_the_first_model_becomes_champion_and_is_what_its_address_gives() -> Non
     assert found["digest"] == content_digest("models/export")
     assert str(Path.cwd()) not in Path("reports/register.json").read_text(encoding="utf-8")
     served, exported = resolve(f"models:/{NAME}@champion"), Path("models/export")
+    answers = load_answers(served, LABELS)
+    assert answers is not None
+    assert answers.labels == {"down": 1, "left": 2, "right": 1, "up": 0}
+    assert answers.confidence[-1] == 2  # both of 0.9996
+    assert answers.entropy[-1] == 1  # equal logits
     assert content_digest(served) == found["digest"]
     assert (served / "README.md").read_text(encoding="utf-8") == (exported / "README.md").read_text(encoding="utf-8")
     video = Path("data/videos/v0.mp4")

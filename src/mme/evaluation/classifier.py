@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
+from mme.evaluation.answers import softmax
 from mme.models.checkpoints import FolderConfig, content_digest, load_folder
 from mme.models.classifier import MotionClassifier
 from mme.models.encoder import model_input
@@ -182,13 +183,6 @@ class Classifier:
         parts = [function(self._normalise(frames[i : i + step])) for i in range(0, len(frames), step)]
         outputs = torch.cat(parts).float().cpu()  # (sum of V, D)
         return [part.mean(dim=0).numpy() for part in outputs.split([len(views.frames) for views in batch])]
-
-
-def softmax(logits: Float[np.ndarray, "*batch K"]) -> Float[np.ndarray, "*batch K"]:
-    """Return probabilities over the last axis, in float64."""
-    powers = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
-    shares: Float[np.ndarray, "*batch K"] = powers / powers.sum(axis=-1, keepdims=True)
-    return shares
 
 
 def choose_device(name: str) -> torch.device:

@@ -21,7 +21,8 @@ from torchmetrics.functional.classification import (
 )
 
 from mme.config import EvaluateParams, RuntimeParams
-from mme.evaluation.classifier import Classifier, softmax
+from mme.evaluation.answers import softmax
+from mme.evaluation.classifier import Classifier
 from mme.manifest import Manifest, Video
 from mme.video.containers import VideoError
 from mme.video.sampling import Views

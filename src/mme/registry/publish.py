@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mme.config import Params
+from mme.evaluation.answers import ANSWERS_FILE, Answers
 from mme.manifest import Manifest
 from mme.models.checkpoints import CONFIG_FILE, FolderConfig, ViewsConfig, content_digest, load_folder
 from mme.registry.gate import Champion
@@ -28,12 +29,14 @@ class Candidate:
         manifest: manifest of the data.
         metrics: evaluation metrics under names such as ``test/top1``.
         per_class: rows of the evaluation's table per label.
+        answers: distribution of the answers on the videos of the evaluation.
     """
 
     params: Params
     manifest: Manifest
     metrics: Mapping[str, float]
     per_class: Sequence[Mapping[str, str]]
+    answers: Answers
 
     @property
     def gate_value(self) -> float:
@@ -49,7 +52,7 @@ class Candidate:
 
 
 def export_folder(candidate: Candidate, source: Path, output: Path, run_id: str) -> FolderConfig:
-    """Write the model folder that is served: ``source`` with its metrics, its provenance and a model card.
+    """Write the model folder that is served: ``source`` with the evaluation's metrics and answers, provenance and card.
 
     The views are those of the evaluation, so that the service runs the model as it was measured.
 
@@ -79,6 +82,7 @@ def export_folder(candidate: Candidate, source: Path, output: Path, run_id: str)
         # DVC's outputs are read-only links into its cache, so the files are copied before they are changed.
         shutil.copytree(source, folder, copy_function=shutil.copyfile)
         write_json(folder / CONFIG_FILE, config.model_dump(mode="json"))
+        write_json(folder / ANSWERS_FILE, candidate.answers.model_dump(mode="json"))
         (folder / CARD_FILE).write_text(card, encoding="utf-8")
     return config
 

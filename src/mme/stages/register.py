@@ -6,12 +6,14 @@ import csv
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.text import Text
 
 from mme.config import load_params
 from mme.config.names import flatten
 from mme.config.paths import EXPORTED_FOLDER, FINETUNED_FOLDER, REPORTS_FOLDER
+from mme.evaluation.answers import Answers, count_answers, softmax
 from mme.evaluation.chance import ADVICE, unlearned
 from mme.registry.aliases import apply_verdict, audit, audit_history
 from mme.registry.gate import ALIASES, Verdict, judge
@@ -34,7 +36,7 @@ def main() -> None:
     """
     params = load_params()
     manifest = load_manifest(params.finetune.data)
-    candidate = Candidate(params, manifest, read_metrics(), read_per_class())
+    candidate = Candidate(params, manifest, read_metrics(), read_per_class(), read_answers())
     value = candidate.gate_value
     split = params.evaluate.split
     counts = [int(row["num_videos"]) for row in candidate.per_class]
@@ -65,6 +67,16 @@ def read_per_class() -> list[dict[str, str]]:
     """Rows of the evaluation's table."""
     with (EVALUATION / "per_class.csv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
+
+
+def read_answers() -> Answers:
+    """Count the answers of the evaluation, from its logits."""
+    prefix = "logit/"
+    with (EVALUATION / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    labels = [name.removeprefix(prefix) for name in rows[0] if name.startswith(prefix)]
+    logits = np.array([[float(row[f"{prefix}{label}"]) for label in labels] for row in rows])  # (N, K)
+    return count_answers(softmax(logits), labels)
 
 
 def record_version(run: Run, version: Version, verdict: Verdict, metrics: Mapping[str, float]) -> None:
