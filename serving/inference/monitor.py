@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
+from functools import partial
 from operator import itemgetter
 
 import numpy as np
@@ -53,12 +55,10 @@ class AnswerMonitor:
         }
         for position, (name, counts) in enumerate(expected.items()):
             # Computed when Prometheus asks, not with every answer.
-            self._metrics.drift.labels(name).set_function(
-                lambda position=position, counts=counts, recent=self._recent: _drift_of(recent, position, counts)
-            )
+            self._metrics.drift.labels(name).set_function(partial(_drift_of, self._recent, position, counts))
 
 
-def _drift_of(recent: deque[tuple[int, int, int]], position: int, expected: list[int] | tuple[int, ...]) -> float:
+def _drift_of(recent: deque[tuple[int, int, int]], position: int, expected: Sequence[int]) -> float:
     """Return the drift of the recent answers; NaN, which raises no alert, until the window is half full."""
     if recent.maxlen is None or 2 * len(recent) < recent.maxlen:
         return math.nan

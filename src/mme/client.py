@@ -110,7 +110,7 @@ class Retries:
             return None
         asked = None if response is None else _retry_after_s(response)
         if asked is None:
-            return random.uniform(0.5, 1.0) * min(self.max_wait_s, 0.5 * 2**attempt)  # noqa: S311 - no secret
+            return random.uniform(0.5, 1.0) * min(self.max_wait_s, 0.5 * 2.0**attempt)  # noqa: S311 - no secret
         return None if asked > self.max_wait_s else asked * random.uniform(1.0, 1.25)  # noqa: S311
 
 
