@@ -76,7 +76,7 @@ def test_decoded_frames_are_at_the_rate_of_the_model(twins: dict[str, Path], fol
 
 
 def test_evaluation_and_training(manifest: Manifest, folder: Path) -> None:
-    params = EvaluateParams(split="test", segments=2, crops=1, protocols=("finetuned",))
+    params = EvaluateParams(split="test", segments=2, crops=1, pool="mean", protocols=("finetuned",))
     evaluation = evaluate(Classifier.load(folder), manifest, params, RuntimeParams(), progress=False)
     all_equal(dict(zip(evaluation.ids, evaluation.logits, strict=True)))
 

@@ -39,7 +39,7 @@ its columns changes the file, on which stages depend. ``system`` writes files an
 records runs, and a new style of picture (``viz``) is not worth a training run.
 """
 
-MAX_CODE_DEPENDENCIES = 42
+MAX_CODE_DEPENDENCIES = 43
 
 
 @functools.cache

@@ -26,7 +26,7 @@ from mme.viz.plots import calibration_figure, confusion_figure, save_figure
 from tests.factories import row
 from tests.tiny import LABELS, moving_frames, save_tiny_folder
 
-PARAMS = EvaluateParams(split="test", segments=2, crops=1, protocols=("finetuned",))
+PARAMS = EvaluateParams(split="test", segments=2, crops=1, pool="mean", protocols=("finetuned",))
 ONE, TWO = (RuntimeParams(num_workers=count, eval_batch_size=3) for count in (1, 2))
 
 
@@ -84,7 +84,7 @@ def test_every_video_of_the_split_gets_the_classifiers_logits(classifier: Classi
 
 
 def test_views_follow_the_parameters(classifier: Classifier, manifest: Manifest) -> None:
-    params = EvaluateParams(split="val", segments=3, crops=3, protocols=("finetuned",))
+    params = EvaluateParams(split="val", segments=3, crops=3, pool="mean", protocols=("finetuned",))
     result = evaluate(classifier, manifest, params, RuntimeParams(num_workers=1, eval_batch_size=4), progress=False)
     path = manifest.path_of(manifest["other"])
     assert result.ids == ("other",)

@@ -65,7 +65,8 @@ def test_row_of_large_jpegs_is_a_video(tmp_path: Path, padding: bytes) -> None:
     path = tmp_path / "row"
     path.write_bytes(data)
     info = read_metadata(data)
-    assert (info.num_frames, info.fps, info.duration_s, info.width) == (6, 25, pytest.approx(0.24), 900)
+    assert (info.num_frames, info.fps, info.width) == (6, 25, 900)
+    assert info.duration_s == pytest.approx(0.24)
     assert read_metadata(path) == info
     frames = np.stack(list(iter_resampled(path, 25)))
     assert len({frame.tobytes() for frame in frames}) == len(frames) == 6

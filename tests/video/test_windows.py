@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,7 +60,7 @@ def test_window_sees_what_a_video_of_its_frames_does(num_frames: int, segments: 
 @pytest.mark.parametrize("changes", [{}, {"variable_rate": True}, {"fps": Fraction(30000, 1001)}, {"rotation": 90}])
 @pytest.mark.parametrize("is_long", [False, True])
 def test_window_of_a_file_sees_what_its_trimmed_span_does(
-    tmp_path: Path, changes: dict[str, object], is_long: bool, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, changes: dict[str, Any], is_long: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = media.write(tmp_path / "clip.mov", num_frames=60, **changes)
     if is_long:
