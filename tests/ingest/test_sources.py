@@ -121,7 +121,7 @@ def test_a_wrong_header_is_named(tmp_path: Path, header: str) -> None:
 def test_unreadable_lists(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"nothing\.csv: cannot be read"):
         read_list(tmp_path / "nothing.csv", tmp_path)
-    with pytest.raises(ValueError, match=r"list\.csv: cannot be read"):
+    with pytest.raises(ValueError, match=r"list\.csv: is not UTF-8"):
         read_list(make_list(tmp_path, "path\na\xe4.mp4\n", encoding="latin-1"), tmp_path)
 
 
