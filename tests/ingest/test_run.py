@@ -50,6 +50,13 @@ def ingest(wanted: IngestParams, folder: Path, num_workers: int = 2, **limits: A
     return result
 
 
+def write_list(folder: Path) -> None:
+    """List all files, pipes among them, which a scan of folders leaves out."""
+    names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.mp4"))]
+    lines = [f"{name},{name.partition('/')[0]}" for name in names]
+    (folder / "list.csv").write_text("\n".join(["path,label", *lines]), encoding="utf-8")
+
+
 def content(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): sha256_file(path) for path in folder.rglob("*") if path.is_file()}
 
@@ -180,8 +187,10 @@ def test_ray_writes_the_bytes_of_local(few: Path, tmp_path: Path, monkeypatch: p
     media.truncated(few / "up/cut.mp4", spec=Spec(num_frames=48))
     media.text(few / "down/text.mp4")
     os.mkfifo(few / "up/pipe.mp4")  # hangs until the deadline
+    write_list(few)
+    wanted = params(Path("few"), source="csv", list_file="list.csv")
     for executor in ("local", "ray"):
-        result = ingest(params(Path("few")), Path(executor), deadline_s=5.0, executor=executor)
+        result = ingest(wanted, Path(executor), deadline_s=5.0, executor=executor)
         reasons = {row.source_path: row.reason for row in result.manifest.quarantined}
         assert reasons == {"up/cut.mp4": "truncated", "down/text.mp4": "not-a-video", "up/pipe.mp4": "timed-out"}
     assert content(Path("ray/data")) == content(Path("local/data"))
@@ -211,9 +220,7 @@ def test_too_many_unusable_files_are_an_error_and_listed(few: Path, tmp_path: Pa
 
 def test_hanging_decoder_is_killed(few: Path, tmp_path: Path) -> None:
     os.mkfifo(few / "up/pipe.mp4")  # opening it blocks for ever: nobody writes to it
-    names = [path.relative_to(few).as_posix() for path in sorted(few.rglob("*.mp4"))]
-    lines = [f"{name},{name.partition('/')[0]}" for name in names]
-    (few / "list.csv").write_text("\n".join(["path,label", *lines]), encoding="utf-8")
+    write_list(few)
     begin = time.monotonic()
     result = ingest(params(few, source="csv", list_file="list.csv"), tmp_path, deadline_s=1.0)
     assert time.monotonic() - begin < 60
