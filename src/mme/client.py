@@ -145,8 +145,12 @@ class _Connection:
             "timeout": timeout_s,
         }
 
-    def _unreachable(self, error: httpx.TransportError) -> UnreachableError:
-        return UnreachableError(f"{self.url}: {error or type(error).__name__}")
+    def _wait_after_loss_s(self, attempt: int, error: httpx.TransportError) -> float:
+        """Return the seconds to wait after an attempt without an answer; raise if it was the last one."""
+        wait_s = self._retries.wait_s(attempt, None) if isinstance(error, _LOST) else None
+        if wait_s is None:
+            raise UnreachableError(f"{self.url}: {error or type(error).__name__}") from error
+        return wait_s
 
     def _check(self, response: httpx.Response, source: Source | None) -> httpx.Response:
         if response.is_success:
@@ -252,22 +256,18 @@ class Client(_Connection):
     ) -> httpx.Response:
         """Send a video to an address by POST, or ask it by GET if there is none; return the successful answer."""
         for attempt in itertools.count():
-            response, lost = None, None
             try:
                 with _form(video, progress) as files:
                     method = "GET" if files is None else "POST"
                     response = self._http.request(method, path, params=_sent(parameters), files=files)
-            except _LOST as error:
-                lost = error
             except httpx.TransportError as error:
-                raise self._unreachable(error) from error
-            wait_s = self._retries.wait_s(attempt, response)
-            if wait_s is not None:
-                time.sleep(wait_s)
-            elif lost is not None:
-                raise self._unreachable(lost) from lost
-            elif response is not None:
-                return self._check(response, video)
+                wait_s = self._wait_after_loss_s(attempt, error)
+            else:
+                next_s = self._retries.wait_s(attempt, response)
+                if next_s is None:
+                    return self._check(response, video)
+                wait_s = next_s
+            time.sleep(wait_s)
         raise AssertionError
 
 
@@ -345,22 +345,18 @@ class AsyncClient(_Connection):
     ) -> httpx.Response:
         """Send a video or ask an address, as ``Client.request``."""
         for attempt in itertools.count():
-            response, lost = None, None
             try:
                 with _form(video, progress) as files:
                     method = "GET" if files is None else "POST"
                     response = await self._http.request(method, path, params=_sent(parameters), files=files)
-            except _LOST as error:
-                lost = error
             except httpx.TransportError as error:
-                raise self._unreachable(error) from error
-            wait_s = self._retries.wait_s(attempt, response)
-            if wait_s is not None:
-                await asyncio.sleep(wait_s)
-            elif lost is not None:
-                raise self._unreachable(lost) from lost
-            elif response is not None:
-                return self._check(response, video)
+                wait_s = self._wait_after_loss_s(attempt, error)
+            else:
+                next_s = self._retries.wait_s(attempt, response)
+                if next_s is None:
+                    return self._check(response, video)
+                wait_s = next_s
+            await asyncio.sleep(wait_s)
         raise AssertionError
 
 

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from mme.commands.classify import SERVICE_URL
 from mme.config import load_params
-from mme.evaluation.chance import ADVICE, unlearned
+from mme.evaluation.chance import unlearned
 from mme.system.files import read_json
 
 NOT_RUN = "not run yet"
@@ -104,7 +104,7 @@ def _unlearned(folder: Path) -> Iterator[str]:
     ((split, top1),) = measured
     fault = unlearned(split, top1, counts)
     if fault is not None:
-        yield f"{fault}. {ADVICE}."
+        yield fault
 
 
 def _registry_rows(folder: Path) -> list[tuple[str, str]]:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from scipy.stats import binomtest
 
-ADVICE = (
+_ADVICE = (
     "Try a warm start (`mme preset apply own-videos`), more clips per class or fewer classes, published weights"
-    " (`mme convert`), and look with `mme inspect VIDEO --model models/pretrain` whether the tracks follow what moves"
+    " (`mme convert`), and look with `mme inspect VIDEO --model models/pretrain` whether the tracks follow what moves."
 )
 
 
@@ -28,7 +28,7 @@ def chance_accuracy(class_counts: Sequence[int]) -> float:
 
 
 def unlearned(split: str, top1: float, class_counts: Sequence[int]) -> str | None:
-    """Say that an accuracy is no better than chance, in one sentence without its full stop; None if it is better.
+    """Say that an accuracy is no better than chance, and what to try; None if it is better.
 
     Args:
         split: name of the split that it was measured on.
@@ -41,5 +41,5 @@ def unlearned(split: str, top1: float, class_counts: Sequence[int]) -> str | Non
         return None
     return (
         f"{split} top-1 {top1:.1%} of {sum(class_counts)} videos (95 % interval {low:.1%} to {high:.1%}) is no better"
-        f" than chance, {chance:.1%}: the model has learned nothing that these videos show"
+        f" than chance, {chance:.1%}: the model has learned nothing that these videos show. {_ADVICE}"
     )

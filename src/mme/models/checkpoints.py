@@ -164,18 +164,27 @@ def read_state(path: Path | str) -> State:
 
 
 def load_state(path: Path | str, module: nn.Module, prefix: str = "") -> None:
-    """Fill a module from a safetensors file; every key and shape must agree.
-
-    Args:
-        path: the file.
-        module: the module to fill.
-        prefix: the part of the file to load, such as ``encoder.``: other keys are ignored.
+    """Fill a module from a safetensors file, as `fill_module`.
 
     Raises:
-        ValueError: the file is missing or damaged.
+        ValueError: the file is missing or damaged, or does not fit.
+    """
+    fill_module(module, read_state(path), path, prefix)
+
+
+def fill_module(module: nn.Module, state: State, source: Path | str, prefix: str = "") -> None:
+    """Fill a module from a state; every key and shape must agree.
+
+    Args:
+        module: the module to fill.
+        state: the weights.
+        source: their file, for messages.
+        prefix: the part of the state to take, such as ``encoder.``: other keys are ignored.
+
+    Raises:
         StateError: keys are missing or unexpected, shapes differ, or values are not finite; all are listed.
     """
-    found = {key: value for key, value in read_state(path).items() if key.startswith(prefix)}
+    found = {key: value for key, value in state.items() if key.startswith(prefix)}
     expected = {prefix + key: value for key, value in module.state_dict().items()}
 
     # Collect every fault: a user who mixed up two models sees that at once.
@@ -185,7 +194,7 @@ def load_state(path: Path | str, module: nn.Module, prefix: str = "") -> None:
             faults.append(f"{key} has shape {list(found[key].shape)}, the model {list(expected[key].shape)}")
         elif not torch.isfinite(found[key]).all():
             faults.append(f"{key} has values that are not finite")
-    check_keys(path, expected.keys() - found.keys(), found.keys() - expected.keys(), faults)
+    check_keys(source, expected.keys() - found.keys(), found.keys() - expected.keys(), faults)
 
     module.load_state_dict({key.removeprefix(prefix): value for key, value in found.items()})
 

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from mme.config import Params, load_params
 from mme.config.paths import FINETUNED_FOLDER, start_weights
-from mme.evaluation.chance import ADVICE, unlearned
+from mme.evaluation.chance import unlearned
 from mme.manifest import Manifest
 from mme.models.checkpoints import FOLDER_FORMAT, FolderConfig, ViewsConfig, save_folder
 from mme.stages.workspace import load_manifest, resumable_stage, work_folder, write_training_report
@@ -40,7 +40,7 @@ def main() -> None:
     counts = Counter(video.label for video in manifest.videos("val"))
     fault = unlearned("val", metrics["val/top1"], [counts[label] for label in manifest.labels])
     if fault is not None:
-        Console(stderr=True).print(Text(f"warning: {fault}. {ADVICE}."), soft_wrap=True)
+        Console(stderr=True).print(Text(f"warning: {fault}"), soft_wrap=True)
 
 
 def folder_config(params: Params, manifest: Manifest, metrics: dict[str, float], run_id: str) -> FolderConfig:

@@ -14,7 +14,7 @@ from mme.config import load_params
 from mme.config.names import flatten
 from mme.config.paths import EXPORTED_FOLDER, FINETUNED_FOLDER, REPORTS_FOLDER
 from mme.evaluation.answers import Answers, count_answers, softmax
-from mme.evaluation.chance import ADVICE, unlearned
+from mme.evaluation.chance import unlearned
 from mme.registry.aliases import apply_verdict, audit, audit_history
 from mme.registry.gate import ALIASES, Verdict, judge
 from mme.registry.publish import CARD_FILE, Candidate, champion_to_beat, export_folder, publish
@@ -54,7 +54,7 @@ def main() -> None:
     console = Console(stderr=True)
     console.print(Text(f"{version.address}, {verdict.alias or 'no alias'}: {verdict.reason}"))
     if fault is not None:
-        console.print(Text(f"warning: {fault}. {ADVICE}."), soft_wrap=True)
+        console.print(Text(f"warning: {fault}"), soft_wrap=True)
 
 
 def read_metrics() -> dict[str, float]:

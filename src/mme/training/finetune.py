@@ -20,7 +20,7 @@ from mme.config import Params
 from mme.config.paths import RANDOM
 from mme.data.labelled.clips import LabelledDataset
 from mme.manifest import Manifest
-from mme.models.checkpoints import load_state
+from mme.models.checkpoints import fill_module, read_state
 from mme.models.classifier import MotionClassifier
 from mme.models.encoder import model_input
 from mme.training.loop.callbacks import Curves, LogMetrics, Throughput
@@ -151,8 +151,9 @@ def load_encoder(path: Path, classifier: MotionClassifier) -> None:
     Raises:
         ValueError: they are missing or have other shapes; the message names the file and the keys.
     """
-    load_state(path, classifier.encoder, prefix="encoder.")
-    load_state(path, classifier.norm, prefix="norm.")
+    state = read_state(path)
+    fill_module(classifier.encoder, state, path, prefix="encoder.")
+    fill_module(classifier.norm, state, path, prefix="norm.")
 
 
 def run_finetuning(

@@ -16,7 +16,7 @@ from mme.config import Params, frames_needed
 from mme.config.paths import start_weights
 from mme.data.masked.clips import PretrainDataset, TrackedVideos
 from mme.manifest import Manifest
-from mme.models.checkpoints import load_state, read_state
+from mme.models.checkpoints import fill_module, read_state
 from mme.models.encoder import token_input
 from mme.models.masked_motion import MaskedMotionModel
 from mme.motion.store import TrackStore
@@ -195,9 +195,10 @@ def load_start(path: Path, model: MaskedMotionModel) -> list[str]:
     Raises:
         ValueError: the file cannot be read, or its encoder does not fit; the message lists every key at fault.
     """
-    load_state(path, model.encoder, prefix="encoder.")
+    state = read_state(path)
+    fill_module(model.encoder, state, path, prefix="encoder.")
     own = model.state_dict()
-    fitting = {key: value for key, value in read_state(path).items() if key in own and value.shape == own[key].shape}
+    fitting = {key: value for key, value in state.items() if key in own and value.shape == own[key].shape}
     model.load_state_dict({**own, **fitting})
     return sorted({key.removeprefix("heads.").split(".")[0] for key in own.keys() - fitting.keys()})
 
