@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import re
 import time
 from collections.abc import AsyncIterator
@@ -16,7 +15,7 @@ from fastapi import APIRouter, Depends, Query, Request, Security
 from fastapi.responses import JSONResponse, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from mme.evaluation.windows import csv_text, joined, vtt_text
+from mme.evaluation.windows import csv_text, joined, vtt_text, windows_document
 from mme.video.windows import WindowPlan
 from serving import schemas
 from serving.decoding.tracks import LENGTH, windows
@@ -178,11 +177,7 @@ async def _classify_windows(request: Request, options: schemas.ClassifyOptions, 
     segments = joined(classified.windows)
     if form == schemas.AnswerFormat.VTT:
         return Response(vtt_text(segments), media_type="text/vtt; charset=utf-8")
-    document = {
-        "window_s": window_s,
-        "hop_s": hop_s,
-        "windows": [dataclasses.asdict(window) for window in classified.windows],
-        "segments": [dataclasses.asdict(segment) for segment in segments],
+    document = windows_document(classified.windows, segments, window_s, hop_s) | {
         "model": model_name(classified.model).model_dump(),
         "video": schemas.VideoFacts.model_validate(classified.info, from_attributes=True).model_dump(),
         "timings": {

@@ -69,7 +69,7 @@ def local_windows(
     classifier: Classifier, window_s: float, hop_s: float, top_k: int, form: WindowFormat
 ) -> Callable[[Path], Answer]:
     """Return a function that labels the windows of a file with a local model."""
-    from mme.evaluation.windows import classify_windows, csv_text, vtt_text  # imports PyTorch
+    from mme.evaluation.windows import classify_windows, csv_text, vtt_text, windows_document  # imports PyTorch
 
     def classify(file: Path) -> Answer:
         found = classify_windows(classifier, file, window_s, hop_s, top_k)
@@ -77,11 +77,7 @@ def local_windows(
             return {"text": csv_text(found.windows)}
         if form == WindowFormat.VTT:
             return {"text": vtt_text(found.segments)}
-        return {
-            "window_s": window_s,
-            "hop_s": hop_s,
-            "windows": [asdict(window) for window in found.windows],
-            "segments": [asdict(segment) for segment in found.segments],
+        return windows_document(found.windows, found.segments, window_s, hop_s) | {
             "model": {"name": classifier.config.name, "digest": classifier.digest},
             "video": None if found.video is None else asdict(found.video),
         }

@@ -8,8 +8,9 @@ import itertools
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -72,6 +73,18 @@ class WindowedVideo:
     def segments(self) -> list[Segment]:
         """Neighbours of one label, joined."""
         return joined(self.windows)
+
+
+def windows_document(
+    windows: Sequence[LabelledWindow], segments: Sequence[Segment], window_s: float, hop_s: float
+) -> dict[str, Any]:
+    """Return windows and segments as values for JSON."""
+    return {
+        "window_s": window_s,
+        "hop_s": hop_s,
+        "windows": [asdict(window) for window in windows],
+        "segments": [asdict(segment) for segment in segments],
+    }
 
 
 def classify_windows(
