@@ -58,6 +58,7 @@ class DecodePool:
         self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="decode")
         self._workers = [_DecodeProcess(context, limits, metrics, self._threads) for _ in range(num_workers)]
         self._idle: asyncio.LifoQueue[_DecodeProcess] = asyncio.LifoQueue()
+        self._metrics = metrics
         self._running: set[asyncio.Task[Any]] = set()
 
     async def start(self) -> None:
@@ -79,6 +80,7 @@ class DecodePool:
         worker = await self._idle.get()
         running = asyncio.get_running_loop().create_task(worker.run(task, deliver))
         self._running.add(running)
+        self._metrics.decoding.inc()
         running.add_done_callback(lambda done: self._release(worker, done))
         try:
             return await asyncio.shield(running)
@@ -91,6 +93,7 @@ class DecodePool:
         if not done.cancelled():
             done.exception()  # marks it as retrieved: the caller may be gone
         self._running.discard(done)
+        self._metrics.decoding.dec()
         self._idle.put_nowait(worker)
 
     @property

@@ -25,6 +25,7 @@ class Metrics:
         self.batch_views = self._histogram("batch_views", "Views in one forward pass", _VIEWS)
         self.admitted = self._gauge("admitted_requests", "Requests in progress or waiting")
         self.admitted_long = self._gauge("admitted_long_requests", "Long videos in progress or waiting")
+        self.decoding = self._gauge("decoding_videos", "Videos that decoding processes work on")
         self.queued = self._gauge("queued_videos", "Decoded videos that wait for the model")
         self.windows = self._counter("windows", "Windows of long videos classified")
         self.decoders_replaced = self._counter("decoders_replaced", "Decoding processes that died or were killed")

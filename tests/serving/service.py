@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
@@ -100,20 +101,21 @@ def server(
 ) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """Run ``python -m serving`` on a free port and wait until it is ready.
 
-    Its log goes to ``log``, or into a pipe, which is full after some hundred requests unless it is read.
+    Its log goes to ``log``, or to a temporary file: a pipe that nobody reads would stop it after some hundred requests.
     """
     port = free_port()
     given = {"MME_MODEL": str(model), "MME_PORT": str(port), "MME_TEMP_DIR": str(temp_dir), **environment}
     environ = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | given
     command = [*prefix, sys.executable, "-m", "serving"]
     with ExitStack() as stack:
-        output = subprocess.PIPE if log is None else stack.enter_context(log.open("w"))
+        path = log or Path(stack.enter_context(tempfile.TemporaryDirectory()), "log")
+        output = stack.enter_context(path.open("w"))
         process = stack.enter_context(
             subprocess.Popen(command, env=environ, stdout=output, stderr=subprocess.STDOUT, text=True)
         )
         try:
             address = f"http://127.0.0.1:{port}"
-            wait_until(lambda: is_ready(address, process))
+            wait_until(lambda: is_ready(address, process, path))
             yield address, process
         finally:
             process.kill()
@@ -139,8 +141,8 @@ def libraries(process_id: int) -> set[str]:
     return {Path(region.path).name for region in psutil.Process(process_id).memory_maps()}
 
 
-def is_ready(address: str, process: subprocess.Popen[str]) -> bool:
-    assert process.poll() is None, process.stdout.read() if process.stdout else ""
+def is_ready(address: str, process: subprocess.Popen[str], log: Path) -> bool:
+    assert process.poll() is None, log.read_text()
     try:
         return httpx.get(f"{address}/ready").status_code == 200
     except httpx.TransportError:

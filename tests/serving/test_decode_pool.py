@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from mme.video.containers import VideoError
-from mme.video.sampling import sample_views
+from mme.video.sampling import Views, sample_views
 from serving.decoding.child import VideoLimits, ViewsTask
 from serving.decoding.pool import DecodeLimits, DecodePool
 from serving.http.metrics import Metrics
@@ -124,12 +124,20 @@ def test_processor_time_is_limited() -> None:
     assert spinning.returncode == -signal.SIGXCPU
 
 
-def test_video_of_a_killed_process_is_retried(slow: Path, clip: Path) -> None:
+async def sent_to_stopped(decoders: DecodePool, process: int, video: Path) -> asyncio.Task[Views]:
+    """Stop a process, so that it cannot answer too early, and send a video to it."""
+    os.kill(process, signal.SIGSTOP)
+    decoding = asyncio.ensure_future(decoders.run(job(video)))
+    for _ in range(20):  # the loop sends it within a few turns
+        await asyncio.sleep(0)
+    return decoding
+
+
+def test_video_of_a_killed_process_is_retried(clip: Path) -> None:
     async def scenario() -> None:
         async with pool() as decoders:
             (process,) = decoders.process_ids
-            decoding = asyncio.ensure_future(decoders.run(job(slow)))
-            await asyncio.sleep(0.05)
+            decoding = await sent_to_stopped(decoders, process, clip)
             os.kill(process, signal.SIGKILL)
             assert len((await decoding).frames) == 6
             (process,) = decoders.process_ids
@@ -141,13 +149,13 @@ def test_video_of_a_killed_process_is_retried(slow: Path, clip: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "reason"), [(signal.SIGSEGV, "undecodable"), (signal.SIGXCPU, "timed-out")])
-def test_crash_is_attributed_to_the_video(slow: Path, clip: Path, number: int, reason: str) -> None:
+def test_crash_is_attributed_to_the_video(clip: Path, number: int, reason: str) -> None:
     async def scenario() -> None:
         async with pool() as decoders:
             (process,) = decoders.process_ids
-            decoding = asyncio.ensure_future(decoders.run(job(slow)))
-            await asyncio.sleep(0.05)
+            decoding = await sent_to_stopped(decoders, process, clip)
             os.kill(process, number)
+            os.kill(process, signal.SIGCONT)
             with pytest.raises(VideoError) as caught:
                 await decoding
             assert caught.value.reason == reason
@@ -156,12 +164,11 @@ def test_crash_is_attributed_to_the_video(slow: Path, clip: Path, number: int, r
     asyncio.run(scenario())
 
 
-def test_cancellation_kills_and_replaces_the_process(slow: Path, clip: Path) -> None:
+def test_cancellation_kills_and_replaces_the_process(clip: Path) -> None:
     async def scenario() -> None:
         async with pool() as decoders:
             (process,) = decoders.process_ids
-            decoding = asyncio.ensure_future(decoders.run(job(slow)))
-            await asyncio.sleep(0.05)
+            decoding = await sent_to_stopped(decoders, process, clip)
             decoding.cancel()
             await until(lambda: not is_alive(process))
             assert len((await decoders.run(job(clip))).frames) == 6
@@ -169,14 +176,14 @@ def test_cancellation_kills_and_replaces_the_process(slow: Path, clip: Path) -> 
     asyncio.run(scenario())
 
 
-def test_sigterm_and_sigint_do_not_stop_a_process(slow: Path) -> None:
+def test_sigterm_and_sigint_do_not_stop_a_process(clip: Path) -> None:
     async def scenario() -> None:
         async with pool() as decoders:
             (process,) = decoders.process_ids
-            decoding = asyncio.ensure_future(decoders.run(job(slow)))
-            await asyncio.sleep(0.05)
+            decoding = await sent_to_stopped(decoders, process, clip)
             os.kill(process, signal.SIGTERM)
             os.kill(process, signal.SIGINT)
+            os.kill(process, signal.SIGCONT)
             assert len((await decoding).frames) == 6
             assert decoders.process_ids == [process]
 

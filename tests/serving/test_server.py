@@ -13,7 +13,9 @@ from tests.serving.service import descendants, is_alive, server, wait_until
 
 def test_server_starts_answers_drains_and_stops(folder: Path, clip: Path, slow: Path, tmp_path: Path) -> None:
     settings = {"MME_NUM_DECODE_WORKERS": "1", "MME_DRAIN_S": "4", "MME_MAX_UPLOAD_BYTES": "1000000"}
-    with server(folder, tmp_path, log=None, **settings) as (address, process), ThreadPoolExecutor(6) as threads:
+    log, uploads = tmp_path / "log", tmp_path / "uploads"
+    uploads.mkdir()
+    with server(folder, uploads, log=log, **settings) as (address, process), ThreadPoolExecutor(6) as threads:
         family = descendants(process.pid)
         assert family
         assert answer_to(address, b"GET /labels HTTP/1.1\r\nhost: here\r\nx-endless: " + b"a" * 20_000).startswith(
@@ -29,12 +31,12 @@ def test_server_starts_answers_drains_and_stops(folder: Path, clip: Path, slow: 
         assert httpx.get(f"{address}/ready").json()["type"] == "/problems/draining"
         assert post(address, clip.read_bytes()) == 200  # until its port closes
         assert [item.result() for item in running] == [200] * 6
-        output, _ = process.communicate(timeout=60)
+        process.wait(timeout=60)
 
     assert process.returncode in (0, -signal.SIGTERM)
     wait_until(lambda: not any(map(is_alive, family)))
-    assert list(tmp_path.iterdir()) == []
-    entries = [json.loads(line) for line in output.splitlines()]
+    assert list(uploads.iterdir()) == []
+    entries = [json.loads(line) for line in log.read_text().splitlines()]
     requests = [entry for entry in entries if entry.get("path") == "/classify"]
     assert [entry["status"] for entry in requests] == [413] * 5 + [200] * 7
     assert len({entry["request_id"] for entry in requests}) == 12

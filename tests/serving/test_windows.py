@@ -3,6 +3,8 @@ from __future__ import annotations
 import asyncio
 import csv
 import io
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -137,14 +139,13 @@ def test_limits_are_those_of_long_videos(folder: Path, tmp_path: Path, scenes: P
 def test_deadline_kills_the_decoder_and_the_next_video_is_classified(
     folder: Path, tmp_path: Path, scenes: Path
 ) -> None:
-    slow = media.write(tmp_path / "slow.mp4", size=(1280, 720), num_frames=200)
-
     async def run() -> None:
-        app = create_app(make_settings(folder, tmp_path, long_deadline_s=0.4))
+        app = create_app(make_settings(folder, tmp_path, long_deadline_s=1.0))
         async with running(app) as engine:
             (process,) = engine.long_decoder_ids
+            os.kill(process, signal.SIGSTOP)  # a decoder that hangs
             call = Call(app, "/classify", RAW, "window_s=0.5")
-            call.send(slow.read_bytes())
+            call.send(scenes.read_bytes())
             status, document = await call.answer()
             assert (status, document["type"]) == (504, "/problems/deadline-exceeded")
             await until(lambda: not is_alive(process) and len(engine.long_decoder_ids) == 1)
@@ -157,15 +158,18 @@ def test_deadline_kills_the_decoder_and_the_next_video_is_classified(
     asyncio.run(run())
 
 
-def test_short_videos_do_not_wait_for_long_ones(folder: Path, tmp_path: Path, clip: Path) -> None:
-    slow = media.write(tmp_path / "slow.mp4", size=(1280, 720), num_frames=300)
-
+def test_short_videos_do_not_wait_for_long_ones(folder: Path, tmp_path: Path, clip: Path, scenes: Path) -> None:
     async def run() -> None:
         app = create_app(make_settings(folder, tmp_path, num_decode_workers=1, long_max_queue=2, max_queue=2))
         async with running(app) as engine:
+            (process,) = engine.long_decoder_ids
+            os.kill(process, signal.SIGSTOP)  # a video that takes long
             calls = [Call(app, "/classify", RAW, "window_s=0.5&hop_s=0.1") for _ in range(3)]
-            for call in calls:
-                call.send(slow.read_bytes())
+            calls[0].send(scenes.read_bytes())
+            await until(lambda: engine.metrics.registry.get_sample_value("mme_decoding_videos") == 1)
+            calls[1].send(scenes.read_bytes())
+            await until(lambda: engine.long_admission.num_admitted == 2)
+            calls[2].send(scenes.read_bytes())
             status, document = await calls[2].answer()
             assert (status, document["type"]) == (503, "/problems/overloaded")
             assert engine.long_admission.num_admitted == 2
@@ -173,7 +177,6 @@ def test_short_videos_do_not_wait_for_long_ones(folder: Path, tmp_path: Path, cl
             short.send(clip.read_bytes())
             assert (await short.answer())[0] == 200
             assert engine.long_admission.num_admitted == 2
-            (process,) = engine.long_decoder_ids
             calls[0].disconnect()
             await until(lambda: not is_alive(process))
             assert (await calls[1].answer())[0] == 200

@@ -18,6 +18,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Generic, Literal, TypeVar
 
+import psutil  # type: ignore[import-untyped]
+
 from mme.system.executors import Executor, Pool, open_ray_pool
 from mme.system.parent import end_with_parent
 
@@ -26,6 +28,9 @@ ResultT = TypeVar("ResultT")
 
 _MIN_WAIT_S = 0.1
 """Shortest wait between two looks at a task that is overdue by the clock, but not by its own time."""
+
+_GLANCE_S = 0.02
+"""Time in which a process that has a processor is seen to run: longer than a tick of the system's clock."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +136,9 @@ class _DeadlineProcess(Generic[TaskT, ResultT]):
 
         remaining_s = self._deadline_s
         while not connection.poll(max(remaining_s, _MIN_WAIT_S)):
+            if _is_waiting(process):
+                remaining_s = 0
+                continue
             remaining_s = self._deadline_s - (_own_time_s(process) - begin_s)
             if remaining_s <= 0:
                 self.close()
@@ -195,11 +203,24 @@ def _own_time_s(process: SpawnProcess) -> float:
 
     Waits are known on Linux only, and only when they are over; elsewhere this is an ordinary clock.
     """
+    return time.monotonic() - _scheduled_ns(process)[1] / 1e9
+
+
+def _is_waiting(process: SpawnProcess) -> bool:
+    """Return whether a process waits for a processor now: it could run, and does not. Unknown if not on Linux."""
+    ran_ns, _ = _scheduled_ns(process)
+    time.sleep(_GLANCE_S)
+    later_ns, _ = _scheduled_ns(process)
+    return 0 < ran_ns == later_ns and psutil.Process(process.pid).status() == psutil.STATUS_RUNNING
+
+
+def _scheduled_ns(process: SpawnProcess) -> tuple[int, int]:
+    """Return for how long a process ran and waited for a processor; zeros where the system does not say so."""
     try:
-        _, waited_ns, _ = Path(f"/proc/{process.pid}/schedstat").read_text(encoding="ascii").split()
+        ran_ns, waited_ns, _ = Path(f"/proc/{process.pid}/schedstat").read_text(encoding="ascii").split()
     except OSError:
-        waited_ns = "0"
-    return time.monotonic() - int(waited_ns) / 1e9
+        return 0, 0
+    return int(ran_ns), int(waited_ns)
 
 
 def _serve(connection: Connection, work: Callable[[Any], Any]) -> None:
