@@ -12,6 +12,7 @@ import pytest
 
 from mme.config import IngestParams, load_params
 from mme.ingest.survey import Digests, survey
+from tests.small_disk import fill, read_only, small_disk
 
 
 def table(root: Path, source: str = "folder", **changes: object) -> str:
@@ -134,4 +135,42 @@ def test_unchanged_files_are_not_read_again(tmp_path: Path) -> None:
     os.utime(video, ns=times)
     assert table(tmp_path / "root") == before
     os.utime(video)
+    assert table(tmp_path / "root") != before
+
+
+def test_a_cache_that_cannot_be_used_is_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    videos = [put(tmp_path / f"{name}.mp4", name.encode()) for name in "abcd"]
+    expected = Digests(tmp_path / "cache.sqlite", 2).of(videos)
+
+    def warns(cache: Path, num_warnings: int = 1) -> None:
+        caplog.clear()
+        digests = Digests(cache, 2)
+        assert digests.of(videos) == expected
+        assert digests.of(videos) == expected
+        assert [str(cache) in record.message for record in caplog.records] == [True] * num_warnings
+
+    warns(put(tmp_path / "broken.sqlite", b"no database" * 100))
+    warns(put(tmp_path / "in the way") / "cache.sqlite")
+    with small_disk(tmp_path / "disk", 2**17) as disk:
+        filling = fill(disk)
+        warns(disk / "cache.sqlite")
+        filling.unlink()
+        (disk / "cache.sqlite").unlink()
+        assert Digests(disk / "cache.sqlite", 2).of(videos[:2]) == {path: expected[path] for path in videos[:2]}
+        fill(disk)
+        with read_only(disk, tmp_path / "view") as view:
+            warns(view / "cache.sqlite")
+            os.utime(videos[1])
+            os.utime(videos[2])
+        (disk / "filling").unlink()
+        warns(disk / "cache.sqlite", 0)
+
+
+def test_a_source_below_a_folder_that_is_not_utf8(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"\xe9t\xe9")
+    put(folder / "jump/1.mp4")
+    put(folder / "wave/1.mp4")
+    before = table(link(tmp_path / "root", folder))
+    assert table(tmp_path / "root") == before
+    put(folder / "wave/1.mp4", b"2")
     assert table(tmp_path / "root") != before
