@@ -172,6 +172,42 @@ def test_a_full_disk_and_a_read_only_one(
         assert read_run(run.id).metrics["loss/499"] == 1.0
 
 
+CREATE = """
+from mme.system.errors import one_line_errors
+from mme.tracking import open_store
+with one_line_errors():
+    open_store()
+"""
+
+
+@pytest.mark.slow
+def test_a_database_whose_creation_was_cut_off(tmp_path: Path, database: Path) -> None:
+    """By a full disk or a lost process: the next one creates it anew. The path of the store names it in both cases."""
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
+    command = [sys.executable, "-c", CREATE]
+
+    def create(folder: Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+    for share in (0.1, 0.35, 0.9):
+        with small_disk(tmp_path / f"disk{share}", 2 * database.stat().st_size) as disk:
+            (disk / "filling").write_bytes(bytes(int((2 - share) * database.stat().st_size)))
+            answer = create(disk)
+            assert answer.stderr.splitlines() == [
+                f"MLflow at {disk}/mlflow.db: its disk is full: make room, then try again"
+            ]
+            (disk / "filling").unlink()
+            assert create(disk).returncode == 0
+
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    with subprocess.Popen(command, cwd=folder, env=environment) as process:
+        while not any(path.stat().st_size > 100_000 for path in folder.rglob("mlflow.db")):
+            assert process.poll() is None
+        process.kill()
+    assert create(folder).returncode == 0
+
+
 def test_a_database_lost_for_a_while_loses_no_record(
     params: Params, project: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -273,7 +309,7 @@ print(run.id, read_run(run.id).read_params().count("mask_ratio"))
 """
 
 
-@pytest.mark.parametrize("name", ["vidéo d'été", "#1 [a]&b$ 100% sure"])
+@pytest.mark.parametrize("name", ["vidéo d'été", "#1 [a]&b$ 100% sure", "what?"])
 def test_the_folder_of_a_project_may_have_any_name(name: str, database: Path, tmp_path: Path) -> None:
     project = tmp_path / name
     project.mkdir()

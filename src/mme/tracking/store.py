@@ -21,6 +21,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.db.db_types import DATABASE_ENGINES
 
 from mme.config.paths import project_folder
+from mme.system.files import atomic_path
 
 DATABASE = "mlflow.db"
 ARTIFACTS = "mlartifacts"
@@ -57,7 +58,7 @@ def shown_store() -> str:
     """Return the address of the tracking store for people: of a database file its path, never a password."""
     address = mlflow.get_tracking_uri()
     if address.startswith("sqlite:///"):
-        return unquote(address.removeprefix("sqlite:///"))
+        return os.path.abspath(unquote(address.removeprefix("sqlite:///")))
     return without_login(address)
 
 
@@ -185,7 +186,13 @@ def _name_own_store() -> None:
 
 def database_address(folder: Path) -> str:
     """Return MLflow's address of the database of a project's folder."""
-    return "sqlite:///" + str(folder / DATABASE).replace("?", "%3F")
+    return _address(folder / DATABASE)
+
+
+def _address(database: Path) -> str:
+    # MLflow makes the folders of an address as it is written: an empty `a%3Fb` beside `a?b`.
+    path = os.path.relpath(database) if "?" in str(database) else str(database)
+    return "sqlite:///" + path.replace("?", "%3F")
 
 
 def _ask() -> None:
@@ -199,16 +206,39 @@ def _ask() -> None:
                     f"{Path.cwd()}: MLflow makes no database in a folder with both kinds of quotes in its name: rename"
                     " the folder, or set MLFLOW_TRACKING_URI to a server"
                 )
-            database.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{database}.lock"), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Unnamed CHECK constraint", UserWarning)  # from alembic, about SQLite
-                mlflow.search_experiments(max_results=1)
+            _open_database(database)
         elif parts.hostname and parts.scheme not in {"http", "https"}:
             # MLflow tries a database for two minutes.
             port = parts.port or PORTS.get(parts.scheme.partition("+")[0], 0)
             socket.create_connection((parts.hostname, port), CONNECT_TIMEOUT_S).close()
         else:
             mlflow.search_experiments(max_results=1)
+
+
+def _open_database(path: Path) -> None:
+    """Create or migrate a local database; one whose creation is cut off, which MLflow could never open, is not left."""
+    from sqlalchemy.exc import SQLAlchemyError  # mlflow-skinny, which opens no database, has none
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(f"{path}.lock"), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Unnamed CHECK constraint", UserWarning)  # from alembic, about SQLite
+            if not path.exists():
+                with atomic_path(path) as temporary:
+                    _create_tables(temporary)
+            mlflow.search_experiments(max_results=1)
+    except SQLAlchemyError as error:
+        raise explained(error) from error
+
+
+def _create_tables(path: Path) -> None:
+    from mlflow.store.db import utils
+
+    engine = utils.create_sqlalchemy_engine_with_retry(_address(path))
+    try:
+        utils._initialize_tables(engine)  # noqa: SLF001 - the store itself calls it, on the address that it will have
+    finally:
+        engine.dispose()
 
 
 def require_store(purpose: str) -> None:
