@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import inspect
 import os
 
 LIBRARY_SETTINGS = {
@@ -14,13 +16,22 @@ LIBRARY_SETTINGS = {
 
 
 def main() -> None:
-    """Read the settings and serve."""
+    """Read the settings and serve, or print what can be set."""
     for name, value in LIBRARY_SETTINGS.items():
         os.environ.setdefault(name, value)
 
     # Imported here: decoding processes import this module, but do not need the service.
-    from serving.http.server import run_server
     from serving.settings import Settings
+
+    parser = argparse.ArgumentParser(
+        "python -m serving",
+        description=__doc__,
+        epilog=inspect.getdoc(Settings),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.parse_args()
+
+    from serving.http.server import run_server
 
     run_server(Settings())
 

@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -47,6 +49,19 @@ def test_killed_server_leaves_no_process(folder: Path, tmp_path: Path) -> None:
         family = descendants(process.pid)
         process.kill()
         wait_until(lambda: not any(map(is_alive, family)))
+
+
+def test_help_is_printed_and_nothing_served() -> None:
+    answer = subprocess.run(
+        [sys.executable, "-m", "serving", "--help"], check=False, capture_output=True, text=True, timeout=60
+    )
+    assert answer.returncode == 0
+    assert "max_upload_bytes: size of a request's whole body" in answer.stdout
+    wrong = subprocess.run(
+        [sys.executable, "-m", "serving", "--port=9"], check=False, capture_output=True, text=True, timeout=60
+    )
+    assert wrong.returncode == 2
+    assert "unrecognized arguments: --port=9" in wrong.stderr
 
 
 def answer_to(address: str, data: bytes) -> bytes:
