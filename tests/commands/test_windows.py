@@ -112,7 +112,8 @@ def test_live_stream_is_labelled_until_it_ends_or_is_interrupted(model: Path, is
             assert first["end_s"] == 0.5
             if is_interrupted:
                 process.send_signal(signal.SIGINT)
-            rest, errors = process.communicate(timeout=60)
+            # `communicate` would lose the lines that `readline` has read ahead, if several were there.
+            rest, errors = process.stdout.read(), process.stderr.read()
     assert (process.returncode, errors) == (0, "")
     if not is_interrupted:
         windows = [first, *(json.loads(line) for line in rest.splitlines())]
