@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import mlflow
@@ -234,9 +235,10 @@ def _open_database(path: Path) -> None:
 def _create_tables(path: Path) -> None:
     from mlflow.store.db import utils
 
-    engine = utils.create_sqlalchemy_engine_with_retry(_address(path))
+    untyped: Any = utils
+    engine = untyped.create_sqlalchemy_engine_with_retry(_address(path))
     try:
-        utils._initialize_tables(engine)  # noqa: SLF001 - the store itself calls it, on the address that it will have
+        untyped._initialize_tables(engine)  # noqa: SLF001 - the store itself calls it, on the address that it will have
     finally:
         engine.dispose()
 
