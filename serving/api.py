@@ -27,6 +27,9 @@ from serving.problems import Problem, ProblemDocument, documented
 MAX_WINDOW_BYTES = 2**28
 """Pixels of one window as the model sees them, which a decoding process holds."""
 
+MAX_NOTE = 1000
+"""Characters of a note beside a label."""
+
 PER_VIDEO = (
     "empty", "not-a-video", "no-video-stream", "zero-frames", "truncated", "too-short", "video-too-large",
     "undecodable", "decoding-timed-out", "deadline-exceeded",
@@ -55,6 +58,23 @@ _BODY_MANY = {
     "required": True,
     "description": "Several video files, each a field `file`.",
     "content": {"multipart/form-data": _form({"type": "array", "items": _BINARY, "minItems": 1})},
+}
+
+_BODY_FEEDBACK = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["file", "label"],
+                "properties": {
+                    "file": _BINARY,
+                    "label": {"type": "string", "description": "One of `GET /labels`."},
+                    "note": {"type": "string", "maxLength": MAX_NOTE, "description": "Why, in your own words."},
+                },
+            }
+        }
+    },
 }
 
 _bearer = HTTPBearer(auto_error=False, description="An API key, if the operator requires one.")
@@ -108,8 +128,8 @@ async def classify_options(
     return options
 
 
-def _invalid(name: str, message: str) -> Problem:
-    errors = [{"location": ["query", name], "message": message}]
+def _invalid(name: str, message: str, place: str = "query") -> Problem:
+    errors = [{"location": [place, name], "message": message}]
     return Problem("invalid-parameter", f"{name}: {message}", errors=errors)
 
 
@@ -253,6 +273,43 @@ async def trajectories(request: Request) -> JSONResponse:
             "request_id": correlation_id.get(),
         }
         return JSONResponse(document)
+
+
+feedback_router = APIRouter(dependencies=[Depends(check_caller)])
+
+
+@feedback_router.post(
+    "/feedback",
+    summary="Tell the right label of one video",
+    responses=documented(*PER_VIDEO, *PER_UPLOAD, *PER_CALL, "invalid-parameter", "unknown-label", "feedback-full"),
+    openapi_extra={"requestBody": _BODY_FEEDBACK},
+)
+async def feedback(request: Request) -> schemas.FeedbackAnswer:
+    """Send the video again with its right label, `curl -F file=@clip.mp4 -F label=LABEL`; it is kept to learn from.
+
+    A later label of the same file replaces an earlier one.
+    """
+    engine = engine_of(request)
+    texts = {"label": "", "note": ""}
+    async with (
+        admission_slot(request),
+        received(request, engine.settings, engine.temp_dir, 1, texts) as (upload,),
+    ):
+        engine.metrics.upload_bytes.inc(upload.num_bytes)
+        label, note = texts["label"].strip(), texts["note"].strip()
+        if not label:
+            raise _invalid("label", "the form has no field `label` with text in it", "body")
+        if len(note) > MAX_NOTE:
+            raise _invalid("note", f"{len(note)} characters; at most {MAX_NOTE} are allowed", "body")
+        corrected = await while_connected(request, engine.correct(upload, label, note))
+    return schemas.FeedbackAnswer(
+        label=label,
+        answered=corrected.answered,
+        former_label=None if corrected.former is None else corrected.former.label,
+        clip=corrected.sha256,
+        model=model_name(corrected.model),
+        request_id=correlation_id.get() or "",
+    )
 
 
 @video_router.get("/labels", summary="List the labels", responses=documented(*PER_CALL))

@@ -20,7 +20,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from serving.api import engine_of, model_name, video_router
+from serving.api import engine_of, feedback_router, model_name, video_router
 from serving.http.metrics import Metrics
 from serving.http.middleware import EarlyRefusal, RequestContext, RootPath, is_request_id
 from serving.http.open_inference import InferenceRequest, model_router, server_router
@@ -69,8 +69,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.rate_limit = RateLimit(settings.rate_per_minute)
 
     # The last middleware added is the outermost: the log and every answer of the inner ones have a request id.
-    routes = [route for route in video_router.routes if isinstance(route, APIRoute) and "POST" in (route.methods or ())]
-    app.add_middleware(EarlyRefusal, routes={route.path: route for route in routes})
+    videos = [video_router] if settings.feedback_dir is None else [video_router, feedback_router]
+    routes = [route for router in videos for route in router.routes if isinstance(route, APIRoute)]
+    app.add_middleware(EarlyRefusal, routes={route.path: route for route in routes if "POST" in route.methods})
     app.add_middleware(RequestContext, metrics=metrics)
     if settings.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, **CORS)
@@ -78,7 +79,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(RootPath)
 
     _add_problem_handlers(app)
-    for router in (video_router, server_router, model_router):
+    for router in (*videos, server_router, model_router):
         app.include_router(router)
     _add_operations(app, metrics)
     _add_page(app)
@@ -105,7 +106,12 @@ def _add_operations(app: FastAPI, metrics: Metrics) -> None:
     async def ready(request: Request) -> Readiness:
         engine = engine_of(request)
         loaded = engine.check_ready()
-        return Readiness(status="ready", model=model_name(loaded), last_load_error=engine.reloader.last_error)
+        return Readiness(
+            status="ready",
+            model=model_name(loaded),
+            last_load_error=engine.reloader.last_error,
+            feedback=engine.feedback is not None,
+        )
 
     @app.get("/metrics", summary="Metrics for Prometheus", tags=["operations"], response_class=Response)
     async def scrape() -> Response:

@@ -47,6 +47,7 @@ KINDS: Final[dict[str, Kind]] = {
     "too-many-windows": Kind(422, "The video has too many windows", "Ask for a longer `hop_s`, or send parts of it."),
     "undecodable": Kind(422, "The video cannot be decoded", "Transcode it, for example to H.264 in MP4."),
     "decoding-timed-out": Kind(422, "The video takes too long to decode", "Send a shorter or simpler video."),
+    "unknown-label": Kind(422, "The model has no such label", "Send one of `GET /labels`, exactly as it is there."),
     "rate-limited": Kind(429, "Too many requests", "Try again after Retry-After seconds."),
     "internal": Kind(500, "The service failed", "Report the request id to the operator."),
     "overloaded": Kind(503, "The service is busy", "Try again after Retry-After."),
@@ -54,6 +55,7 @@ KINDS: Final[dict[str, Kind]] = {
     "draining": Kind(503, "The service is shutting down", "Send the request to another instance."),
     "storage-full": Kind(503, "No space is left for the upload", "Try again after Retry-After."),
     "deadline-exceeded": Kind(504, "The answer was not ready in time", "Try again later, or ask for fewer views."),
+    "feedback-full": Kind(507, "No more clips are kept", "Tell the operator; the label was not stored."),
 }
 """Causes by the last part of their ``type``."""
 

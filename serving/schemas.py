@@ -239,6 +239,29 @@ class BatchAnswer(BaseModel):
     results: list[BatchEntry]
 
 
+_FEEDBACK: dict[str, Any] = {
+    "label": "orbit-left",
+    "answered": _ANSWER["predictions"][0],
+    "former_label": None,
+    "clip": "b5bb9d8014a0f9b1d61e21e796d78dccdf1352f23cd32812f4850b878ae4944c",
+    "model": _ANSWER["model"],
+    "request_id": _ANSWER["request_id"],
+}
+
+
+class FeedbackAnswer(BaseModel):
+    """What was kept: the clip with its right label, and the model's own answer to it."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_FEEDBACK]})
+
+    label: str
+    answered: Annotated[Prediction, Field(description="The most probable label of the model.")]
+    former_label: Annotated[str | None, Field(description="Sent for the same file before; the new label replaces it.")]
+    clip: Annotated[str, Field(description="SHA-256 of the file, under which it is kept.")]
+    model: ModelName
+    request_id: str
+
+
 class Labels(BaseModel):
     """Labels in the order of the logits."""
 
@@ -284,3 +307,4 @@ class Readiness(BaseModel):
         str | None,
         Field(description="Error of the last attempt to load another model; the model named here still answers."),
     ]
+    feedback: Annotated[bool, Field(description="Whether POST /feedback exists.")]

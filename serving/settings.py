@@ -61,6 +61,10 @@ class Settings(BaseSettings):
         root_path: prefix under which a proxy shows the service, such as ``/motion``.
         drain_s: time after SIGTERM in which ``/ready`` answers 503 while requests are still accepted.
         drift_window: latest answers that are compared with the evaluation; at least ten per label are.
+        feedback_dir: folder of the clips whose right labels callers send; None = ``POST /feedback`` does not exist.
+        feedback_max_bytes: of that folder.
+        feedback_max_days: age from which a clip is removed, counted from its latest label.
+        feedback_short_side: pixels of the short side of a kept clip, at most.
     """
 
     model_config = SettingsConfigDict(env_prefix="MME_", frozen=True)
@@ -103,6 +107,11 @@ class Settings(BaseSettings):
     root_path: Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._~-]+)*$")] = ""
     drain_s: NonNegative = 0.0
     drift_window: Positive = 500
+
+    feedback_dir: Path | None = None
+    feedback_max_bytes: Positive = 2**30
+    feedback_max_days: PositiveFloat = 90.0
+    feedback_short_side: Annotated[int, Field(ge=16, multiple_of=2)] = 256
 
     @field_validator("api_keys")
     @classmethod

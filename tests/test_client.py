@@ -34,6 +34,7 @@ from mme.client import (
     Retries,
     UnreachableError,
 )
+from mme.ingest.feedback import load_record
 from tests import media
 from tests.serving.service import server
 from tests.tiny import LABELS, save_tiny_folder
@@ -105,6 +106,9 @@ class Blocking:
     def classify(self, *args: Any, **options: Any) -> Any:
         return self._run("classify", *args, **options)
 
+    def feedback(self, *args: Any, **options: Any) -> Any:
+        return self._run("feedback", *args, **options)
+
     def trajectories(self, *args: Any, **options: Any) -> Any:
         return self._run("trajectories", *args, **options)
 
@@ -131,9 +135,15 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("feedback")
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory, kept: Path) -> Iterator[str]:
     folder = save_tiny_folder(tmp_path_factory.mktemp("models") / "tiny")
-    with server(folder, tmp_path_factory.mktemp("uploads"), MME_MAX_QUEUE="2") as (address, _):
+    settings = {"MME_MAX_QUEUE": "2", "MME_FEEDBACK_DIR": str(kept)}
+    with server(folder, tmp_path_factory.mktemp("uploads"), **settings) as (address, _):
         yield address
 
 
@@ -147,6 +157,18 @@ def test_answers_are_those_of_the_service(address: str, clip: Path, kind: Any) -
         assert service.labels() == list(LABELS)
         assert service.model()["digest"] == expected["model"]["digest"]
         assert service.trajectories(clip)["windows"]
+
+
+@both
+def test_right_label_is_told(address: str, clip: Path, kept: Path, kind: Any) -> None:
+    with kind(address) as service:
+        service.feedback(clip, "up")
+        answer = service.feedback(clip.read_bytes(), "down", "ça descend")
+        assert (answer["label"], answer["former_label"]) == ("down", "up")
+        assert load_record(kept / f"{answer['clip']}.json").last.note == "ça descend"
+        with pytest.raises(RejectedError, match="'downn' is not one of the 4 labels, such as down") as caught:
+            service.feedback(clip, "downn")
+    assert caught.value.name == "unknown-label"
 
 
 @both

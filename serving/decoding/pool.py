@@ -53,7 +53,7 @@ class DecodePool:
     def __init__(self, num_workers: int, limits: DecodeLimits, metrics: Metrics) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(
-            ["serving.decoding.child", "serving.decoding.tracks", "serving.decoding.windows"]
+            [f"serving.decoding.{name}" for name in ("child", "normal", "tracks", "windows")]
         )
         self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="decode")
         self._workers = [_DecodeProcess(context, limits, metrics, self._threads) for _ in range(num_workers)]

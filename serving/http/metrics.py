@@ -33,6 +33,11 @@ class Metrics:
         self.confidence = self._histogram("prediction_confidence", "Probability of the most probable label", EDGES)
         self.entropy = self._histogram("prediction_entropy", "Entropy of the labels, 1 if all are alike", EDGES)
         self.drift = self._gauge("answer_drift", "Stability index of recent answers against the evaluation", "of")
+        self.feedback = self._counter("feedback", "Right labels that callers sent: agrees or disagrees", "outcome")
+        for outcome in ("agrees", "disagrees"):
+            self.feedback.labels(outcome)  # a series from the start, so that its rate counts the first one
+        self.feedback_clips = self._gauge("feedback_clips", "Clips kept with their right labels")
+        self.feedback_bytes = self._gauge("feedback_bytes", "Bytes of the folder of these clips")
         self.model_loads = self._counter("model_loads", "Attempts to load a model", "outcome")
         self.model_info = self._gauge("model_info", "1 for the model that answers", "name", "version", "digest")
 

@@ -6,13 +6,14 @@ import asyncio
 import errno
 import re
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from email.message import Message
 from email.utils import collapse_rfc2231_value
+from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import BinaryIO, Self, TypeAlias
 
 import multipart  # type: ignore[import-untyped]
 from starlette.requests import Request
@@ -36,10 +37,13 @@ FILE_TYPES = (
 )  # fmt: skip
 """Types, beside `video/*`, of a body that is the file itself."""
 
+MAX_TEXT_BYTES = 4096
+"""Of a field that is text."""
+
 _SHOWN_CHARACTERS = 80
 """Of a field's name in an answer."""
 
-_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 @dataclass
@@ -61,8 +65,17 @@ _NewUpload: TypeAlias = Callable[[str | None], Upload]
 
 
 @asynccontextmanager
-async def received(request: Request, settings: Settings, folder: Path, max_files: int) -> AsyncIterator[list[Upload]]:
+async def received(
+    request: Request, settings: Settings, folder: Path, max_files: int, texts: dict[str, str] | None = None
+) -> AsyncIterator[list[Upload]]:
     """Receive the files of a request, at least one, into ``folder``; they are removed at the end of the block.
+
+    Args:
+        request: the request.
+        settings: limits on bytes and time.
+        folder: where the files go.
+        max_files: how many there may be.
+        texts: by name, fields of the form that are text; those that come replace the values.
 
     Raises:
         Problem: the body is malformed, empty, too large, too slow, of another type, or the disk is full.
@@ -76,7 +89,7 @@ async def received(request: Request, settings: Settings, folder: Path, max_files
 
         with _upload_problems(settings):
             async with asyncio.timeout(settings.upload_timeout_s):
-                uploads = await _receive_files(request, settings, new_upload, max_files)
+                uploads = await _receive_files(request, settings, new_upload, max_files, {} if texts is None else texts)
         yield uploads
 
 
@@ -98,7 +111,7 @@ def _upload_problems(settings: Settings) -> Iterator[None]:
     except TimeoutError as error:  # before OSError, of which it is a subclass
         raise Problem("upload-timed-out", f"not complete after {settings.upload_timeout_s:g} s") from error
     except OSError as error:
-        if error.errno not in _NO_SPACE:
+        if error.errno not in NO_SPACE:
             raise
         raise Problem("storage-full", "no space left to store the upload", retry_after_s=10) from error
 
@@ -119,10 +132,12 @@ async def discard_rest(request: Request) -> None:
         return
 
 
-async def _receive_files(request: Request, settings: Settings, new_upload: _NewUpload, max_files: int) -> list[Upload]:
+async def _receive_files(
+    request: Request, settings: Settings, new_upload: _NewUpload, max_files: int, texts: dict[str, str]
+) -> list[Upload]:
     kind, options = multipart.parse_options_header(request.headers.get("content-type", ""))
     if kind == "multipart/form-data":
-        return await _receive_form(request, settings, new_upload, max_files, options.get("boundary", ""))
+        return await _receive_form(request, settings, new_upload, max_files, texts, options.get("boundary", ""))
 
     if not (kind.startswith("video/") or kind in FILE_TYPES):
         await discard_rest(request)
@@ -138,40 +153,75 @@ async def _receive_files(request: Request, settings: Settings, new_upload: _NewU
     return [upload]
 
 
-async def _receive_form(
-    request: Request, settings: Settings, new_upload: _NewUpload, max_files: int, boundary: str
-) -> list[Upload]:
-    uploads: list[Upload] = []
-    others: list[str] = []  # names of fields that are skipped
-    file: BinaryIO | None = None  # of the current part, if that is a video
+class _Form:
+    """Parts of a form as they arrive: files, fields that are text, and others, which are skipped."""
 
+    def __init__(self, new_upload: _NewUpload, max_files: int, text_names: Collection[str]) -> None:
+        self.uploads: list[Upload] = []
+        self.texts: dict[str, BytesIO] = {}
+        self.others: list[str] = []  # names of the fields that are skipped
+        self._new_upload = new_upload
+        self._max_files = max_files
+        self._text_names = text_names
+        self._part: BinaryIO | None = None  # None is skipped
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def begin(self, part: multipart.MultipartSegment) -> None:
+        if part.name in self._text_names:
+            self._part = self.texts[part.name] = BytesIO()
+        elif not FILE_FIELD.fullmatch(part.name):
+            self.others.append(_utf8(part.name)[:_SHOWN_CHARACTERS])
+        elif len(self.uploads) == self._max_files:
+            raise Problem("too-many-files", f"at most {self._max_files} allowed")
+        else:
+            self.uploads.append(self._new_upload(_file_name(part)))
+            self._part = self.uploads[-1].path.open("wb")
+
+    def add(self, data: bytes) -> None:
+        if self._part is None:
+            return
+        self._part.write(data)
+        if not isinstance(self._part, BytesIO):
+            self.uploads[-1].num_bytes += len(data)
+        elif self._part.tell() > MAX_TEXT_BYTES:
+            raise Problem("malformed-body", f"a field of text has more than {MAX_TEXT_BYTES} bytes")
+
+    def end(self) -> None:
+        if self._part is not None and not isinstance(self._part, BytesIO):
+            self._part.close()
+        self._part = None
+
+
+async def _receive_form(
+    request: Request, settings: Settings, new_upload: _NewUpload, max_files: int, texts: dict[str, str], boundary: str
+) -> list[Upload]:
+    form = _Form(new_upload, max_files, texts)
     try:
         # Header lines are decoded as Latin-1, so that none is invalid; file names are UTF-8 in fact.
         parser = multipart.PushMultipartParser(boundary, max_segment_count=MAX_PARTS, header_charset="latin-1")
-        with parser, ExitStack() as open_files:
+        with parser, form:
             async for chunk in _without_preamble(_limited(request, settings.max_upload_bytes), parser.boundary):
                 for event in parser.parse(chunk):
-                    if isinstance(event, multipart.MultipartSegment):  # a part begins
-                        if not FILE_FIELD.fullmatch(event.name):
-                            others.append(_utf8(event.name)[:_SHOWN_CHARACTERS])
-                            continue
-                        if len(uploads) == max_files:
-                            raise Problem("too-many-files", f"at most {max_files} allowed")
-                        uploads.append(new_upload(_file_name(event)))
-                        file = open_files.enter_context(uploads[-1].path.open("wb"))
-                    elif file is not None and event is not None:  # bytes of a part
-                        file.write(event)
-                        uploads[-1].num_bytes += len(event)
-                    elif file is not None:  # a part ends
-                        file.close()
-                        file = None
+                    if isinstance(event, multipart.MultipartSegment):
+                        form.begin(event)
+                    elif event is None:
+                        form.end()
+                    else:
+                        form.add(event)
     except multipart.MultipartError as error:
         raise Problem("malformed-body", f"not a well-formed multipart form: {error}") from error
 
-    if not uploads:
-        came = ", ".join(f"`{name}`" for name in others) or "none"
-        raise Problem("no-file", f"the form has no field `file` with a file in it; its fields: {came}", fields=others)
-    return uploads
+    if not form.uploads:
+        came = ", ".join(f"`{name}`" for name in form.others) or "none"
+        detail = f"the form has no field `file` with a file in it; its fields: {came}"
+        raise Problem("no-file", detail, fields=form.others)
+    texts |= {name: text.getvalue().decode("utf-8", "replace") for name, text in form.texts.items()}
+    return form.uploads
 
 
 async def _without_preamble(chunks: AsyncIterator[bytes], boundary: bytes) -> AsyncIterator[bytes]:

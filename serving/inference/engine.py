@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import sys
 import tempfile
@@ -10,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,16 +20,21 @@ from jaxtyping import Float32
 from prometheus_client import Gauge
 from starlette.requests import ClientDisconnect, Request
 
+from mme.evaluation.classifier import Prediction
 from mme.evaluation.windows import LabelledWindow, window_times
+from mme.ingest.feedback import Correction
+from mme.system.files import sha256_file
 from mme.video.codec import write_video
 from mme.video.containers import VideoError
 from mme.video.metadata import VideoInfo
 from mme.video.sampling import Views
 from mme.video.windows import Window, WindowPlan
 from serving.decoding.child import VideoLimits, ViewsTask
+from serving.decoding.normal import NormalFormTask
 from serving.decoding.pool import DecodeLimits, DecodePool
 from serving.decoding.tracks import TracksTask, VideoTracks
 from serving.decoding.windows import WindowsTask
+from serving.feedback import FeedbackStore, check_label
 from serving.http.metrics import Metrics
 from serving.http.uploads import Upload
 from serving.inference.batcher import Batcher, BatchLimits, VideoLogits
@@ -36,6 +43,8 @@ from serving.inference.monitor import AnswerMonitor
 from serving.problems import Problem
 from serving.schemas import ViewOptions
 from serving.settings import Settings
+
+log = logging.getLogger(__name__)
 
 MODEL_WAIT_S = 20.0
 """Time that the start waits for the model; the service then starts without one."""
@@ -65,6 +74,16 @@ class ClassifiedWindows:
     windows: list[LabelledWindow]
     info: VideoInfo
     decode_ms: float
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """A label that was kept: the model's own answer, and what was said of the same file before."""
+
+    model: LoadedModel
+    answered: Prediction
+    sha256: str
+    former: Correction | None
 
 
 class Admission:
@@ -122,6 +141,8 @@ class InferenceEngine:
         batch_limits = BatchLimits(settings.max_batch, settings.max_wait_ms / 1000, settings.num_threads)
         self._batcher = Batcher(batch_limits, metrics)
         self._monitor = AnswerMonitor(metrics, settings.drift_window)
+        self.feedback = FeedbackStore.of(settings, metrics)
+        self._expiry: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Start processes, threads and the polling for the model, then send a clip through all of them."""
@@ -131,6 +152,8 @@ class InferenceEngine:
             self._pool.start(), self._long_pool.start(), asyncio.to_thread(self.reloader.wait, MODEL_WAIT_S)
         )
         self._batcher.start(lambda: self.admission.num_admitted)
+        if self.feedback is not None:
+            self._expiry = asyncio.get_running_loop().create_task(_expire_hourly(self.feedback))
 
         if self.reloader.current is not None:
             classifier = self.reloader.current.classifier
@@ -143,6 +166,8 @@ class InferenceEngine:
         """Stop everything, once every request has been answered."""
         self.draining = True
         self.reloader.close()
+        if self._expiry is not None:
+            self._expiry.cancel()
         await self._batcher.close()
         await asyncio.gather(self._pool.close(), self._long_pool.close())
         self._folder.cleanup()
@@ -187,25 +212,58 @@ class InferenceEngine:
             Problem: it is not a usable video, or the deadline has passed.
         """
         async with self._counted_video(upload):
-            model = self.model()
-            config = model.classifier.config
-            segments = config.views.segments if options.segments is None else options.segments
-            crops = config.views.crops if options.crops is None else int(options.crops)
+            classified = await self._answer(upload, options)
+            if classified.model is self.reloader.current:
+                self._monitor.observe(classified.model, classified.logits)
+            return classified
 
-            started = time.perf_counter()
-            task = ViewsTask(upload.path, config.clip, config.fps, segments, crops, self._video_limits)
-            views = await self._pool.run(task)
-            decode_wait_ms = max(0.0, 1000 * (time.perf_counter() - started) - views.decode_ms)
-            self.metrics.decode_seconds.observe(views.decode_ms / 1000)
-            assert views.info is not None
+    async def _answer(self, upload: Upload, options: ViewOptions) -> Classified:
+        model = self.model()
+        config = model.classifier.config
+        segments = config.views.segments if options.segments is None else options.segments
+        crops = config.views.crops if options.crops is None else int(options.crops)
 
-            row = await self._batcher.predict(model.classifier, views)
-            if model is self.reloader.current:
-                self._monitor.observe(model, row.logits)
-            return Classified(
-                model, row.logits, views.info, len(views.frames),
-                decode_wait_ms, views.decode_ms, row.queue_ms, row.inference_ms,
+        started = time.perf_counter()
+        task = ViewsTask(upload.path, config.clip, config.fps, segments, crops, self._video_limits)
+        views = await self._pool.run(task)
+        decode_wait_ms = max(0.0, 1000 * (time.perf_counter() - started) - views.decode_ms)
+        self.metrics.decode_seconds.observe(views.decode_ms / 1000)
+        assert views.info is not None
+
+        row = await self._batcher.predict(model.classifier, views)
+        return Classified(
+            model, row.logits, views.info, len(views.frames),
+            decode_wait_ms, views.decode_ms, row.queue_ms, row.inference_ms,
+        )  # fmt: skip
+
+    async def correct(self, upload: Upload, label: str, note: str) -> Corrected:
+        """Keep a video with its right label and the model's answer, which is no answer to count.
+
+        Raises:
+            Problem: it is not a usable video, the model has no such label, nothing more is kept, or the deadline has
+                passed.
+        """
+        assert self.feedback is not None
+        model = self.model()
+        check_label(label, model.classifier.labels)
+        async with self._counted_video(upload):
+            sha256 = await asyncio.to_thread(sha256_file, upload.path)
+            classified = await self._answer(upload, ViewOptions())
+            (answered,) = classified.model.classifier.rank(classified.logits, 1)
+            clip = None
+            if await asyncio.to_thread(self.feedback.find, sha256) is None:
+                limits = self._video_limits
+                side, max_bytes = self.settings.feedback_short_side, self.settings.max_upload_bytes
+                task = NormalFormTask(upload.path, model.classifier.config.fps, side, max_bytes, limits)
+                clip = await self._pool.run(task)
+            correction = Correction(
+                label=label, note=note, answered=answered.label, probability=answered.probability,
+                model=classified.model.name, version=classified.model.version, model_digest=classified.model.digest,
+                received=datetime.now(UTC),
             )  # fmt: skip
+            former = await asyncio.to_thread(self.feedback.keep, sha256, classified.info.duration_s, correction, clip)
+        self.metrics.feedback.labels("agrees" if label == answered.label else "disagrees").inc()
+        return Corrected(classified.model, answered, sha256, former)
 
     async def classify_windows(
         self, upload: Upload, window_s: float, hop_s: float, options: ViewOptions
@@ -299,6 +357,15 @@ class InferenceEngine:
             return
         self.metrics.videos.labels(problem.name).inc()
         raise problem from cause
+
+
+async def _expire_hourly(feedback: FeedbackStore) -> None:
+    while True:
+        await asyncio.sleep(3600)
+        try:
+            await asyncio.to_thread(feedback.expire)
+        except OSError as error:  # another hour, another attempt
+            log.error("feedback not expired", extra={"cause": str(error)})
 
 
 def _late(deadline_s: float) -> Problem:

@@ -27,6 +27,8 @@ const timeline = new Timeline({
 const tabs = [at("tab-file"), at("tab-camera")];
 let turn = 0; // number of the latest clip; answers to earlier ones are not shown
 let uploads = new AbortController();
+let labelsOf = null; // digest of the model whose labels can be chosen; null: none are taken
+let corrected = null; // the clip that was classified last, with its name
 
 function element(tag, text, className) {
   const made = document.createElement(tag);
@@ -41,13 +43,51 @@ const modelText = (model) => `${model.name} ${model.version ? `version ${model.v
 async function showModel() {
   const line = at("model");
   try {
-    const { model } = await ask("ready");
+    const { model, feedback } = await ask("ready");
+    offerFeedback(feedback, model.digest);
     line.className = "ready";
     line.lastElementChild.textContent = modelText(model);
   } catch (error) {
     line.className = "unready";
     line.lastElementChild.textContent = error.problem.title;
   }
+}
+
+// The list of labels to correct an answer with, if the service takes corrections.
+async function offerFeedback(taken, digest) {
+  if (!taken || digest === labelsOf) return;
+  try {
+    const { labels } = await ask("labels");
+    const none = element("option", "choose …");
+    none.value = "";
+    at("right-label").replaceChildren(none, ...labels.map((label) => element("option", label)));
+    labelsOf = digest;
+    showFeedback();
+  } catch {
+    // without a key, or not just now: the next poll asks again
+  }
+}
+
+function showFeedback() {
+  at("feedback").hidden = !(labelsOf && corrected);
+}
+
+// Begin to ask for the right label of a clip; of none, if there is no answer for a whole clip.
+function askForLabel(clip, name) {
+  corrected = clip && { clip, name };
+  at("right-label").value = "";
+  at("feedback-state").textContent = "";
+  showFeedback();
+}
+
+async function sendFeedback() {
+  const [button, state, told, label] = [at("feedback").querySelector("button"), at("feedback-state"), corrected, at("right-label").value];
+  button.disabled = true;
+  state.textContent = "Sending …";
+  const { answer, problem } = await outcomeOf("feedback", told.clip, told.name, { fields: { label } });
+  button.disabled = false;
+  if (told !== corrected) return;
+  state.textContent = problem ? `${problem.title}: ${problem.detail ?? ""}` : `Thank you: kept as ${answer.label}.`;
 }
 
 function play(clip) {
@@ -63,6 +103,7 @@ function play(clip) {
 }
 
 function clear() {
+  askForLabel(null);
   at("hint").hidden = true;
   at("error").hidden = true;
   at("labels-title").hidden = true;
@@ -181,7 +222,7 @@ function remember(entry) {
     button.addEventListener("click", () => {
       newTurn();
       play(entry.clip);
-      show(entry.outcome);
+      show(entry.outcome, entry);
       showMotion(entry.motion);
       timeline.show(entry.windows);
     });
@@ -196,11 +237,14 @@ function idle() {
   at("answer").setAttribute("aria-busy", "false");
 }
 
-function show({ answer, problem }) {
+function show({ answer, problem }, { clip, name }) {
   idle();
   if (problem) showProblem(problem);
   else if (answer.segments) showWindows(answer);
-  else showAnswer(answer);
+  else {
+    showAnswer(answer);
+    askForLabel(clip, name);
+  }
 }
 
 // Begin with another clip: answers to the ones before are of no interest any more.
@@ -227,7 +271,7 @@ async function classify(clip, name) {
   if (mine !== turn) return;
   const entry = { clip, name, outcome, motion: {}, windows: isLong ? outcome.answer : null };
   remember(entry);
-  show(outcome);
+  show(outcome, entry);
   timeline.show(entry.windows);
   if (outcome.problem) return;
 
@@ -361,6 +405,10 @@ at("key").addEventListener("submit", (event) => {
   sessionStorage.setItem("api-key", at("key-text").value);
   at("key").hidden = true;
   if (recent.length) classify(recent[0].clip, recent[0].name);
+});
+at("feedback").querySelector("form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  sendFeedback();
 });
 at("live").addEventListener("click", () => (camera.running ? stopLive() : startLive()));
 at("record").addEventListener("click", record);

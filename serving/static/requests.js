@@ -23,11 +23,12 @@ export async function ask(path) {
   return body;
 }
 
-// POST one file. `progress` is called with the share that was sent: fetch() does not tell it.
-export function send(path, clip, name, { progress, signal } = {}) {
+// POST one file, and fields of text beside it. `progress` is called with the share that was sent: fetch() does not tell it.
+export function send(path, clip, name, { progress, signal, fields = {} } = {}) {
   const request = new XMLHttpRequest();
   const form = new FormData();
   form.append("file", clip, name);
+  for (const [field, text] of Object.entries(fields)) form.append(field, text);
   return new Promise((resolve, reject) => {
     request.open("POST", path);
     for (const [header, value] of Object.entries(headers())) request.setRequestHeader(header, value);

@@ -235,6 +235,19 @@ class Client(_Connection):
                 for future in pending:
                     future.cancel()
 
+    def feedback(
+        self, video: Source, label: str, note: str | None = None, *, progress: Progress | None = None
+    ) -> Document:
+        """Tell the right label of one video, which the service then keeps.
+
+        Args:
+            video: path or bytes, as they were sent to be classified.
+            label: one of ``labels()``.
+            note: in your own words.
+            progress: called as the upload proceeds.
+        """
+        return self._document(self.request("/feedback", video, {}, progress, {"label": label, "note": note}))
+
     def trajectories(self, video: Source, *, progress: Progress | None = None) -> Document:
         """Track points through one video."""
         return self._document(self.request("/trajectories", video, {}, progress))
@@ -253,13 +266,24 @@ class Client(_Connection):
         video: Source | None = None,
         parameters: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
+        fields: Mapping[str, str | None] | None = None,
     ) -> httpx.Response:
-        """Send a video to an address by POST, or ask it by GET if there is none; return the successful answer."""
+        """Send a video to an address by POST, or ask it by GET if there is none; return the successful answer.
+
+        Args:
+            path: of the address.
+            video: path or bytes.
+            parameters: of the query; those that are None are left out.
+            progress: called as the upload proceeds.
+            fields: of the form, beside the video; those that are None are left out.
+        """
         for attempt in itertools.count():
             try:
                 with _form(video, progress) as files:
                     method = "GET" if files is None else "POST"
-                    response = self._http.request(method, path, params=_sent(parameters), files=files)
+                    response = self._http.request(
+                        method, path, params=_sent(parameters), data=_sent(fields), files=files
+                    )
             except httpx.TransportError as error:
                 wait_s = self._wait_after_loss_s(attempt, error)
             else:
@@ -324,6 +348,12 @@ class AsyncClient(_Connection):
                 task.cancel()
             await asyncio.gather(*pending, return_exceptions=True)
 
+    async def feedback(
+        self, video: Source, label: str, note: str | None = None, *, progress: Progress | None = None
+    ) -> Document:
+        """Tell the right label of one video, as ``Client.feedback``."""
+        return self._document(await self.request("/feedback", video, {}, progress, {"label": label, "note": note}))
+
     async def trajectories(self, video: Source, *, progress: Progress | None = None) -> Document:
         """Track points through one video."""
         return self._document(await self.request("/trajectories", video, {}, progress))
@@ -342,13 +372,16 @@ class AsyncClient(_Connection):
         video: Source | None = None,
         parameters: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
+        fields: Mapping[str, str | None] | None = None,
     ) -> httpx.Response:
         """Send a video or ask an address, as ``Client.request``."""
         for attempt in itertools.count():
             try:
                 with _form(video, progress) as files:
                     method = "GET" if files is None else "POST"
-                    response = await self._http.request(method, path, params=_sent(parameters), files=files)
+                    response = await self._http.request(
+                        method, path, params=_sent(parameters), data=_sent(fields), files=files
+                    )
             except httpx.TransportError as error:
                 wait_s = self._wait_after_loss_s(attempt, error)
             else:

@@ -45,9 +45,14 @@ def axe() -> str:
 
 
 @pytest.fixture(scope="session")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("feedback")
+
+
+@pytest.fixture(scope="session")
+def address(tmp_path_factory: pytest.TempPathFactory, kept: Path) -> Iterator[str]:
     folder = save_tiny_folder(tmp_path_factory.mktemp("models") / "tiny")
-    with server(folder, tmp_path_factory.mktemp("uploads")) as (address, _):
+    with server(folder, tmp_path_factory.mktemp("uploads"), MME_FEEDBACK_DIR=str(kept)) as (address, _):
         yield address
 
 

@@ -7,12 +7,15 @@ import httpx
 import numpy as np
 import pytest
 
+from mme.ingest.feedback import load_record, record_paths
+from mme.system.files import sha256_file
 from mme.video.codec import read_frames
 from mme.video.reader import open_video
 from tests import media
 from tests.browser.webdriver import Browser
 from tests.reference.orientation import TURNS_AND_MIRRORS, matrix_of
 from tests.serving.service import wait_until
+from tests.tiny import LABELS
 
 pytestmark = pytest.mark.browser
 
@@ -246,8 +249,41 @@ def test_camera_is_labelled_every_second_by_windows_of_their_own(desktop: Browse
         assert video.info.duration_s == pytest.approx(2, abs=0.7)
 
 
+def test_right_label_is_sent_by_keyboard_and_its_outcome_is_read_out(
+    desktop: Browser, address: str, clip: Path, scenes: Path, kept: Path, tmp_path: Path
+) -> None:
+    desktop.open(address)
+    visible = "return document.querySelector('#feedback').checkVisibility()"
+    assert not desktop.script(visible)
+    choose(desktop, clip)
+    desktop.wait_for("#labels", "%")
+    wait_until(lambda: bool(desktop.script(visible)))
+    options = "return [...document.querySelectorAll('#right-label option')].map((e) => e.value)"
+    assert desktop.script(options) == ["", *LABELS]
+
+    desktop.script("document.querySelector('#right-label').focus()")
+    desktop.press("r")  # chooses the label that begins so
+    desktop.press(TAB)
+    desktop.press(ENTER)
+    assert "kept as right" in desktop.wait_for("#feedback-state", "Thank you")
+    assert desktop.script("return document.querySelector('#feedback-state').getAttribute('role')") == "status"
+    (record,) = map(load_record, record_paths(kept))
+    assert record.last.label == "right"
+    assert record.sha256 == sha256_file(clip)
+
+    choose(desktop, scenes)  # has labels along it, not one
+    desktop.wait_for("#labels-title", "Share")
+    assert not desktop.script(visible)
+    desktop.click("#recent li:nth-child(2) button")
+    wait_until(lambda: bool(desktop.script(visible)))
+    assert desktop.text("#feedback-state") == ""
+    choose(desktop, media.text(tmp_path / "notes.mp4"))
+    desktop.wait_for("#error", "not a video")
+    assert not desktop.script(visible)
+
+
 @pytest.mark.parametrize("is_phone", [False, True])
-@pytest.mark.parametrize("state", ["empty", "timeline", "camera", "problem"])
+@pytest.mark.parametrize("state", ["empty", "answer", "timeline", "camera", "problem"])
 def test_axe_finds_no_serious_fault(
     desktop: Browser, phone: Browser, address: str, scenes: Path, tmp_path: Path, axe: str, state: str, is_phone: bool
 ) -> None:
@@ -256,6 +292,9 @@ def test_axe_finds_no_serious_fault(
     if state == "timeline":
         choose(browser, scenes)
         browser.wait_for("#legend", ":")
+    elif state == "answer":
+        choose(browser, media.write(tmp_path / "clip.mp4", num_frames=20))
+        browser.wait_for("#feedback", "The right label is")
     elif state == "camera":
         browser.click("#tab-camera")
     elif state == "problem":

@@ -33,7 +33,8 @@ CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance,
 def test_generated_requests_are_answered_as_documented(folder: Path, tmp_path: Path) -> None:
     uploads, seen = tmp_path / "uploads", Counter[int]()
     uploads.mkdir()
-    with server(folder, uploads, log=tmp_path / "log", MME_TORCH_THREADS="1") as (address, process):
+    environment = {"MME_TORCH_THREADS": "1", "MME_FEEDBACK_DIR": str(tmp_path / "feedback")}
+    with server(folder, uploads, log=tmp_path / "log", **environment) as (address, process):
         schema = schemathesis.openapi.from_url(f"{address}/openapi.json")
         for result in schema.get_all_operations():
             assert isinstance(result, Ok)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
 import av
 import numpy as np
@@ -112,15 +113,18 @@ class VideoWriter:
     Quick to decode: neither arithmetic coding (CABAC) nor a deblocking filter nor weighted prediction.
     """
 
-    def __init__(self, path: Path, size: tuple[int, int], fps: float | Fraction, crf: int, gop_frames: int) -> None:
-        """Open ``path`` for frames of ``size`` = (width, height), both even."""
+    def __init__(
+        self, path: Path | BinaryIO, size: tuple[int, int], fps: float | Fraction, crf: int, gop_frames: int
+    ) -> None:
+        """Open a file, given by its path or open already, for frames of ``size`` = (width, height), both even."""
         width, height = size
         if width % 2 or height % 2:
             raise ValueError(f"{path}: {width} x {height} px: H.264 with yuv420p needs even sizes")
         rate = Fraction(fps).limit_denominator(65535)
         if rate <= 0:
             raise ValueError(f"{path}: {fps} frames per second is not a frame rate")
-        self._container = av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"})
+        target = str(path) if isinstance(path, Path) else path
+        self._container = av.open(target, "w", format="mp4", options={"fflags": "+bitexact"})
         stream = self._container.add_stream("libx264", rate=rate)
         stream.width, stream.height = width, height
         stream.pix_fmt = "yuv420p"
