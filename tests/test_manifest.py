@@ -135,3 +135,39 @@ def test_quarantine_list_is_sorted_csv(tmp_path: Path) -> None:
     assert (tmp_path / "q.csv").read_text("utf-8") == (
         'path,reason,detail\n"a, b.mp4",truncated,"says ""9"""\nb.mp4,empty,0 bytes\n'
     )
+
+
+def test_training_videos_of_another_data_set_are_added_unless_they_are_held_out() -> None:
+    own = Manifest(
+        [
+            row("a", "train", label="left", sha256="a" * 64),
+            row("b", "train", label="up", sha256="b" * 64),
+            row("c", "test", label="up", sha256="c" * 64),
+            row("d", "val", label="up", sha256="d" * 64),
+        ],
+        "data",
+    )
+
+    def told(name: str, label: str, split: str = "train") -> Video:
+        return row(f"{name}-1", split, label=label, source_path=f"{name * 64}.mp4")
+
+    more = Manifest(
+        [
+            told("a", "up"),  # a training video here, of another label
+            told("b", "up"),  # and of the same one
+            told("c", "left"),
+            row("d-1", "train", label="left", sha256="d" * 64),  # the same file by its own digest
+            told("e", "left"),
+            told("f", "shrink"),
+            told("g", "left", split="val"),
+        ],
+        "data/feedback",
+    )
+    both, counts = own.with_training_videos_of(more)
+    assert counts == {"added": 2, "known": 1, "held out": 2, "label unknown": 1}
+    found = [(video.id, video.label) for video in both.videos("train")]
+    assert found == [("b", "up"), ("feedback-a-1", "up"), ("feedback-e-1", "left")]
+    assert both.videos(("val", "test")) == own.videos(("val", "test"))
+    assert both.path_of(both["feedback-e-1"]) == Path("data/feedback/videos", more["e-1"].path).absolute()
+    assert both.path_of(both["b"]) == own.path_of(own["b"])
+    assert both.digest != own.digest

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Literal, get_args
 
 import pyarrow as pa
@@ -150,6 +151,30 @@ class Manifest:
     def without(self, video_ids: Collection[str]) -> Manifest:
         """Return a manifest of all other videos, with the same files."""
         return Manifest([row for row in self.rows if row.id not in video_ids], self.folder)
+
+    def with_training_videos_of(self, more: Manifest) -> tuple[Manifest, Counter[str]]:
+        """Return a manifest with the training videos of another data set, and counts of what became of each of them.
+
+        A video that is in this data set's validation or test is left out, and so is one whose label this data set does
+        not have. One that is a training video here already has the other label in future. A video is known by the
+        digest of its source file, or, as a clip that the service kept, by its name, which is the digest of the upload.
+        """
+        known = {row.sha256: row for row in self.videos(SPLITS)}
+        added, replaced, counts = [], set(), Counter[str]()
+        for row in more.videos("train"):
+            same = known.get(row.sha256) or known.get(PurePath(row.source_path).stem)
+            if row.label not in self.labels:
+                counts["label unknown"] += 1
+            elif same is not None and same.split in ("val", "test"):
+                counts["held out"] += 1
+            elif same is not None and same.label == row.label:
+                counts["known"] += 1
+            else:
+                counts["added"] += 1
+                replaced |= set() if same is None or same.split == "pretrain" else {same.id}
+                added.append(replace(row, id=f"{more.folder.name}-{row.id}", path=str(more.path_of(row).absolute())))
+        kept = [row for row in self.rows if row.id not in replaced]
+        return Manifest([*kept, *added], self.folder), counts
 
     @cached_property
     def digest(self) -> str:

@@ -52,7 +52,8 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def address(tmp_path_factory: pytest.TempPathFactory, kept: Path) -> Iterator[str]:
     folder = save_tiny_folder(tmp_path_factory.mktemp("models") / "tiny")
-    with server(folder, tmp_path_factory.mktemp("uploads"), MME_FEEDBACK_DIR=str(kept)) as (address, _):
+    log = tmp_path_factory.mktemp("log") / "log"
+    with server(folder, tmp_path_factory.mktemp("uploads"), log=log, MME_FEEDBACK_DIR=str(kept)) as (address, _):
         yield address
 
 

@@ -1,4 +1,4 @@
-"""`mme data check`: validate a source before anything long starts."""
+"""`mme data`: validate a source before anything long starts, list what callers of the service corrected."""
 
 from __future__ import annotations
 
@@ -11,17 +11,50 @@ import yaml
 from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 from rich.text import Text
 
 from mme.config import IngestParams, Params, RuntimeParams, load_params
 from mme.config.base import faults
 
-app = typer.Typer(no_args_is_help=True, help="Validate data sets.")
+app = typer.Typer(no_args_is_help=True, help="Validate data sets, list corrections.")
 
 
 @app.callback()
 def main() -> None:
-    """Validate data sets."""
+    """Validate data sets, list corrections."""
+
+
+@app.command("feedback")
+def feedback_command(
+    folder: Annotated[Path, typer.Argument(envvar="MME_FEEDBACK_DIR", help="Folder of the service's corrections.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the records as JSON.")] = False,
+) -> None:
+    """List the right labels that callers of the service sent, beside what the model had answered."""
+    from mme.ingest.feedback import load_record, record_paths
+    from mme.ingest.listing import shown_name
+
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: not a folder; name that of MME_FEEDBACK_DIR")
+    records = sorted(map(load_record, record_paths(folder)), key=lambda record: record.last.received)
+    if as_json:
+        typer.echo(json.dumps([record.model_dump(mode="json") for record in records]))
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in ("time", "right label", "answered", "model", "note", "file"):
+        table.add_column(title, overflow="fold")
+    for record in records:
+        last = record.last
+        earlier = dict.fromkeys(one.label for one in record.corrections[:-1] if one.label != last.label)
+        label = last.label + (f" (before: {', '.join(earlier)})" if earlier else "")
+        version = last.model_digest if last.version is None else f"version {last.version}"
+        answered = f"{last.answered} {last.probability:.0%}"
+        columns = (f"{last.received:%Y-%m-%d %H:%M}", label, answered, version, last.note, record.clip_name)
+        table.add_row(*(Text(shown_name(column)) for column in columns))
+    console = Console()
+    console.print(table)
+    num_wrong = sum(record.last.label != record.last.answered for record in records)
+    console.print(Text(f"{len(records)} clips, of which the model had named {num_wrong} otherwise"), soft_wrap=True)
 
 
 @app.command()

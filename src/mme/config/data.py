@@ -34,6 +34,7 @@ SourceLayout = Literal[
     "motion-primitives",
     "folder",
     "csv",
+    "feedback",
     "ucf101",
     "hmdb51",
     "jester",
@@ -49,6 +50,11 @@ DataFolder = Annotated[str, Field(pattern=r"^data(/[a-z0-9][a-z0-9_-]*)?$")]
 
 
 SYNTHETIC = "motion-primitives"
+FEEDBACK = "feedback"
+
+NO_DATA = "data/none"
+"""Value of ``finetune.more_data`` for none: a folder without videos, because a DVC stage depends on a folder whatever
+the value."""
 
 
 def data_name(source: str, root: Path | str) -> str:

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from mme.config.ablation import Budget
 from mme.config.base import Section, faults
-from mme.config.data import DatasetName, IngestParams, SynthesizeParams, TrajectoriesParams, data_name
+from mme.config.data import NO_DATA, DatasetName, IngestParams, SynthesizeParams, TrajectoriesParams, data_name
 from mme.config.evaluation import EvaluateParams, RegistryParams
 from mme.config.model import (
     IMAGENET_MEAN,
@@ -125,12 +125,13 @@ class Params(Section):
     @model_validator(mode="after")
     def _data_sets_suit(self) -> Self:
         folders = ["data", *(f"data/{name}" for name in self.datasets)]
-        taken = sorted({"raw", "trajectories", "videos"} & set(self.datasets))
+        taken = sorted({"none", "raw", "sources", "trajectories", "videos"} & set(self.datasets))
         if taken:
-            raise ValueError(f"datasets: {taken} are folders of the first data set")
+            raise ValueError(f"datasets: {taken} are folders of the first data set, or of none")
         for name, section in (("pretrain", self.pretrain), ("finetune", self.finetune)):
             if section.data not in folders:
                 raise ValueError(f"{name}.data: {section.data!r} is none of {', '.join(folders)}; add it to datasets")
+        self._check_more_data()
         for name, data in map(self.dataset, (self.pretrain.data, self.finetune.data)):
             if data.short_side < self.clip.size:
                 raise ValueError(f"{name}.short_side: {data.short_side} is below clip.size {self.clip.size}")
@@ -150,6 +151,20 @@ class Params(Section):
                 f" few to pretrain on: clip and trajectories span {needed} frames"
             )
         return self
+
+    def _check_more_data(self) -> None:
+        more, own = self.finetune.more_data, self.finetune.data
+        if more == NO_DATA:
+            return
+        others = [NO_DATA, *(f"data/{name}" for name in self.datasets if f"data/{name}" != own)]
+        if more not in others:
+            raise ValueError(
+                f"finetune.more_data: {more!r} is none of {', '.join(others)}; add it to datasets, and name another one"
+                " than finetune.data"
+            )
+        rate, own_rate = self.dataset(more)[1].fps, self.dataset(own)[1].fps
+        if rate != own_rate:
+            raise ValueError(f"finetune.more_data: has {rate:g} frames per second, finetune.data {own_rate:g}")
 
     def dataset(self, folder: str) -> tuple[str, IngestParams]:
         """Return name and values of the section of a data set, from its folder such as ``data/NAME``."""

@@ -121,6 +121,7 @@ class PretrainParams(OptimisedParams):
 class FinetuneParams(OptimisedParams):
     """Action recognition on labelled videos."""
 
+    more_data: DataFolder
     pool: Pooling
     layer_decay: Annotated[float, Field(gt=0, le=1)]
     rand_augment: Annotated[str, Field(pattern=r"^rand(-[a-z]+[0-9.]+)+$")] | None

@@ -10,7 +10,9 @@ from dataclasses import replace
 from pathlib import Path, PurePath
 
 from mme.config import IngestParams
+from mme.config.data import FEEDBACK
 from mme.ingest.layouts.csv_list import list_csv
+from mme.ingest.layouts.feedback import list_feedback
 from mme.ingest.layouts.folder import list_folder
 from mme.ingest.layouts.hmdb51 import list_hmdb51
 from mme.ingest.layouts.jester import list_jester, list_something_v1
@@ -24,6 +26,7 @@ _MAX_SHOWN = 5
 LAYOUTS: dict[str, Callable[[IngestParams], Listing]] = {
     "motion-primitives": list_csv,
     "csv": list_csv,
+    "feedback": list_feedback,
     "folder": list_folder,
     "ucf101": list_ucf101,
     "hmdb51": list_hmdb51,
@@ -65,7 +68,8 @@ def list_source(params: IngestParams) -> Listing:
 
     files = [_with_rate(file, params) for file in readable]
     files, merged = _unify_labels(files)
-    _check_classes(params.root, files)
+    if params.source != FEEDBACK:  # what callers say may be of one class; it is added to other data
+        _check_classes(params.root, files)
     return replace(
         listing,
         files=sorted(files, key=lambda file: (file.path, file.span_s or ())),

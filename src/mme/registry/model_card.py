@@ -10,7 +10,7 @@ from string import Template
 import yaml
 
 from mme.config import Params
-from mme.config.data import SYNTHETIC, data_name
+from mme.config.data import FEEDBACK, SYNTHETIC, data_name
 from mme.config.paths import PRETRAINED_FOLDER, RANDOM
 from mme.evaluation.chance import chance_accuracy, wilson_interval
 from mme.manifest import SPLITS, Manifest
@@ -44,7 +44,7 @@ Labels: $labels.
 
 ## Data
 
-$data, digest `$digest`. Files left out as unusable: $quarantined.
+$data, digest `$digest`. Files left out as unusable: $quarantined.$more
 
 $videos
 
@@ -69,6 +69,13 @@ $parameters```
 
 $provenance
 """)
+
+
+_LEFT_OUT = {
+    "known": "training videos already",
+    "held out": "among the videos of validation or test",
+    "label unknown": "of other labels",
+}
 
 
 @dataclass(frozen=True)
@@ -124,6 +131,7 @@ def model_card(content: CardContent) -> str:
         data=code_span(_data_name(params)),
         digest=manifest.digest,
         quarantined=", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items())) or "none",
+        more=_more_data(content),
         videos=markdown_table(
             ("split", "videos", "frames"), [(name, counts[name], frames[name]) for name in SPLITS if counts[name]]
         ),
@@ -145,6 +153,20 @@ def _clip_frames(config: FolderConfig) -> str:
         return f"{clip.num_frames} frames of a video at {config.fps:g} per second, {parts},"
     seconds = clip.stride_frames / config.fps
     return f"{clip.num_frames} frames of a video at {config.fps:g} per second, one every {seconds:.3g} s,"
+
+
+def _more_data(content: CardContent) -> str:
+    """Describe the further training videos."""
+    more = content.config.provenance.get("more_data")
+    if not isinstance(more, dict):
+        return ""
+    _, ingest = content.params.dataset(str(more["data"]))
+    what = "corrections by callers of the service" if ingest.source == FEEDBACK else "further training videos"
+    left_out = [f"{more[name]} ({why})" for name, why in _LEFT_OUT.items() if more.get(name)]
+    return (
+        f" Added for training: {more.get('added', 0)} {what}, {code_span(str(more['data']))}, digest"
+        f" `{more['digest']}`; left out of them: {', '.join(left_out) or 'none'}."
+    )
 
 
 def _header(content: CardContent) -> dict[str, object]:
