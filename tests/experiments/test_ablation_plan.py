@@ -1,17 +1,22 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import product
 from typing import Any
 
 import pytest
 
+from mme.config import Params
 from mme.config.ablation import Budget
 from mme.experiments.ablation.plan import (
     AblationRun,
     RunResult,
+    contestant_name,
     few_labels,
     final_runs,
-    result_depends_on,
+    finetuned_depends_on,
+    frozen_depends_on,
+    of_fold,
     run_params,
     search_runs,
 )
@@ -22,6 +27,8 @@ from tests.small_data import small_params
 PARAMS = small_params()
 BUDGET = Budget(
     objectives=("scratch", "pixel", "mme"),
+    inits=("random",),
+    folds=None,
     seeds=(4, 5),
     lrs=(0.001, 0.002),
     mask_ratios=(0.5, 0.75),
@@ -31,6 +38,10 @@ BUDGET = Budget(
     finetune_epochs=6,
     labels_per_class=3,
 )
+
+
+def depends_on(params: Params, budget: Budget, run: AblationRun) -> list[dict[str, Any]]:
+    return [frozen_depends_on(params, budget, run), finetuned_depends_on(params, budget, run)]
 
 
 def result(run: AblationRun, **val: float) -> RunResult:
@@ -93,11 +104,71 @@ def test_budget_shorter_than_the_warm_up_is_rejected() -> None:
 )
 def test_result_is_kept_while_what_it_depends_on_is_unchanged(changes: dict[str, Any], same: bool) -> None:
     run = AblationRun("mme", 0, 0.001, 0.5, False)
-    assert (result_depends_on(PARAMS, BUDGET, run) == result_depends_on(small_params(**changes), BUDGET, run)) is same
-    more = BUDGET.model_copy(update={"seeds": (7,), "objectives": ("mme",), "lrs": (0.1,)})
-    assert result_depends_on(PARAMS, BUDGET, run) == result_depends_on(PARAMS, more, run)
+    assert (depends_on(PARAMS, BUDGET, run) == depends_on(small_params(**changes), BUDGET, run)) is same
+    more = BUDGET.model_copy(update={"seeds": (7,), "objectives": ("mme",), "lrs": (0.1,), "inits": ("primitives",)})
+    assert depends_on(PARAMS, BUDGET, run) == depends_on(PARAMS, more, run)
     longer = BUDGET.model_copy(update={"epochs": 6})
-    assert result_depends_on(PARAMS, BUDGET, run) != result_depends_on(PARAMS, longer, run)
+    assert depends_on(PARAMS, BUDGET, run) != depends_on(PARAMS, longer, run)
+
+
+def test_pretraining_is_kept_when_finetuning_changes() -> None:
+    run = AblationRun("mme", 0, 0.001, 0.5, False)
+    tuned = BUDGET.model_copy(update={"finetune_epochs": 9, "labels_per_class": 1})
+    assert frozen_depends_on(PARAMS, BUDGET, run) == frozen_depends_on(PARAMS, tuned, run)
+    assert finetuned_depends_on(PARAMS, BUDGET, run) != finetuned_depends_on(PARAMS, tuned, run)
+    without = BUDGET.model_copy(update={"finetune_epochs": None})
+    assert frozen_depends_on(PARAMS, BUDGET, run) == frozen_depends_on(PARAMS, without, run)
+
+
+def test_every_objective_starts_from_every_weights_in_turn_on_each_fold() -> None:
+    single = BUDGET.model_copy(
+        update={"lrs": (0.001,), "mask_ratios": (0.5,), "inits": ("random", "primitives"), "folds": 2, "seeds": (4,)}
+    )
+    runs = final_runs(single, [])
+    order = ["scratch", "pixel", "mme", "primitives only", "primitives, then pixel", "primitives, then mme"]
+    assert [(run.fold, contestant_name(run.objective, run.init)) for run in runs] == list(product((0, 1), order))
+    warm = run_params(PARAMS, single, runs[5])
+    assert (warm.pretrain.init, warm.finetune.init) == ("primitives", "pretrain")
+    assert run_params(PARAMS, single, runs[3]).finetune.init == "primitives"
+
+
+def test_the_search_of_a_start_decides_its_own_final_runs() -> None:
+    budget = BUDGET.model_copy(
+        update={"inits": ("random", "primitives"), "objectives": ("mme",), "mask_ratios": (0.5,)}
+    )
+    grid = search_runs(budget)
+    searched = [result(run, probe_top1=run.lr if run.init == "random" else -run.lr) for run in grid]
+    assert {(run.init, run.lr) for run in final_runs(budget, searched)} == {("random", 0.002), ("primitives", 0.001)}
+
+
+def test_frozen_encoders_alone_need_no_search_of_the_rate_of_finetuning() -> None:
+    frozen = BUDGET.model_copy(update={"finetune_epochs": None})
+    assert {run.objective for run in search_runs(frozen)} == {"pixel", "mme"}
+
+
+def test_folds_test_each_labelled_video_once_and_keep_groups_apart() -> None:
+    rows = [
+        row(f"{label}-{group}-{i}", "train", label=label, group=f"scene{group}")
+        for label in "ab"
+        for group in range(8)
+        for i in range(3)
+    ]
+    rows += [row(f"unlabelled-{i}", "pretrain", label=None, group="scene0") for i in range(3)]
+    manifest = Manifest(rows, "data")
+    tested: list[str] = []
+    for fold in range(4):
+        own = of_fold(manifest, 4, fold)
+        test = own.videos("test")
+        rest = own.videos(("train", "val"))
+        assert not {video.group for video in test} & {video.group for video in rest}
+        assert len(own.videos("val")) == 2 * round(len(rest) / 12)
+        assert own.videos("pretrain") == manifest.videos("pretrain")
+        assert len(own) == len(manifest)
+        assert own.rows == of_fold(manifest, 4, fold).rows
+        tested += [video.id for video in test]
+    assert sorted(tested) == [video.id for video in manifest.videos("train")]
+    with pytest.raises(ValueError, match="data: 8 groups of labelled videos, too few for 9 folds"):
+        of_fold(manifest, 9, 0)
 
 
 def test_few_labels_are_drawn_by_the_seed_from_the_training_split() -> None:

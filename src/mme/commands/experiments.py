@@ -22,6 +22,9 @@ def ablate_command(
         int | None, typer.Option(min=1, help="Parallel trainings; default: runtime.num_workers.")
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Path of the report without a suffix.")] = None,
+    finished: Annotated[
+        bool, typer.Option("--finished", help="Train nothing; report what earlier calls have finished.")
+    ] = False,
 ) -> None:
     """Train from scratch and with each objective, with several seeds and one budget; write a report.
 
@@ -37,7 +40,9 @@ def ablate_command(
 
     budget = params.ablation.quick(params.pretrain.lr, params.pretrain.mask_ratio) if quick else params.ablation
     target = report or Path("reports/ablation-quick" if quick else "reports/ablation")
-    run_ablation(params, budget, data_from, target, workers or params.runtime.num_workers, typer.echo)
+    run_ablation(
+        params, budget, data_from, target, workers or params.runtime.num_workers, typer.echo, stored_only=finished
+    )
     typer.echo(target.with_suffix(".md").read_text(encoding="utf-8"))
 
 

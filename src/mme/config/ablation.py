@@ -22,21 +22,27 @@ class Budget(Section):
     ``lrs`` and ``mask_ratios`` span the grid in which each objective finds its own by pretraining for
     ``search_epochs``; for ``scratch`` ``lrs`` are rates of finetuning. ``labels_per_class`` limits the labels that are
     finetuned on; None = all.
+
+    Every objective starts from each of ``inits``; ``scratch`` is then those weights as they are. With ``folds`` the
+    labelled videos are tested in so many parts, groups apart; None = the manifest's splits. Without
+    ``finetune_epochs`` the encoders are measured frozen.
     """
 
     objectives: Annotated[tuple[AblationObjective, ...], Field(min_length=1)]
+    inits: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
+    folds: Annotated[int, Field(ge=2)] | None
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
     lrs: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
     mask_ratios: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1)]
     search_epochs: Positive
     epochs: Positive
     probe_every_epochs: Positive
-    finetune_epochs: Positive
+    finetune_epochs: Positive | None
     labels_per_class: Positive | None
 
     @model_validator(mode="after")
     def _each_once(self) -> Self:
-        for name in ("objectives", "seeds", "lrs", "mask_ratios"):
+        for name in ("objectives", "inits", "seeds", "lrs", "mask_ratios"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
                 raise ValueError(f"{name}: {list(values)} name one twice")
@@ -54,6 +60,6 @@ class Budget(Section):
             "lrs": (lr,),
             "mask_ratios": (mask_ratio,),
             "epochs": max(1, self.epochs // QUICK_PART),
-            "finetune_epochs": max(1, self.finetune_epochs // QUICK_PART),
+            "finetune_epochs": self.finetune_epochs and max(1, self.finetune_epochs // QUICK_PART),
         }
         return self.model_copy(update=small)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -13,13 +14,23 @@ from threadpoolctl import threadpool_limits
 import mme
 from mme.config import Params
 from mme.config.ablation import Budget
-from mme.experiments.ablation.plan import AblationRun, RunResult, final_runs, search_runs
+from mme.config.paths import TRACKS_FOLDER
+from mme.experiments.ablation.plan import (
+    SCRATCH,
+    AblationRun,
+    RunResult,
+    final_runs,
+    labelled_videos,
+    search_runs,
+)
 from mme.experiments.ablation.report import write_ablation_report
-from mme.experiments.ablation.runs import AblationContext, execute_run
-from mme.manifest import MANIFEST_FILE, Manifest
+from mme.experiments.ablation.runs import AblationContext, execute_run, stored_result
+from mme.manifest import MANIFEST_FILE, SPLITS, Manifest
+from mme.motion.store import TrackStore
 from mme.system.executors import open_process_pool
 from mme.system.files import digest, sha256_file
 from mme.tracking import start_noted_run
+from mme.training.pretrain import span_frames
 
 RUNS_FOLDER = Path(".work/ablation")
 
@@ -30,7 +41,16 @@ PACKAGES = ("data", "models", "motion", "targets", "training", "video")
 ShowLine = Callable[[str], None]
 
 
-def run_ablation(params: Params, budget: Budget, data: Path, reports: Path, workers: int, show: ShowLine) -> None:
+def run_ablation(
+    params: Params,
+    budget: Budget,
+    data: Path,
+    reports: Path,
+    workers: int,
+    show: ShowLine,
+    *,
+    stored_only: bool = False,
+) -> None:
     """Search, train and measure all objectives and write the report; finished runs of an earlier call are kept.
 
     Args:
@@ -40,31 +60,61 @@ def run_ablation(params: Params, budget: Budget, data: Path, reports: Path, work
         reports: path of the report without a suffix.
         workers: trainings in parallel, on equal shares of the cores.
         show: receives one line per finished run.
+        stored_only: True to train nothing and to report what earlier calls have finished.
 
     Raises:
         ValueError: the data do not fit the parameters.
     """
     manifest = Manifest.load(data / MANIFEST_FILE)
+    if budget.folds is not None:
+        tracks = TrackStore(data / TRACKS_FOLDER.name)
+        untracked = [v for v in labelled_videos(manifest, span_frames(params)) if v.id not in tracks]
+        if untracked:
+            raise ValueError(
+                f"{data}: no trajectories of {len(untracked)} labelled videos, which folds train on in turn; set"
+                f" trajectories.splits: {list(SPLITS)} and run `dvc repro trajectories`"
+            )
     code = code_digest()
     note = RUNS_FOLDER / f"run-{digest([budget.model_dump(mode='json'), manifest.digest, code])}"
     with start_noted_run("ablation", params, note) as recorded:
         recorded.log_dataset(data / MANIFEST_FILE, manifest.digest, "ablation")
         context = AblationContext(params, budget, data, RUNS_FOLDER, code, recorded.id)
-        searched = execute_runs(context, search_runs(budget), workers, show)
-        finished = execute_runs(context, final_runs(budget, searched), workers, show)
-        recorded.log_metrics(write_ablation_report(searched, finished, budget, manifest, reports))
+        execute = partial(execute_runs, context, workers=workers, show=show, stored_only=stored_only)
+        searched = execute(search_runs(budget))
+        finals = final_runs(budget, searched)
+        finished = execute(finals)
+        if budget.finetune_epochs is not None:
+            tuned = execute(finals, finetuned=True)
+            again = [result["run"] for result in tuned]
+            finished = tuned + [result for result in finished if result["run"] not in again]
+        if not finished:
+            raise ValueError(f"{RUNS_FOLDER}: no training of this ablation is finished, there is nothing to report")
+        recorded.log_metrics(write_ablation_report(params, searched, finished, budget, manifest, reports))
         for path in sorted(reports.parent.glob(f"{reports.name}.*")):
             recorded.log_artifact(path)
 
 
 def execute_runs(
-    context: AblationContext, runs: Sequence[AblationRun], workers: int, show: ShowLine
+    context: AblationContext,
+    runs: Sequence[AblationRun],
+    *,
+    workers: int,
+    show: ShowLine,
+    finetuned: bool = False,
+    stored_only: bool = False,
 ) -> list[RunResult]:
-    """Execute runs in parallel processes and return their results in the order of ``runs``."""
+    """Execute runs in parallel processes and return their results in the order of ``runs``.
+
+    Search runs of ``scratch`` are finetuned, of the others those where ``finetuned`` says so. With ``stored_only``
+    nothing is trained, and runs without a result are left out.
+    """
+    call = {run: (context, run, finetuned or (run.search and run.objective == SCRATCH)) for run in runs}
+    if stored_only:
+        return [result for run in runs if (result := stored_result(*call[run])) is not None]
     results: dict[AblationRun, RunResult] = {}
     num_threads = max(1, (os.cpu_count() or 1) // workers)
     with open_process_pool(workers, execute_run.__module__, _limit_threads, num_threads) as pool:
-        for run, result in pool.call_all(execute_run, ((run, (context, run)) for run in runs)):
+        for run, result in pool.call_all(execute_run, call.items()):
             results[run] = result
             show(f"{len(results)}/{len(runs)} {run.name}: {describe_result(result)}")
     return [results[run] for run in runs]

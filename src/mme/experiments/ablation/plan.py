@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold
 
 from mme.config import Params
 from mme.config.ablation import AblationObjective, Budget
 from mme.config.edit import with_values
 from mme.config.paths import RANDOM
-from mme.manifest import Manifest
+from mme.manifest import Manifest, Video
 from mme.targets.base import objective_targets
+
+SCRATCH = "scratch"
+"""Contestant without pretraining beyond its start."""
+
+VALIDATION_PARTS = 6
+"""Of the training videos of a fold, one in so many is for validation."""
 
 
 @dataclass(frozen=True)
@@ -22,11 +29,13 @@ class AblationRun:
     """One training run of the ablation.
 
     Attributes:
-        objective: target of pretraining, or ``scratch`` for no pretraining.
+        objective: target of pretraining, or ``scratch`` for no pretraining beyond ``init``.
         seed: seed of weights, order, masks and of the choice of labelled videos.
         lr: learning rate of pretraining; of finetuning for ``scratch``.
         mask_ratio: share of masked tokens; None for ``scratch``.
         search: True for a short run that chooses ``lr`` and ``mask_ratio`` by the validation split only.
+        init: weights to start from, ``random`` or a folder below ``models``.
+        fold: part of the labelled videos that is tested; None = the test split.
     """
 
     objective: AblationObjective
@@ -34,12 +43,23 @@ class AblationRun:
     lr: float
     mask_ratio: float | None
     search: bool
+    init: str = RANDOM
+    fold: int | None = None
 
     @property
     def name(self) -> str:
         """Name for messages and for the MLflow run."""
         mask = "" if self.mask_ratio is None else f", mask {self.mask_ratio:g}"
-        return f"{self.objective}, seed {self.seed}, lr {self.lr:g}{mask}" + (", search" if self.search else "")
+        fold = "" if self.fold is None else f", fold {self.fold}"
+        contestant = contestant_name(self.objective, self.init)
+        return f"{contestant}, seed {self.seed}{fold}, lr {self.lr:g}{mask}" + (", search" if self.search else "")
+
+
+def contestant_name(objective: str, init: str) -> str:
+    """Return the name of an objective that starts from some weights, such as ``primitives, then mme``."""
+    if init == RANDOM:
+        return objective
+    return f"{init} only" if objective == SCRATCH else f"{init}, then {objective}"
 
 
 class RunResult(TypedDict):
@@ -49,7 +69,7 @@ class RunResult(TypedDict):
         run: fields of the `AblationRun`.
         run_id: MLflow run.
         curve: one row per probe during pretraining: ``epoch``, ``seconds`` and the probe's metrics.
-        val, test: metrics by name; a search run has no ``test``.
+        val, test: metrics by name; a search run has no ``test``, and ``top1`` is there once it is finetuned.
         pretrain_s, finetune_s: wall time without probes.
     """
 
@@ -65,38 +85,76 @@ class RunResult(TypedDict):
 def search_runs(budget: Budget) -> list[AblationRun]:
     """Return the grid of each objective with the first seed; an objective with a single point needs no search."""
     runs = []
-    for objective in budget.objectives:
-        if objective != "scratch":
+    fold = None if budget.folds is None else 0
+    for init, objective in product(budget.inits, budget.objectives):
+        if objective != SCRATCH:
             objective_targets(objective)  # an unknown one ends the ablation before it begins
-        ratios: Sequence[float | None] = [None] if objective == "scratch" else budget.mask_ratios
+        elif budget.finetune_epochs is None:
+            continue  # nothing is trained
+        ratios: Sequence[float | None] = [None] if objective == SCRATCH else budget.mask_ratios
         points = list(product(budget.lrs, ratios))
         if len(points) > 1:
-            runs += [AblationRun(objective, budget.seeds[0], lr, ratio, True) for lr, ratio in points]
+            runs += [AblationRun(objective, budget.seeds[0], lr, ratio, True, init, fold) for lr, ratio in points]
     return runs
 
 
 def search_score(result: RunResult) -> float:
     """Return the validation metric that a search maximises: frozen probe; finetuned top-1 for ``scratch``."""
-    return result["val"]["top1" if result["run"]["objective"] == "scratch" else "probe_top1"]
+    return result["val"]["top1" if result["run"]["objective"] == SCRATCH else "probe_top1"]
 
 
 def final_runs(budget: Budget, searched: Sequence[RunResult]) -> list[AblationRun]:
-    """Return every objective with every seed, at the best point of its grid (the first of equal ones)."""
+    """Return every objective from every start with every seed and fold, at the best point of its grid.
+
+    Of equal points the first is the best. Contestants take turns, so that those of an unfinished ablation have been
+    measured on the same seeds and folds.
+    """
     runs = []
-    for seed, objective in product(budget.seeds, budget.objectives):
-        grid = of_objective(searched, objective)
+    folds = [None] if budget.folds is None else range(budget.folds)
+    for seed, fold, init, objective in product(budget.seeds, folds, budget.inits, budget.objectives):
+        grid = of_contestant(searched, contestant_name(objective, init))
         if grid:
             best = max(grid, key=search_score)["run"]
             lr, ratio = best["lr"], best["mask_ratio"]
         else:
-            lr, ratio = budget.lrs[0], None if objective == "scratch" else budget.mask_ratios[0]
-        runs.append(AblationRun(objective, seed, lr, ratio, False))
+            lr, ratio = budget.lrs[0], None if objective == SCRATCH else budget.mask_ratios[0]
+        runs.append(AblationRun(objective, seed, lr, ratio, False, init, fold))
     return runs
 
 
-def of_objective(results: Sequence[RunResult], objective: str) -> list[RunResult]:
-    """Return the results of one objective."""
-    return [result for result in results if result["run"]["objective"] == objective]
+def of_contestant(results: Sequence[RunResult], name: str) -> list[RunResult]:
+    """Return the results of one contestant, by the name that `contestant_name` gives it."""
+    return [r for r in results if contestant_name(r["run"]["objective"], r["run"]["init"]) == name]
+
+
+def labelled_videos(manifest: Manifest, min_frames: int = 1) -> list[Video]:
+    """Return the videos with labels, which folds divide, of at least ``min_frames``."""
+    return [video for video in manifest.videos(("train", "val", "test"), min_frames) if video.label is not None]
+
+
+def of_fold(manifest: Manifest, num_folds: int, fold: int) -> Manifest:
+    """Divide the labelled videos anew: one part is the test split, the others are training and validation.
+
+    Groups are kept apart between the parts, and labels are alike in them as far as groups allow. Of each
+    label a sixth of the videos that are not tested, at least one of three, are for validation, whatever their group.
+    Videos without labels keep their split.
+
+    Raises:
+        ValueError: there are fewer groups than folds.
+    """
+    videos = labelled_videos(manifest)
+    labels = np.array([video.label for video in videos])
+    groups = np.array([video.group or video.id for video in videos])
+    num_groups = len(set(groups))
+    if num_groups < num_folds:
+        raise ValueError(f"{manifest.folder}: {num_groups} groups of labelled videos, too few for {num_folds} folds")
+    rest, test = list(StratifiedGroupKFold(num_folds).split(videos, labels, groups))[fold]
+    split = dict.fromkeys((video.id for video in videos), "train") | {videos[i].id: "test" for i in test}
+    for index, label in enumerate(manifest.labels):
+        own = rest[labels[rest] == label]
+        order = np.random.default_rng((fold, index)).permutation(own)
+        split |= {videos[i].id: "val" for i in order[: max(round(len(own) / VALIDATION_PARTS), min(1, len(own) // 3))]}
+    return Manifest((replace(row, split=split.get(row.id, row.split)) for row in manifest.rows), manifest.folder)
 
 
 def run_params(params: Params, budget: Budget, run: AblationRun) -> Params:
@@ -105,12 +163,15 @@ def run_params(params: Params, budget: Budget, run: AblationRun) -> Params:
     Raises:
         ValueError: they contradict each other, for example if the warm-up is longer than the budget.
     """
-    values: dict[str, Any] = {"seed": run.seed, "finetune.epochs": budget.finetune_epochs}
-    if run.objective == "scratch":
-        values |= {"finetune.init": RANDOM, "finetune.lr": run.lr}
+    values: dict[str, Any] = {"seed": run.seed}
+    if budget.finetune_epochs is not None:
+        values["finetune.epochs"] = budget.finetune_epochs
+    if run.objective == SCRATCH:
+        values |= {"finetune.init": run.init, "finetune.lr": run.lr}
     else:
         values |= {
             "finetune.init": "pretrain",
+            "pretrain.init": run.init,
             "pretrain.objective": run.objective,
             "pretrain.lr": run.lr,
             "pretrain.mask_ratio": run.mask_ratio,
@@ -131,11 +192,17 @@ def few_labels(manifest: Manifest, labels_per_class: int | None, seed: int) -> M
     return manifest.without(left_out)
 
 
-def result_depends_on(params: Params, budget: Budget, run: AblationRun) -> dict[str, Any]:
-    """Return all parameters that decide the result of a run, JSON-able."""
+def frozen_depends_on(params: Params, budget: Budget, run: AblationRun) -> dict[str, Any]:
+    """Return all parameters that decide the frozen encoder of a run and its metrics, JSON-able."""
     own = run_params(params, budget, run)
-    values = own.model_dump(mode="json", include={"seed", "clip", "model", "finetune"})
-    if run.objective != "scratch":
+    values = own.model_dump(mode="json", include={"seed", "clip", "model"})
+    if run.objective != SCRATCH:
         values["pretrain"] = own.pretrain.model_dump(mode="json")
-    pace = {"labels_per_class": budget.labels_per_class, "probe_every_epochs": budget.probe_every_epochs}
+    pace = {"pool": own.evaluate.pool, "folds": budget.folds, "probe_every_epochs": budget.probe_every_epochs}
     return {"ablation": asdict(run), **values, **pace}
+
+
+def finetuned_depends_on(params: Params, budget: Budget, run: AblationRun) -> dict[str, Any]:
+    """Return all parameters that decide what finetuning makes of the encoder, JSON-able."""
+    finetune = run_params(params, budget, run).finetune
+    return {"finetune": finetune.model_dump(mode="json"), "labels_per_class": budget.labels_per_class}

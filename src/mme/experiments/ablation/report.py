@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import os
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
+from mme.config import Params
 from mme.config.ablation import Budget
-from mme.experiments.ablation.plan import RunResult, of_objective, search_score
+from mme.config.paths import RANDOM
+from mme.experiments.ablation.plan import (
+    VALIDATION_PARTS,
+    RunResult,
+    contestant_name,
+    final_runs,
+    of_contestant,
+    search_score,
+)
 from mme.manifest import SPLITS, Manifest
 from mme.system.files import write_json, write_text
 from mme.system.markdown import markdown_table
@@ -36,12 +46,13 @@ objectives do here, and says nothing of the accuracy that any of them reaches on
 
 {results}
 
-Test split, mean and standard deviation over the seeds ({num_seeds}); chance is {chance:.1%}. *Frozen probe*: logistic
-regression on the mean-pooled tokens of the frozen encoder, with all labelled training videos. *k-NN*: 20 neighbours
+Test split, mean and standard deviation over the {trainings}; chance is {chance:.1%}. *Frozen probe*: logistic
+regression on the tokens of the frozen encoder ({pool}), with all labelled training videos. *k-NN*: 20 neighbours
 by cosine on the same features. *Finetuned*: the whole network, on {labels} labelled videos per class, drawn by the
 seed, the epoch chosen on the validation split. All on the centre view. `scratch` has no pretraining: its frozen
 features are those of random weights. Pretraining seconds are wall time without probing, trainings running side by
 side.
+{folds}{starts}{missing}
 
 ![Probe accuracy over pretraining time, and accuracy by objective]({picture})
 
@@ -65,19 +76,40 @@ page contains every number, also of each seed.
 """
 
 
+FOLDS = """
+Each of {num_folds} parts of the labelled videos is tested once, groups apart. Of the others {part} in {parts} are for
+validation; neither these nor the tested videos are pretrained on.
+"""
+STARTS = """
+*A, then B* continues pretraining from the weights `models/A` with objective B, *A only* is `models/A` as it is.
+"""
+MISSING = """
+**Unfinished:** {missing}. Compare only contestants with equal numbers of trainings.
+"""
+
+
 def write_ablation_report(
-    searched: Sequence[RunResult], finished: Sequence[RunResult], budget: Budget, manifest: Manifest, path: Path
+    params: Params,
+    searched: Sequence[RunResult],
+    finished: Sequence[RunResult],
+    budget: Budget,
+    manifest: Manifest,
+    path: Path,
 ) -> dict[str, float]:
     """Write ``path`` with the suffixes ``.json``, ``.md`` and ``.png``.
 
     Returns:
-        Means over the seeds by ``OBJECTIVE/MEASURE``.
+        Means over the trainings by ``CONTESTANT/MEASURE``.
     """
+    names = [contestant_name(objective, init) for init in budget.inits for objective in budget.objectives]
     summary: dict[str, dict[str, dict[str, float]]] = {
-        objective: summarise(of_objective(finished, objective)) for objective in budget.objectives
+        name: summarise(results) for name in names if (results := of_contestant(finished, name))
     }
     about = {
         "budget": budget.model_dump(mode="json"),
+        "pool": params.evaluate.pool,
+        "batch_size": params.pretrain.batch_size,
+        "missing": missing_runs(budget, searched, finished),
         "commit": git_commit(),
         "cores": os.cpu_count(),
         "data": {
@@ -87,23 +119,40 @@ def write_ablation_report(
         },
     }
     write_json(path.with_suffix(".json"), {**about, "summary": summary, "search": searched, "final": finished})
-    save_figure(curve_figure(finished, budget), path.with_suffix(".png"))
+    save_figure(curve_figure(finished, list(summary)), path.with_suffix(".png"))
     write_text(path.with_suffix(".md"), report_page(summary, searched, about, path.with_suffix(".png").name))
-    return {f"{objective}/{name}": entry["mean"] for objective, row in summary.items() for name, entry in row.items()}
+    return {f"{contestant}/{name}": entry["mean"] for contestant, row in summary.items() for name, entry in row.items()}
+
+
+def missing_runs(budget: Budget, searched: Sequence[RunResult], finished: Sequence[RunResult]) -> str:
+    """Return how many trainings of each contestant are missing, frozen and finetuned; empty if none is."""
+    counts: Counter[str] = Counter()
+    for run in final_runs(budget, searched):
+        counts[contestant_name(run.objective, run.init)] += 1
+    parts = []
+    for name, planned in counts.items():
+        results = of_contestant(finished, name)
+        tuned = sum("top1" in result["test"] for result in results)
+        lacks = [] if len(results) == planned else [f"{planned - len(results)} of {planned} trainings"]
+        if budget.finetune_epochs is not None and tuned < planned:
+            lacks.append(f"{planned - tuned} of {planned} finetunings")
+        if lacks:
+            parts.append(f"`{name}` lacks {' and '.join(lacks)}")
+    return "; ".join(parts)
 
 
 def summarise(results: Sequence[RunResult]) -> dict[str, dict[str, float]]:
-    """Return mean, standard deviation (n - 1; 0 for one seed), lowest and highest of each measure on the test split."""
-    columns: dict[str, list[float]] = {name: [result["test"][name] for result in results] for name in MEASURES}
+    """Return `spread` of each measure on the test split; measures that no result has are left out."""
+    columns = {name: [r["test"][name] for r in results if name in r["test"]] for name in MEASURES}
     columns["pretrain_s"] = [result.get("pretrain_s", 0.0) for result in results]
-    return {name: spread(values) for name, values in columns.items()}
+    return {name: spread(values) for name, values in columns.items() if values}
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Return mean, standard deviation, lowest and highest value, rounded to six places."""
+    """Return mean, standard deviation (n - 1; 0 for one value), lowest and highest value, rounded to six places."""
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     statistic = {"mean": statistics.mean(values), "std": deviation, "min": min(values), "max": max(values)}
-    return {name: round(value, 6) for name, value in statistic.items()}
+    return {name: round(value, 6) for name, value in statistic.items()} | {"trainings": len(values)}
 
 
 def report_page(summary: Summary, searched: Sequence[RunResult], about: Mapping[str, Any], picture: str) -> str:
@@ -111,7 +160,11 @@ def report_page(summary: Summary, searched: Sequence[RunResult], about: Mapping[
     budget, data = about["budget"], about["data"]
     return PAGE.format(
         results=results_table(summary),
-        num_seeds=len(budget["seeds"]),
+        trainings=trainings_text(budget),
+        pool="mean-pooled" if about["pool"] == "mean" else "time steps kept apart",
+        folds=FOLDS.format(num_folds=budget["folds"], part=1, parts=VALIDATION_PARTS) if budget["folds"] else "",
+        starts=STARTS if budget["inits"] != [RANDOM] else "",
+        missing=MISSING.format(missing=about["missing"]) if about["missing"] else "",
         chance=1 / len(data["labels"]),
         labels=budget["labels_per_class"] or "all",
         picture=picture,
@@ -129,73 +182,96 @@ def report_page(summary: Summary, searched: Sequence[RunResult], about: Mapping[
     )
 
 
+def trainings_text(budget: Mapping[str, Any]) -> str:
+    """Say which trainings a mean is over."""
+    seeds = f"seeds ({len(budget['seeds'])})"
+    return f"{seeds} and folds ({budget['folds']})" if budget["folds"] else seeds
+
+
 def results_table(summary: Summary) -> str:
-    """Return the table of results, one row per objective."""
-    header = ["objective", *MEASURES.values(), "pretraining, s"]
+    """Return the table of results, one row per contestant."""
+    header = ["objective", *MEASURES.values(), "pretraining, s", "trainings"]
     rows = []
-    for objective, row in summary.items():
-        shares = [f"{100 * row[name]['mean']:.1f} ± {100 * row[name]['std']:.1f} %" for name in MEASURES]
-        rows.append([f"`{objective}`", *shares, f"{row['pretrain_s']['mean']:.0f}"])
+    for contestant, row in summary.items():
+        shares = [
+            f"{100 * row[name]['mean']:.1f} ± {100 * row[name]['std']:.1f} %" if name in row else ""
+            for name in MEASURES
+        ]
+        trainings = [f"{row[name]['trainings']}" for name in ("probe_top1", "top1") if name in row]
+        seconds = f"{row['pretrain_s']['mean']:.0f}"
+        rows.append([f"`{contestant}`", *shares, seconds, ", finetuned ".join(dict.fromkeys(trainings))])
     return markdown_table(header, rows)
 
 
 def gaps_table(summary: Summary) -> str:
-    """Return the table of differences between the mean of `mme` and the other means."""
-    if "mme" not in summary:
+    """Return the table of differences between the mean of `mme`, from the last start, and the other means."""
+    ahead = [contestant for contestant in summary if contestant.split(", then ")[-1] == "mme"]
+    if not ahead:
         return "`mme` is not among the objectives."
-    own, rows = summary["mme"], []
-    for objective, row in summary.items():
-        if objective != "mme":
-            gaps = [f"{100 * (own[name]['mean'] - row[name]['mean']):+.1f}" for name in MEASURES]
-            rows.append([f"above `{objective}`, points", *gaps])
-    return markdown_table(["", *MEASURES.values()], rows)
+    own, rows = summary[ahead[-1]], []
+    for contestant, row in summary.items():
+        if contestant != ahead[-1]:
+            gaps = [
+                f"{100 * (own[name]['mean'] - row[name]['mean']):+.1f}" if name in own and name in row else ""
+                for name in MEASURES
+            ]
+            rows.append([f"above `{contestant}`, points", *gaps])
+    return markdown_table([f"`{ahead[-1]}`", *MEASURES.values()], rows)
 
 
 def search_table(searched: Sequence[RunResult]) -> str:
-    """Return the table of the search: one row per point of the grid, one column per objective, the best in bold."""
+    """Return the table of the search: one row per point of the grid, one column per contestant, the best in bold."""
     if not searched:
         return "No search: the grid has one point."
-    objectives = list(dict.fromkeys(result["run"]["objective"] for result in searched))
+    found: dict[tuple[str, float, float | None], RunResult] = {}
+    for result in searched:
+        run = result["run"]
+        found[contestant_name(run["objective"], run["init"]), run["lr"], run["mask_ratio"]] = result
+    contestants = list(dict.fromkeys(name for name, _, _ in found))
     points = list(dict.fromkeys((r["run"]["lr"], r["run"]["mask_ratio"]) for r in searched))
-    best = [max(of_objective(searched, objective), key=search_score) for objective in objectives]
-    found = {(r["run"]["objective"], r["run"]["lr"], r["run"]["mask_ratio"]): r for r in searched}
+    best = [max(of_contestant(searched, name), key=search_score) for name in contestants]
     rows = []
     for lr, ratio in points:
         row = [f"{lr:g}", "" if ratio is None else f"{ratio:g}"]
-        for objective in objectives:
-            result = found.get((objective, lr, ratio))
+        for name in contestants:
+            result = found.get((name, lr, ratio))
             mark = "**" if result in best else ""
             row.append("" if result is None else f"{mark}{search_score(result):.1%}{mark}")
         rows.append(row)
-    return markdown_table(["learning rate", "mask ratio", *(f"`{name}`" for name in objectives)], rows)
+    return markdown_table(["learning rate", "mask ratio", *(f"`{name}`" for name in contestants)], rows)
 
 
-def curve_figure(finished: Sequence[RunResult], budget: Budget) -> Figure:
-    """Draw probe accuracy over pretraining time (band: lowest to highest seed), and accuracies by measure."""
+def curve_figure(finished: Sequence[RunResult], contestants: Sequence[str]) -> Figure:
+    """Draw probe accuracy over pretraining time (band: lowest to highest training), and accuracies by measure.
+
+    Contestants of one objective have one colour; those that do not start from random weights are hatched and dashed.
+    """
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[3, 2])
-    for objective in budget.objectives:
-        curves = [result["curve"] for result in of_objective(finished, objective) if result["curve"]]
-        if not curves:
-            continue
-        points = list(zip(*curves, strict=True))  # one entry per probed epoch, over the seeds
-        seconds = [statistics.mean(row["seconds"] for row in point) for point in points]
-        shares = [[100 * row["test/probe_top1"] for row in point] for point in points]
-        left.plot(seconds, [statistics.mean(s) for s in shares], "o-", color=COLOURS[objective])
-        left.fill_between(
-            seconds, [min(s) for s in shares], [max(s) for s in shares], color=COLOURS[objective], alpha=0.2
-        )
-    left.set(xlabel="pretraining, s", ylabel="frozen probe, %", ylim=(0, 100), title="over pretraining time")
-    for index, objective in enumerate(budget.objectives):
-        results = of_objective(finished, objective)
+    width = 0.8 / len(contestants)
+    for index, contestant in enumerate(contestants):
+        results = of_contestant(finished, contestant)
+        run = results[0]["run"]
+        colour, warm = COLOURS[run["objective"]], run["init"] != RANDOM
+        curves = [result["curve"] for result in results if result["curve"]]
+        if curves:
+            points = list(zip(*curves, strict=True))  # one entry per probed epoch, over the trainings
+            seconds = [statistics.mean(row["seconds"] for row in point) for point in points]
+            shares = [[100 * row["test/probe_top1"] for row in point] for point in points]
+            left.plot(seconds, [statistics.mean(s) for s in shares], "o--" if warm else "o-", color=colour)
+            left.fill_between(seconds, [min(s) for s in shares], [max(s) for s in shares], color=colour, alpha=0.2)
         for place, name in enumerate(MEASURES):
-            seeds = [100 * result["test"][name] for result in results]
-            x = place + (index - len(budget.objectives) / 2 + 0.5) * 0.16
-            right.bar(
-                x, statistics.mean(seeds), 0.14, color=COLOURS[objective], label=objective if place == 0 else None
-            )
-            right.plot([x] * len(seeds), seeds, ".", color="black", markersize=4)
+            values = [100 * result["test"][name] for result in results if name in result["test"]]
+            x = place + (index - len(contestants) / 2 + 0.5) * width
+            label = contestant if place == 0 else None
+            if values:
+                hatch = "//" if warm else None
+                right.bar(
+                    x, statistics.mean(values), 0.9 * width, color=colour, hatch=hatch, edgecolor="white", label=label
+                )
+                right.plot([x] * len(values), values, ".", color="black", markersize=4)
+    left.set(xlabel="pretraining, s", ylabel="frozen probe, %", ylim=(0, 100), title="over pretraining time")
     right.set_xticks(range(len(MEASURES)), list(MEASURES.values()))
-    right.set(ylabel="test top-1, %", ylim=(0, 100), title="after training; one dot per seed")
-    figure.legend(*right.get_legend_handles_labels(), loc="outside upper center", ncols=len(budget.objectives))
+    right.set(ylabel="test top-1, %", ylim=(0, 100), title="after training; one dot per training")
+    figure.legend(*right.get_legend_handles_labels(), loc="outside upper center", ncols=min(4, len(contestants)))
     return figure
