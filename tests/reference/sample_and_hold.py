@@ -1,4 +1,4 @@
-"""Sample and hold, step by step: the pictures that a video of constant rate takes from one of any rate."""
+"""Sample and hold, step by step: the pictures that a video of constant rate takes from all or part of another."""
 
 from __future__ import annotations
 
@@ -24,6 +24,26 @@ def shown_pictures(seconds: list[Fraction], last_duration: Fraction, fps: Fracti
     shown = []
     for frame in range(num_frames):
         instant = frame / fps + Fraction(35, 100) * min(median, 1 / fps)
+        on_screen = 0
+        for number, second in enumerate(seconds):
+            if second <= instant:
+                on_screen = number
+        shown.append(on_screen)
+    return shown
+
+
+def shown_in_span(seconds: list[Fraction], begin: Fraction, end: Fraction, fps: Fraction) -> list[int]:
+    """Return the number of the picture on screen at every instant from ``begin`` to ``end``, or to the video's end."""
+    intervals = sorted(seconds[number + 1] - seconds[number] for number in range(len(seconds) - 1))
+    median = intervals[(len(intervals) - 1) // 2]
+
+    num_frames = 1
+    while num_frames + 1 <= (min(end, seconds[-1] + median) - begin) * fps + Fraction(1, 2):
+        num_frames += 1
+
+    shown = []
+    for frame in range(num_frames):
+        instant = begin + frame / fps + Fraction(35, 100) * min(median, 1 / fps)
         on_screen = 0
         for number, second in enumerate(seconds):
             if second <= instant:

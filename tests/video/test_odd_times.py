@@ -2,20 +2,21 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from mme.ingest.transcode import NormalForm, TranscodeJob, transcode
-from mme.video import metadata, reader
+from mme.video import metadata, reader, trim
 from mme.video.codec import read_frames
 from mme.video.containers import VideoError
 from mme.video.reader import open_video
-from mme.video.resampling import iter_resampled
+from mme.video.resampling import count_resampled, iter_resampled
 from mme.video.timeline import fault_of_clock
 from tests import media
-from tests.odd_times import CASES, Shown, leap
-from tests.reference.sample_and_hold import shown_pictures
+from tests.odd_times import CASES, RATE, Shown, leap, write
+from tests.reference.sample_and_hold import shown_in_span, shown_pictures
 
 FORM = NormalForm(fps=16, short_side=64, crf=8, gop_frames=8)
 
@@ -61,6 +62,41 @@ def test_reading_what_is_needed_equals_decoding_all(
                 [*range(len(frames))],
             ):
                 np.testing.assert_array_equal(video.read(indices, fps), frames[indices])
+
+
+def check_spans(path: Path, shown: Shown, begins: list[float], length: float) -> None:
+    seconds = [second - shown[0][1] for _, second in shown]
+    for begin in begins:
+        end = begin + length
+        if end > seconds[-1] + 1 / RATE:
+            continue
+        positions = shown_in_span(seconds, Fraction(begin), Fraction(end), Fraction(16))
+        frames = np.stack(list(iter_resampled(path, 16, (begin, end))))
+        assert media.frame_numbers(frames) == [shown[position][0] for position in positions], begin
+        for decode in (True, False):
+            assert count_resampled(path, 16, (begin, end), decode) == len(positions)
+        read = trim.read_trim_metadata(path, (begin, end))
+        assert 0 < read.info.num_frames <= len(seconds)
+        if any(end - 0.25 <= second < end for second in seconds):
+            assert read.sha256 != trim.read_trim_metadata(path, (begin, end - 0.25)).sha256
+
+
+def test_a_span_is_part_of_the_whole(case: tuple[Path, Shown]) -> None:
+    """Seconds of a list are those of the video that ingest and the service see, whatever its timestamps are."""
+    check_spans(*case, [0, 0.5, 0.75, 1, 1.25, 1.5], 0.5)
+    check_spans(*case, [0, 0.5], 1)
+
+
+def test_a_leap_in_a_long_file_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trim, "MAX_SCANNED_BYTES", 0)
+    check_spans(*leap(tmp_path, 7_200_000), [0, 0.5, 1, 1.25, 1.5], 0.5)
+
+
+@pytest.mark.parametrize("name", ["a.ts", "a.mpg", "a.vob", "a.flv", "a.mkv", "a.mp4", "a.avi"])
+def test_spans_of_files_with_and_without_an_index(tmp_path: Path, name: str) -> None:
+    mpeg2: dict[str, Any] = {"codec": "mpeg2video"} if name in {"a.mpg", "a.vob"} else {}
+    path = write(tmp_path / name, num_frames=240, **mpeg2, options={"bf": "2", "g": "18"})
+    check_spans(path, [(number % 64, number / RATE) for number in range(240)], [0, 1.5, 2.25, 3.125, 5, 7.75, 9.5], 0.5)
 
 
 @pytest.mark.parametrize(("leap_s", "words"), [(1_700_000_000, "53.9 years"), (61 * 86_400, "61 days")])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mme.ingest.transcode import NormalForm, TranscodeJob, transcode
+from mme.video import trim
 from mme.video.codec import read_frames
 from mme.video.containers import VideoError
 from mme.video.resampling import iter_resampled
@@ -53,7 +54,8 @@ def test_digest_of_a_span_is_independent_of_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="only Linux counts what a process reads")
-def test_trimming_reads_little_outside_the_span(tmp_path: Path) -> None:
+def test_trimming_a_long_file_reads_little_outside_the_span(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trim, "MAX_SCANNED_BYTES", 0)
     path = media.write(tmp_path / "long.mp4", num_frames=3000, size=(320, 240), seed=1)
     before = _bytes_read()
     frames = list(iter_resampled(path, 16, (90.0, 91.0)))

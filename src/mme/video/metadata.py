@@ -122,6 +122,12 @@ class CodedPictures:
         latest = itertools.accumulate(stamps, max)
         return all((most - stamp) * self.time_base < 1 for stamp, most in zip(stamps, latest, strict=True))
 
+    @property
+    def tell_seconds(self) -> bool:
+        """Return whether timestamps are the times of pictures, but for a constant: the clock never leaps."""
+        stamps, times = self.expected(), self.timeline().times
+        return self.are_predictable and [stamp - stamps[0] for stamp in stamps] == list(times)
+
 
 @dataclass(frozen=True)
 class ContainerMetadata:

@@ -19,7 +19,7 @@ from mme.video.crop import resize
 from mme.video.decoding import PictureDecoder, check_missing, demux
 from mme.video.metadata import ContainerMetadata, read_container_metadata
 from mme.video.timeline import Clock, Instants, Timeline, exact_rate
-from mme.video.trim import TimeSpan, TrimmedPictures
+from mme.video.trim import DecodedSpan, TimeSpan, TrimmedPictures, open_span
 
 
 class TimedPictures:
@@ -124,7 +124,7 @@ def count_resampled(source: VideoSource, fps: float, span_s: TimeSpan | None, de
             check_end(source, metadata)
             return metadata.timeline.num_frames(fps)
         with open_stream(source) as (container, stream):
-            trimmed = TrimmedPictures(source, container, stream, span_s)
+            trimmed = open_span(source, container, stream, span_s)
             if decode:
                 for _ in trimmed.pictures():
                     pass
@@ -150,7 +150,7 @@ def iter_resampled(
         VideoError: too much of it does not decode, which may be known at its end only.
     """
     with errors_of_file(source), ExitStack() as stack:
-        video: TimedPictures | TrimmedPictures
+        video: TimedPictures | TrimmedPictures | DecodedSpan
         if span_s is None:
             metadata = metadata or read_container_metadata(source)
             container, stream = stack.enter_context(open_stream(source))
@@ -159,7 +159,7 @@ def iter_resampled(
             instants = Instants(exact_rate(fps), metadata.pictures.time_base, metadata.pictures.interval)
         else:
             container, stream = stack.enter_context(open_stream(source))
-            video = TrimmedPictures(source, container, stream, span_s)
+            video = open_span(source, container, stream, span_s)
             pictures = video.pictures()
             instants = Instants(exact_rate(fps), video.time_base, video.metadata.interval)
         yield from hold(pictures, instants, lambda: video.num_frames(instants.fps))
