@@ -170,7 +170,12 @@ def test_summary_shows_counts_accuracies_and_version(tmp_path: Path) -> None:
     )
     write_json(tmp_path / "reports/evaluate/metrics.json", {"test": {"top1": 0.775, "top5": 0.99}, "unreadable": {}})
     write_json(
-        tmp_path / "reports/pretrain/metrics.json", {"train": {"loss": 1.0}, "videos": {"used": 9, "too_short": 2}}
+        tmp_path / "reports/pretrain/metrics.json",
+        {
+            "train": {"loss": 1.0},
+            "val": {"position_explained": 0.325, "position_explained_moving": 0.4123, "position_cosine": 0.617},
+            "videos": {"used": 9, "too_short": 2},
+        },
     )
     receipt = {"name": "mme-motion-primitives", "version": 3, "alias": "champion", "gate": {"reason": "best so far"}}
     write_json(tmp_path / "reports/register.json", receipt)
@@ -180,6 +185,7 @@ def test_summary_shows_counts_accuracies_and_version(tmp_path: Path) -> None:
     assert "videos 1 pretrain, 2 train, 1 val, 1 test" in shown
     assert "quarantined 1 truncated" in shown
     assert "too short to pretrain on 2" in shown
+    assert "motion explained, val 32.5%, of moving points 41.2% (cosine 0.62)" in shown
     assert "val top-1 81.2%" in shown
     assert "test top-1 77.5%" in shown
     assert "test top-5 99.0%" in shown

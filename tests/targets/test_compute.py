@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from typing import Any, cast
 
@@ -13,9 +14,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mme.motion.tracking import TrackSlice, extract_tracks
+from mme.targets.drawing import TokenCanvas
 from mme.targets.grid import MaskedBatch, TargetSpec, stored_tracks, token_tracks
 from mme.targets.hog import NUM_BINS
-from mme.targets.position import log_compress
+from mme.targets.position import MOVING_PX, POSITION, log_compress, log_expand, motion_scores, motion_sums
 from mme.video.crop import Crop
 from tests.reference.moving_scene import MovingScene, Similarity
 from tests.reference.targets import target_of, to_source
@@ -315,6 +317,61 @@ def test_log_compresses_lengths_and_keeps_directions() -> None:
     torch.testing.assert_close(compressed[:3], 4 * lengths[:3], rtol=1e-3, atol=0)
     assert (compressed.diff() > 0).all()
     assert compressed.isfinite().all()
+
+
+def test_log_is_undone_for_pictures() -> None:
+    displacements = torch.tensor([[0.0, 0.0], [1e-30, 0.0], [0.01, -0.02], [3.0, 4.0], [-200.0, 1.0]])
+    torch.testing.assert_close(log_expand(log_compress(displacements, 0.25), 0.25), displacements)
+
+
+def test_a_picture_of_log_shows_the_pixels_that_one_without_shows() -> None:
+    displacements = torch.linspace(-6, 6, 4 * 4 * 2).reshape(1, 4, 4, 2).numpy()  # [M, C, L, 2]
+    pictures = []
+    for norm in ("none", "log"):
+        spec = target_spec(position_norm=norm, length=4)
+        values = displacements if norm == "none" else log_compress(torch.from_numpy(displacements), 0.25).numpy()
+        cells = np.float32([[[20, 20], [28, 20], [20, 28], [28, 28]]])
+        canvas = TokenCanvas(np.zeros((48, 48, 3), np.uint8), 1.0, cells, np.ones((1, 4), bool), spec)
+        POSITION.draw(canvas, values, None)
+        pictures.append(canvas.picture)
+    assert pictures[0].any()
+    np.testing.assert_array_equal(*pictures)
+
+
+@pytest.mark.parametrize("norm", ["none", "log"])
+def test_scores_of_motion_agree_with_a_loop_over_the_points_that_move(norm: str) -> None:
+    generator = torch.Generator().manual_seed(3)
+    pixels = torch.randn(2, 5, 4, 6, 2, generator=generator)
+    pixels[:, ::2] *= 0.1  # their tracks are shorter than MOVING_PX
+    valid = torch.rand(2, 5, 4, generator=generator) < 0.7
+    target = pixels if norm == "none" else log_compress(pixels, 0.25)
+    predicted = target * 0.8 + 0.3 * torch.randn(target.shape, generator=generator)
+    length = pixels.norm(dim=-1).sum(dim=-1)
+    scores = motion_scores(motion_sums(predicted, target, valid, length))
+
+    error = power = 0.0
+    cosines = []
+    for place in itertools.product(range(2), range(5), range(4)):
+        steps = pixels[place].tolist()
+        if not valid[place] or sum(math.hypot(x, y) for x, y in steps) < MOVING_PX:
+            continue
+        true, guess = target[place].flatten().tolist(), predicted[place].flatten().tolist()
+        error += sum((a - b) ** 2 for a, b in zip(guess, true, strict=True))
+        power += sum(a * a for a in true)
+        cosines.append(sum(a * b for a, b in zip(guess, true, strict=True)) / math.hypot(*true) / math.hypot(*guess))
+    assert 5 < len(cosines) < 20
+    assert float(scores["position_explained_moving"]) == pytest.approx(1 - error / power, rel=1e-5)
+    assert float(scores["position_cosine"]) == pytest.approx(sum(cosines) / len(cosines), rel=1e-5)
+
+
+def test_no_motion_explains_nothing_and_the_opposite_has_cosine_minus_one() -> None:
+    target, valid = torch.full((1, 1, 4, 6, 2), 2.0), torch.ones(1, 1, 4, dtype=torch.bool)
+    length = target.norm(dim=-1).sum(dim=-1)
+    still = motion_scores(motion_sums(torch.zeros_like(target), target, valid, length))
+    assert (float(still["position_explained_moving"]), float(still["position_cosine"])) == (0, 0)
+    perfect = motion_scores(motion_sums(target, target, valid, length))
+    assert [float(value) for value in perfect.values()] == pytest.approx([1, 1])
+    assert float(motion_scores(motion_sums(-target, target, valid, length))["position_cosine"]) == pytest.approx(-1)
 
 
 def test_patch_std_does_not_blow_noise_up_where_nothing_moves() -> None:

@@ -47,6 +47,8 @@ def train_pretrain(
     per_pass = params.pretrain.draws_per_decode
     assert [row["epoch"] for row in curves.rows] == list(range(per_pass - 1, params.pretrain.epochs, per_pass))
     assert logged[-1]["train/loss"] > 0
+    assert -1 <= curves.rows[-1]["val/position_cosine"] <= 1
+    assert curves.rows[-1]["val/position_explained_moving"] < 1
     return module
 
 

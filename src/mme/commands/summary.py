@@ -74,6 +74,11 @@ def _data_rows(folder: Path) -> list[tuple[str, str]]:
 
 def _accuracy_rows(folder: Path) -> list[tuple[str, str]]:
     rows = []
+    held_out = _report(folder / "reports/pretrain/metrics.json").get("val", {})
+    if "position_cosine" in held_out:
+        explained, moving = held_out["position_explained"], held_out["position_explained_moving"]
+        direction = f"cosine {held_out['position_cosine']:.2f}"
+        rows.append(("motion explained, val", f"{explained:.1%}, of moving points {moving:.1%} ({direction})"))
     for stage, usual_split in (("finetune", "val"), ("evaluate", "test")):
         report = _report(folder / f"reports/{stage}/metrics.json")
         measured = {split: metrics for split, metrics in report.items() if "top1" in metrics and split != "train"}

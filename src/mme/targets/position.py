@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 from mme.targets.drawing import PREDICTED_COLOUR, TRUE_COLOUR, TokenCanvas
 from mme.targets.grid import CELLS_PER_TOKEN, HiddenTokens, TargetSpec
@@ -43,11 +44,14 @@ class Position:
     def draw(
         self, canvas: TokenCanvas, true: Float[np.ndarray, "M C L 2"], predicted: Float[np.ndarray, "M C L 2"] | None
     ) -> None:
-        """Draw the tracks from the cells' centres; with a norm in its units."""
+        """Draw the tracks from the cells' centres in clip pixels, see `drawn_units`."""
         for values, colour in ((true, TRUE_COLOUR), (predicted, PREDICTED_COLOUR)):
             if values is None:
                 continue
-            for start, steps in zip(canvas.cells[canvas.valid], values[canvas.valid], strict=True):
+            shown = torch.from_numpy(values[canvas.valid])
+            if canvas.spec.position_norm == "log":
+                shown = log_expand(shown, canvas.spec.log_scale_px)
+            for start, steps in zip(canvas.cells[canvas.valid], shown.numpy(), strict=True):
                 path = np.vstack([start, start + steps.cumsum(axis=0)])  # (L + 1, 2)
                 canvas.line(path, colour)
                 canvas.dot(path[-1], colour)
@@ -80,6 +84,64 @@ def log_compress(displacements: Float[Tensor, "*S 2"], scale_px: float) -> Float
     smallest = torch.finfo(relative.dtype).tiny  # log(1 + r) / r is 1 at r = 0, where the quotient is undefined
     factor = torch.where(relative > 0, torch.log1p(relative) / relative.clamp(min=smallest), 1.0)
     return displacements / scale_px * factor
+
+
+def log_expand(compressed: Float[Tensor, "*S 2"], scale_px: float) -> Float[Tensor, "*S 2"]:
+    """Undo `log_compress`."""
+    length = torch.linalg.vector_norm(compressed, dim=-1, keepdim=True)
+    smallest = torch.finfo(length.dtype).tiny  # (e^r - 1) / r is 1 at r = 0, where the quotient is undefined
+    factor = torch.where(length > 0, torch.expm1(length) / length.clamp(min=smallest), 1.0)
+    return compressed * factor * scale_px
+
+
+def drawn_units(position_norm: str) -> str:
+    """Return the words that a picture of displacements needs: with ``patch_std`` they cannot be drawn in pixels."""
+    return ", less the patch's mean, in its deviations" if position_norm == "patch_std" else ""
+
+
+MOVING_PX = 2.0
+"""Length of its track, clip pixels, from which on a point moves: per frame more than the error of the flow."""
+
+MotionSums = dict[str, Tensor]
+"""Sums over points; `motion_scores` makes scores of them."""
+
+
+def motion_sums(
+    predicted: Float[Tensor, "B M C L 2"],
+    target: Float[Tensor, "B M C L 2"],
+    valid: Bool[Tensor, "B M C"],
+    length_px: Float[Tensor, "B M C"],
+) -> MotionSums:
+    """Sum up errors and directions over the points that move.
+
+    Args:
+        predicted: displacements, in the units of the loss.
+        target: true ones, in the same.
+        valid: points that count.
+        length_px: length of each true track, clip pixels.
+    """
+    moving = valid & (length_px >= MOVING_PX)
+    predicted, target = predicted[moving].flatten(1).double(), target[moving].flatten(1).double()  # (P, 2 L)
+    return {
+        "error": (predicted - target).square().sum(),
+        "power": target.square().sum(),
+        "cosine": cosine_similarity(predicted, target, dim=1).sum(),
+        "points": moving.sum().double(),
+    }
+
+
+def motion_scores(sums: MotionSums) -> dict[str, Tensor]:
+    """Return what the errors and directions of moving points are worth.
+
+    Returns:
+        ``position_explained_moving``: share of their squared displacements that is predicted; a prediction of no motion
+            has 0. ``position_cosine``: mean cosine between predicted and true displacements of a track; 1 is the same
+            direction at every step, 0 none of it, as the most frequent points, which hardly move, do not count.
+    """
+    return {
+        "position_explained_moving": 1 - sums["error"] / sums["power"],
+        "position_cosine": sums["cosine"] / sums["points"],
+    }
 
 
 POSITION = Position()

@@ -11,6 +11,7 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.utils.data import default_collate
+from torchmetrics import SumMetric
 
 from mme.config import Params, frames_needed
 from mme.config.paths import start_weights
@@ -22,6 +23,7 @@ from mme.models.masked_motion import MaskedMotionModel
 from mme.motion.store import TrackStore
 from mme.targets.base import compute_targets, luma_frames, objective_targets
 from mme.targets.grid import HiddenTokens, MaskedBatch
+from mme.targets.position import POSITION, motion_scores, motion_sums
 from mme.training.loop.callbacks import Curves, LogMetrics, Throughput
 from mme.training.loop.loaders import training_loader, validation_loader
 from mme.training.loop.module import Batch, TrainingModule
@@ -87,6 +89,7 @@ class PretrainModule(TrainingModule):
         super().__init__(params.pretrain, params.runtime, model, steps_per_pass, params.seed)
         self.params = params
         self.standardised = list(statistics)
+        self.moving = nn.ModuleDict({name: SumMetric() for name in ("error", "power", "cosine", "points")})
         for name, (mean, deviation) in statistics.items():
             self.register_buffer(f"{name}_mean", mean)
             self.register_buffer(f"{name}_deviation", deviation)
@@ -114,6 +117,8 @@ class PretrainModule(TrainingModule):
                 if name in self.standardised:
                     prepared[name] = (values - getattr(self, f"{name}_mean")) / getattr(self, f"{name}_deviation")
                 prepared[f"{name}_valid"] = valid
+            if POSITION in self.model.targets:
+                prepared["length_px"] = tokens.tracks.displacements.norm(dim=-1).sum(dim=-1)  # (B, M, C)
         return prepared
 
     def pixels(self, batch: Batch, chosen: Tensor) -> Tensor:
@@ -138,17 +143,32 @@ class PretrainModule(TrainingModule):
 
     def losses(self, part: Batch) -> dict[str, Tensor]:
         """Losses of the model that is trained."""
-        return self._losses(self.model, part)
+        return self._losses(self.model(part["tubelets"], part["hidden"]), part)
 
-    def _losses(self, model: nn.Module, part: Batch) -> dict[str, Tensor]:
-        predictions = model(part["tubelets"], part["hidden"])
+    def _losses(self, predictions: Mapping[str, Tensor], part: Batch) -> dict[str, Tensor]:
         targets = {name: (part[name], part[f"{name}_valid"]) for name in predictions}
         return self.model.forward_loss(predictions, targets)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Losses on held-out clips; batches weigh their points, so that it does not matter how the clips are cut."""
         prepared = self.prepare(batch)
-        self.record("val", self._losses(self.eval_model, prepared), max(1, int(self.num_points(prepared))))
+        predictions = self.eval_model(prepared["tubelets"], prepared["hidden"])
+        self.record("val", self._losses(predictions, prepared), max(1, int(self.num_points(prepared))))
+        if POSITION.name in predictions:
+            predicted, target = predictions[POSITION.name].float(), prepared[POSITION.name]
+            sums = motion_sums(predicted, target, prepared[f"{POSITION.name}_valid"], prepared["length_px"])
+            for name, value in sums.items():
+                self.moving[name].update(value)
+
+    def on_validation_epoch_end(self) -> None:
+        """Record the scores of moving points; they are ratios of sums over all batches and processes."""
+        if POSITION not in self.model.targets:
+            return
+        sums = {name: metric.compute() for name, metric in self.moving.items()}
+        for metric in self.moving.values():
+            metric.reset()
+        if sums["points"] > 0:
+            self.log_dict({f"val/{name}": value.float() for name, value in motion_scores(sums).items()})
 
     def record(self, split: str, losses: Mapping[str, Tensor], batch_size: int) -> None:
         """Record the losses, and the explained share of the variance of each target that has one."""

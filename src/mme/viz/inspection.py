@@ -22,7 +22,7 @@ from mme.system.files import read_json
 from mme.targets.base import compute_targets
 from mme.targets.drawing import Canvas
 from mme.targets.grid import HiddenTokens, MaskedBatch, TargetSpec, stored_tracks
-from mme.targets.position import POSITION
+from mme.targets.position import POSITION, drawn_units
 from mme.video.crop import Crop, apply_crop, resize
 from mme.video.reader import read_metadata
 from mme.video.resampling import iter_resampled
@@ -42,8 +42,7 @@ class Pretrained:
         network: of the stage ``pretrain``, in evaluation mode.
         clip, model, pretrain: sections that it was trained with.
         fps: frames per second that its clip counts in.
-        deviation_px: clip pixels (under ``patch_std``: deviations of the token) that a predicted displacement of 1
-            means; None if it predicts no positions.
+        deviation: predicted displacement of 1 in the units of the target; None if it predicts no positions.
     """
 
     network: MaskedMotionModel
@@ -51,7 +50,7 @@ class Pretrained:
     model: ModelParams
     pretrain: PretrainParams
     fps: float
-    deviation_px: float | None
+    deviation: float | None
 
     @classmethod
     def load(cls, folder: Path) -> Pretrained:
@@ -75,14 +74,14 @@ class Pretrained:
 
     @torch.inference_mode()
     def predict(self, clip: NDArray[np.uint8], hidden: NDArray[np.bool_]) -> NDArray[np.float32] | None:
-        """Return displacements ``[M, C, L, 2]`` of hidden tokens in clip pixels; None if it predicts no positions."""
-        if self.deviation_px is None:
+        """Return displacements ``[M, C, L, 2]`` of hidden tokens as the target has them; None if it predicts none."""
+        if self.deviation is None:
             return None
         pixels = model_input(torch.from_numpy(clip)[None], self.clip)
         chosen = torch.from_numpy(hidden)[None]
         visible = gather_tokens(self.network.encoder.patchify(pixels), ~chosen)
         predicted = self.network(visible, chosen)[POSITION.name][0]
-        return np.asarray(predicted.numpy() * self.deviation_px, dtype=np.float32)
+        return np.asarray(predicted.numpy() * self.deviation, dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -156,11 +155,13 @@ def picture(inspection: Inspection, params: Params, start: int, pretrained: Pret
     window = max(4, round(spec.hog_window_px * min(frame.shape[:2]) / clip.size))
     stars = draw_hog(frame, window, spec.hog_norm_floor, _HEIGHT_PX)
     validity = draw_validity(frame, row.tracks.num_valid[0] / length, row.tracks.cell, _HEIGHT_PX)
-    predicted = ", pink what is predicted" if pretrained and pretrained.deviation_px is not None else ""
+    title = f"hidden tokens, green their motion{drawn_units(pretrain.position_norm)}"
+    if pretrained and pretrained.deviation is not None:
+        title += ", pink what is predicted"
     sheets = [
         tracked,
         titled_row([(inspection.facts(start, length), validity), ("HOG: edges", stars)], tracked.shape[1]),
-        titled_row([(f"hidden tokens, green their motion{predicted}", np.hstack(tubelets))], tracked.shape[1]),
+        titled_row([(title, np.hstack(tubelets))], tracked.shape[1]),
     ]
     return np.vstack(sheets)
 

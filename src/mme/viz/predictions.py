@@ -11,6 +11,7 @@ from torch.utils.data import default_collate
 from mme.data.masked.clips import PretrainDataset
 from mme.models.encoder import rgb_of
 from mme.targets.grid import CELLS_PER_TOKEN
+from mme.targets.position import POSITION, drawn_units
 from mme.training.pretrain import PretrainModule
 from mme.viz.drawing import BACKGROUND, MARGIN_PX, Picture, titled_row
 from mme.viz.glyphs import draw_hidden
@@ -52,7 +53,8 @@ def draw_predictions(module: PretrainModule, dataset: PretrainDataset, count: in
         padded.append(np.full_like(padded[0], BACKGROUND[0]))
     rows = np.split(np.stack(padded), min(2, len(padded)))
     sheet = np.vstack([np.hstack(list(row)) for row in rows])
-    title = f"{target.label} of hidden patches: green true, pink predicted"
+    units = drawn_units(spec.position_norm) if target is POSITION else ""
+    title = f"{target.label} of hidden patches{units}: green true, pink predicted"
     width = max(sheet.shape[1], 2 * _PANEL_PX) + 2 * MARGIN_PX  # room for the title
     return titled_row([(title, sheet)], width)
 
