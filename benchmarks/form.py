@@ -26,7 +26,7 @@ from mme.config import Params, TrajectoriesParams, load_params
 from mme.ingest.motion_primitives import CLASSES, sample_scene
 from mme.ingest.transcode import normal_size
 from mme.motion.tracking import Tracks, extract_tracks
-from mme.video.codec import GOP_FRAMES, VideoWriter, iter_frames, read_frames
+from mme.video.codec import GOP_FRAMES, QUICK_TO_DECODE, VideoWriter, iter_frames, read_frames
 from mme.video.colour import luma_of
 from mme.video.crop import resize
 from mme.video.planes import iter_planes
@@ -37,20 +37,31 @@ REPEATS = 5
 
 @dataclass(frozen=True)
 class Form:
-    """Settings of the encoder; without ``fast`` CABAC and a deblocking filter, which are x264's default."""
+    """Settings of the encoder.
+
+    Attributes:
+        crf: constant rate factor.
+        gop_frames: distance of keyframes.
+        fast: without it CABAC and a deblocking filter, which are x264's default.
+        plain: the preset's blocks, search for motion and colour.
+    """
 
     crf: int
     gop_frames: int = GOP_FRAMES
     fast: bool = True
+    plain: bool = False
 
     def __str__(self) -> str:
         kind = "fastdecode" if self.fast else "CABAC, deblocking"
+        kind += ", plain blocks" if self.plain else ""
         return f"crf {self.crf}, a keyframe every {self.gop_frames}, {kind}"
 
 
 FORMS = (
-    Form(14, 8, fast=False),
-    Form(20, 8, fast=False),
+    Form(14, 8, fast=False, plain=True),
+    Form(20, 8, fast=False, plain=True),
+    Form(14, plain=True),
+    Form(20, plain=True),
     *(Form(crf) for crf in (14, 17, 20, 23)),
     *(Form(20, gop_frames) for gop_frames in (4, 8, 24)),
 )
@@ -61,8 +72,12 @@ class FormWriter(VideoWriter):
 
     def __init__(self, path: Path, size: tuple[int, int], form: Form) -> None:
         super().__init__(path, size, FPS, form.crf, form.gop_frames)
+        options = dict(self._stream.options)
         if not form.fast:
-            self._stream.options = {name: value for name, value in self._stream.options.items() if name != "tune"}
+            del options["tune"]
+        if form.plain:
+            options["x264-params"] = options["x264-params"].removesuffix(f":{QUICK_TO_DECODE}")
+        self._stream.options = options
 
 
 @dataclass(frozen=True)

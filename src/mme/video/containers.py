@@ -126,16 +126,21 @@ def errors_of_file(source: VideoSource) -> Iterator[None]:
 
 
 @contextmanager
-def open_stream(source: VideoSource) -> Iterator[tuple[InputContainer, VideoStream]]:
+def open_stream(source: VideoSource, probe_pictures: bool = True) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open a container and its best video stream, decoding in one thread, until the end of the block.
 
     A file's bytes say what it is. Its name does not count: uploads have none.
+
+    Args:
+        source: a file, or the bytes of one.
+        probe_pictures: decode the first picture to learn what the container does not say, such as the pixel format.
+            It takes as long as all else. Files in the normal form are known.
 
     Raises:
         VideoError: there is no container or no video stream, or FFmpeg fails within the block.
         OSError: the file cannot be read.
     """
-    with _opened(source) as file, _open_container(source, file) as container:
+    with _opened(source) as file, _open_container(source, file, probe_pictures) as container:
         stream = _best_stream(source, container)
         stream.codec_context.thread_count = 1
         try:
@@ -146,10 +151,10 @@ def open_stream(source: VideoSource) -> Iterator[tuple[InputContainer, VideoStre
             raise VideoError("undecodable", source, _cause(error)) from error
 
 
-def _open_container(source: VideoSource, file: BinaryIO) -> InputContainer:
+def _open_container(source: VideoSource, file: BinaryIO, probe_pictures: bool) -> InputContainer:
     try:
         # FFmpeg does not see by itself that pictures of more than a mebibyte follow each other.
-        container = _av_open(source, file, "mjpeg" if _is_row_of_photos(source) else None)
+        container = _av_open(source, file, "mjpeg" if _is_row_of_photos(source) else None, probe_pictures)
     except MemoryError as error:
         raise out_of_memory(source) from error
     except Exception as error:  # a damaged header raises many kinds
@@ -160,14 +165,15 @@ def _open_container(source: VideoSource, file: BinaryIO) -> InputContainer:
     return container
 
 
-def _av_open(source: VideoSource, file: BinaryIO, container_format: str | None) -> InputContainer:
+def _av_open(source: VideoSource, file: BinaryIO, container_format: str | None, probe_pictures: bool) -> InputContainer:
     # FFmpeg finds no rate where five pictures exceed the bytes that it looks at, by default 5 MB.
     options = _OPTIONS if container_format is None else _OPTIONS | {"probesize": str(2**28)}
+    per_stream = [] if probe_pictures else [{"skip_frame": "all"}]
     # Old writers and phones leave tags that are not UTF-8; a tag says nothing of the pictures.
     if isinstance(source, bytes):
-        return av.open(file, "r", container_format, container_options=options, metadata_errors="replace")
+        return av.open(file, "r", container_format, None, options, per_stream, metadata_errors="replace")
     options |= {"fd": str(file.fileno())}
-    return av.open("fd:", "r", container_format, container_options=options, metadata_errors="replace")
+    return av.open("fd:", "r", container_format, None, options, per_stream, metadata_errors="replace")
 
 
 def _is_row_of_photos(source: VideoSource) -> bool:

@@ -19,6 +19,8 @@ from jaxtyping import UInt8
 from mme.video.containers import VideoError, open_stream
 from mme.video.crop import Crop, resize_rule
 
+_FOREIGN = "not in the normal form; ingest the video again"
+
 
 class YuvFrame(NamedTuple):
     """Planes of one frame in the normal form's coding: BT.709, limited range, 4:2:0.
@@ -51,9 +53,9 @@ def iter_planes(path: Path, start: int = 0, stop: int | None = None) -> Iterator
         VideoError: the file cannot be decoded, or is not in the normal form.
         ValueError: the file has fewer than ``stop`` frames.
     """
-    with open_stream(path) as (container, stream):
-        if stream.codec_context.pix_fmt != "yuv420p" or not stream.average_rate or stream.time_base is None:
-            raise VideoError("undecodable", path, "not in the normal form; ingest the video again")
+    with open_stream(path, probe_pictures=False) as (container, stream):
+        if not stream.average_rate or stream.time_base is None:
+            raise VideoError("undecodable", path, _FOREIGN)
         begin = stream.start_time or 0
         step = 1 / (stream.average_rate * stream.time_base)  # units of time stamps per frame
         next_frame = start
@@ -64,6 +66,8 @@ def iter_planes(path: Path, start: int = 0, stop: int | None = None) -> Iterator
                 assert frame.pts is not None
                 if round((frame.pts - begin) / step) < start:
                     continue
+                if frame.format.name != "yuv420p":
+                    raise VideoError("undecodable", path, _FOREIGN)
                 yield _planes(frame)
                 next_frame += 1
                 if next_frame == stop:
