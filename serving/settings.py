@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BeforeValidator, Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from mme.config.base import NonNegative, Positive, PositiveFloat
+from mme.config.base import NonNegative, Positive, PositiveFloat, Ratio
 
 _SHA256_DIGITS = 64
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:\d+)?")
@@ -61,6 +61,8 @@ class Settings(BaseSettings):
         root_path: prefix under which a proxy shows the service, such as ``/motion``.
         drain_s: time after SIGTERM in which ``/ready`` answers 503 while requests are still accepted.
         drift_window: latest answers that are compared with the evaluation; at least ten per label are.
+        shadow_model: another model that is compared with ``model``, such as ``models:/NAME@challenger``; None = none.
+        shadow_share: share of the videos that it answers, too.
         feedback_dir: folder of the clips whose right labels callers send; None = ``POST /feedback`` does not exist.
         feedback_max_bytes: of that folder.
         feedback_max_days: age from which a clip is removed, counted from its latest label.
@@ -107,6 +109,9 @@ class Settings(BaseSettings):
     root_path: Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._~-]+)*$")] = ""
     drain_s: NonNegative = 0.0
     drift_window: Positive = 500
+
+    shadow_model: Annotated[str, Field(min_length=1)] | None = None
+    shadow_share: Ratio = 0.1
 
     feedback_dir: Path | None = None
     feedback_max_bytes: Positive = 2**30

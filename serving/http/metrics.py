@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from mme.evaluation.answers import EDGES
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_BOTH = ("champion", "challenger", "role")
 _VIEWS = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+@dataclass(frozen=True)
+class ModelSeries:
+    """Attempts to load a model, by outcome, and which one is loaded."""
+
+    loads: Counter
+    info: Gauge
 
 
 class Metrics:
@@ -33,13 +44,31 @@ class Metrics:
         self.confidence = self._histogram("prediction_confidence", "Probability of the most probable label", EDGES)
         self.entropy = self._histogram("prediction_entropy", "Entropy of the labels, 1 if all are alike", EDGES)
         self.drift = self._gauge("answer_drift", "Stability index of recent answers against the evaluation", "of")
+        self.shadow_videos = self._counter("shadow_videos", "Videos for the challenger, by outcome", "outcome")
+        for outcome in ("answered", "dropped", "failed"):
+            self.shadow_videos.labels(outcome)
+        self.shadow_answers = self._counter(
+            "shadow_answers", "Videos that both models answered, by whether alike", "champion", "challenger", "agree"
+        )
+        self.shadow_seconds = self._histogram(
+            "shadow_seconds", "One video in a model, both under the same conditions", _SECONDS, *_BOTH
+        )
+        self.shadow_confidence = self._histogram(
+            "shadow_confidence", "Probability of the most probable label, of the same videos", EDGES, *_BOTH
+        )
+        self.shadow_model = ModelSeries(
+            self._counter("shadow_model_loads", "Attempts to load a challenger", "outcome"),
+            self._gauge("shadow_model_info", "1 for the model that answers beside", "name", "version", "digest"),
+        )
         self.feedback = self._counter("feedback", "Right labels that callers sent: agrees or disagrees", "outcome")
         for outcome in ("agrees", "disagrees"):
             self.feedback.labels(outcome)  # a series from the start, so that its rate counts the first one
         self.feedback_clips = self._gauge("feedback_clips", "Clips kept with their right labels")
         self.feedback_bytes = self._gauge("feedback_bytes", "Bytes of the folder of these clips")
-        self.model_loads = self._counter("model_loads", "Attempts to load a model", "outcome")
-        self.model_info = self._gauge("model_info", "1 for the model that answers", "name", "version", "digest")
+        self.model = ModelSeries(
+            self._counter("model_loads", "Attempts to load a model", "outcome"),
+            self._gauge("model_info", "1 for the model that answers", "name", "version", "digest"),
+        )
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"mme_{name}", text, labels, registry=self.registry)

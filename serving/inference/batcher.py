@@ -99,6 +99,11 @@ class Batcher:
         """True while videos are answered."""
         return self._loop_task is not None and not self._loop_task.done()
 
+    @property
+    def idle(self) -> bool:
+        """True if no video is in the model or waits for it."""
+        return self._num_in_passes == 0 and self._queue.empty()
+
     async def predict(self, classifier: Classifier, views: Views) -> VideoLogits:
         """Return the logits of one video. If the caller is cancelled while it waits, no forward pass is run for it."""
         answer: asyncio.Future[VideoLogits] = asyncio.get_running_loop().create_future()

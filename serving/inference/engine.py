@@ -40,6 +40,7 @@ from serving.http.uploads import Upload
 from serving.inference.batcher import Batcher, BatchLimits, VideoLogits
 from serving.inference.model_reloader import LoadedModel, ModelReloader
 from serving.inference.monitor import AnswerMonitor
+from serving.inference.shadow import Answered, Shadow
 from serving.problems import Problem
 from serving.schemas import ViewOptions
 from serving.settings import Settings
@@ -131,7 +132,7 @@ class InferenceEngine:
 
         self._folder = tempfile.TemporaryDirectory(prefix="mme-serving-", dir=settings.temp_dir)
         self.temp_dir = Path(self._folder.name)
-        self.reloader = ModelReloader(settings.model, self.temp_dir / "warm.mp4", metrics)
+        self.reloader = ModelReloader(settings.model, self.temp_dir / "warm.mp4", metrics.model)
 
         self._video_limits = _video_limits(settings)
         decode_limits = DecodeLimits(settings.decode_timeout_s, settings.decode_memory_mb)
@@ -141,6 +142,10 @@ class InferenceEngine:
         batch_limits = BatchLimits(settings.max_batch, settings.max_wait_ms / 1000, settings.num_threads)
         self._batcher = Batcher(batch_limits, metrics)
         self._monitor = AnswerMonitor(metrics, settings.drift_window)
+        self._shadow: Shadow | None = None
+        if settings.shadow_model is not None:
+            challenger = ModelReloader(settings.shadow_model, self.reloader.warm_up_clip, metrics.shadow_model)
+            self._shadow = Shadow(challenger, settings.shadow_share, self._long_pool, self._video_limits, metrics)
         self.feedback = FeedbackStore.of(settings, metrics)
         self._expiry: asyncio.Task[None] | None = None
 
@@ -152,6 +157,8 @@ class InferenceEngine:
             self._pool.start(), self._long_pool.start(), asyncio.to_thread(self.reloader.wait, MODEL_WAIT_S)
         )
         self._batcher.start(lambda: self.admission.num_admitted)
+        if self._shadow is not None:
+            self._shadow.start(self.settings.poll_s, lambda: self._batcher.idle)
         if self.feedback is not None:
             self._expiry = asyncio.get_running_loop().create_task(_expire_hourly(self.feedback))
 
@@ -168,6 +175,8 @@ class InferenceEngine:
         self.reloader.close()
         if self._expiry is not None:
             self._expiry.cancel()
+        if self._shadow is not None:
+            await self._shadow.close()
         await self._batcher.close()
         await asyncio.gather(self._pool.close(), self._long_pool.close())
         self._folder.cleanup()
@@ -212,12 +221,16 @@ class InferenceEngine:
             Problem: it is not a usable video, or the deadline has passed.
         """
         async with self._counted_video(upload):
-            classified = await self._answer(upload, options)
+            classified, views = await self._answer(upload, options)
             if classified.model is self.reloader.current:
                 self._monitor.observe(classified.model, classified.logits)
+            if self._shadow is not None:
+                crops = None if options.crops is None else int(options.crops)
+                answered = Answered(classified.model, classified.logits, views, options.segments, crops)
+                self._shadow.offer(answered, upload.path)
             return classified
 
-    async def _answer(self, upload: Upload, options: ViewOptions) -> Classified:
+    async def _answer(self, upload: Upload, options: ViewOptions) -> tuple[Classified, Views]:
         model = self.model()
         config = model.classifier.config
         segments = config.views.segments if options.segments is None else options.segments
@@ -231,10 +244,11 @@ class InferenceEngine:
         assert views.info is not None
 
         row = await self._batcher.predict(model.classifier, views)
-        return Classified(
+        classified = Classified(
             model, row.logits, views.info, len(views.frames),
             decode_wait_ms, views.decode_ms, row.queue_ms, row.inference_ms,
         )  # fmt: skip
+        return classified, views
 
     async def correct(self, upload: Upload, label: str, note: str) -> Corrected:
         """Keep a video with its right label and the model's answer, which is no answer to count.
@@ -248,7 +262,7 @@ class InferenceEngine:
         check_label(label, model.classifier.labels)
         async with self._counted_video(upload):
             sha256 = await asyncio.to_thread(sha256_file, upload.path)
-            classified = await self._answer(upload, ViewOptions())
+            classified, _ = await self._answer(upload, ViewOptions())
             (answered,) = classified.model.classifier.rank(classified.logits, 1)
             clip = None
             if await asyncio.to_thread(self.feedback.find, sha256) is None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from mme.evaluation.answers import Answers, load_answers
 from mme.evaluation.classifier import Classifier
 from mme.models.checkpoints import CONFIG_FILE, WEIGHTS_FILE
-from serving.http.metrics import Metrics
+from serving.http.metrics import ModelSeries
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,11 @@ class LoadedModel:
     def digest(self) -> str:
         """Digest of the model's content."""
         return self.classifier.digest
+
+    @property
+    def label(self) -> str:
+        """Name and version, or digest, as in series of metrics."""
+        return f"{self.name}/{self.version or self.digest}"
 
 
 @dataclass(frozen=True)
@@ -76,19 +81,19 @@ class ModelReloader:
     If a model cannot be found, loaded or warmed up, the current one stays in use and the next poll tries again.
     """
 
-    def __init__(self, address: str, warm_up_clip: Path, metrics: Metrics) -> None:
+    def __init__(self, address: str, warm_up_clip: Path, series: ModelSeries) -> None:
         """Load nothing yet: ``start`` or ``refresh`` does.
 
         Args:
             address: a model folder, or ``models:/NAME@alias``.
             warm_up_clip: a video that every model has to classify before it answers requests.
-            metrics: counters of loads.
+            series: attempts to load, and the current model.
         """
         self.current: LoadedModel | None = None
         self.last_error: str | None = None
         self.warm_up_clip = warm_up_clip
         self._address = address
-        self._metrics = metrics
+        self._series = series
         self._mark: str | None = None
         self._polled = threading.Event()
         self._stop = threading.Event()
@@ -118,7 +123,7 @@ class ModelReloader:
             replaced = self._load(resolved)
         except Exception as error:  # noqa: BLE001 - no failure of registry, network, disk or weights may end the polling
             text = f"{type(error).__name__}: {error}"
-            self._metrics.model_loads.labels("failed").inc()
+            self._series.loads.labels("failed").inc()
             if text != self.last_error:  # logged once, not at every poll
                 log.error("model not loaded", extra={"address": self._address, "cause": text})
             self.last_error = text
@@ -159,10 +164,10 @@ class ModelReloader:
 
     def _replace(self, new: LoadedModel) -> None:
         old, self.current = self.current, new
-        self._metrics.model_loads.labels("ok").inc()
+        self._series.loads.labels("ok").inc()
         if old is not None:
-            self._metrics.model_info.remove(old.name, old.version or "", old.digest)
-        self._metrics.model_info.labels(new.name, new.version or "", new.digest).set(1)
+            self._series.info.remove(old.name, old.version or "", old.digest)
+        self._series.info.labels(new.name, new.version or "", new.digest).set(1)
         log.info("model loaded", extra={"model": new.name, "version": new.version, "digest": new.digest})
 
 

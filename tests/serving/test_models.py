@@ -23,7 +23,7 @@ def own(folder: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def host(own: Path, clip: Path) -> ModelReloader:
-    return ModelReloader(str(own), clip, Metrics())
+    return ModelReloader(str(own), clip, Metrics().model)
 
 
 def current_digest(host: ModelReloader) -> str:
@@ -73,7 +73,7 @@ def test_broken_model_keeps_the_current_one(host: ModelReloader, own: Path, dama
 
 def test_version_is_read_from_the_folder(own: Path, clip: Path) -> None:
     save_tiny_folder(own, provenance={"version": 7})
-    host = ModelReloader(str(own), clip, Metrics())
+    host = ModelReloader(str(own), clip, Metrics().model)
     host.refresh()
     assert host.current is not None
     assert host.current.version == "7"

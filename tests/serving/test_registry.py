@@ -36,7 +36,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture
 def host(store: Path, clip: Path) -> ModelReloader:
     promote(1)
-    host = ModelReloader(ADDRESS, clip, Metrics())
+    host = ModelReloader(ADDRESS, clip, Metrics().model)
     assert host.refresh(), host.last_error
     return host
 
@@ -75,7 +75,7 @@ def test_registry_outage_keeps_the_current_model(host: ModelReloader, store: Pat
 
 @pytest.mark.parametrize("address", ["models:/tiny@nobody", "models:/tiny", "models:/other@champion"])
 def test_wrong_address_is_named_in_the_error(store: Path, clip: Path, address: str) -> None:
-    host = ModelReloader(address, clip, Metrics())
+    host = ModelReloader(address, clip, Metrics().model)
     assert not host.refresh()
     assert host.current is None
     assert host.last_error is not None
@@ -108,7 +108,7 @@ def test_damaged_download_is_removed(store: Path, tmp_path: Path, clip: Path) ->
     tags = {"digest": digest, "folder": digest}
     version = MlflowClient().create_model_version("tiny", tmp_path.as_uri(), tags=tags).version
     (copy / WEIGHTS_FILE).write_bytes(b"damaged")
-    host = ModelReloader(f"models:/tiny/{version}", clip, Metrics())
+    host = ModelReloader(f"models:/tiny/{version}", clip, Metrics().model)
     assert not host.refresh()
     assert not copy.exists()
     good.rename(copy)

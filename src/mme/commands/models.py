@@ -1,4 +1,4 @@
-"""`mme models`: list, show, promote and roll back registered models."""
+"""`mme models`: list, show, compare, promote and roll back registered models."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from mme.commands.classify import SERVICE_URL
+from mme.commands.compare import compare_command
 from mme.config import load_params
 from mme.registry.gate import ALIASES
 
@@ -41,7 +42,7 @@ class RegistryCommands(TyperGroup):
 
 
 models_app = typer.Typer(
-    cls=RegistryCommands, no_args_is_help=True, help="List, show, promote and roll back registered models."
+    cls=RegistryCommands, no_args_is_help=True, help="List, show, compare, promote and roll back registered models."
 )
 
 
@@ -75,6 +76,9 @@ def list_command(name: NameOption = None, url: UrlsOption = [SERVICE_URL]) -> No
             console.print(Text(f"{address} does not answer"))
         elif digest not in {version.tags.get("digest") for version in versions}:
             console.print(Text(f"{address} serves {digest}, which is not one of these versions"))
+
+
+models_app.command("compare")(compare_command)
 
 
 @models_app.command("show")
