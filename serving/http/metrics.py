@@ -40,9 +40,11 @@ class Metrics:
         self.queued = self._gauge("queued_videos", "Decoded videos that wait for the model")
         self.windows = self._counter("windows", "Windows of long videos classified")
         self.decoders_replaced = self._counter("decoders_replaced", "Decoding processes that died or were killed")
-        self.predictions = self._counter("predictions", "Classified videos by their most probable label", "label")
-        self.confidence = self._histogram("prediction_confidence", "Probability of the most probable label", EDGES)
-        self.entropy = self._histogram("prediction_entropy", "Entropy of the labels, 1 if all are alike", EDGES)
+        self.predictions = self._counter("predictions", "Answers by their most probable label", "kind", "label")
+        self.confidence = self._histogram(
+            "prediction_confidence", "Probability of the most probable label", EDGES, "kind"
+        )
+        self.entropy = self._histogram("prediction_entropy", "Entropy of the labels, 1 if all are alike", EDGES, "kind")
         self.drift = self._gauge("answer_drift", "Stability index of recent answers against the evaluation", "of")
         self.shadow_videos = self._counter("shadow_videos", "Videos for the challenger, by outcome", "outcome")
         for outcome in ("answered", "dropped", "failed"):

@@ -39,7 +39,7 @@ from serving.http.metrics import Metrics
 from serving.http.uploads import Upload
 from serving.inference.batcher import Batcher, BatchLimits, VideoLogits
 from serving.inference.model_reloader import LoadedModel, ModelReloader
-from serving.inference.monitor import AnswerMonitor
+from serving.inference.monitor import AnswerMonitor, Kind
 from serving.inference.shadow import Answered, Shadow
 from serving.problems import Problem
 from serving.schemas import ViewOptions
@@ -222,8 +222,9 @@ class InferenceEngine:
         """
         async with self._counted_video(upload):
             classified, views = await self._answer(upload, options)
-            if classified.model is self.reloader.current:
-                self._monitor.observe(classified.model, classified.logits)
+            own = classified.model.classifier.config.views
+            comparable = options.segments in (None, own.segments) and options.crops in (None, own.crops)
+            self._count(classified.model, classified.logits, "video", comparable=comparable)
             if self._shadow is not None:
                 crops = None if options.crops is None else int(options.crops)
                 answered = Answered(classified.model, classified.logits, views, options.segments, crops)
@@ -303,6 +304,7 @@ class InferenceEngine:
             async def label(window: Window) -> LabelledWindow:
                 logits = (await self._batcher.predict(model.classifier, window.views)).logits
                 self.metrics.windows.inc()
+                self._count(model, logits, "window")
                 return LabelledWindow(
                     *window_times(window, config.fps), model.classifier.rank(logits, options.top_k)
                 )  # fmt: skip
@@ -348,9 +350,19 @@ class InferenceEngine:
         """
         try:
             async with asyncio.timeout(self.settings.deadline_s):
-                return await asyncio.gather(*(self._batcher.predict(model.classifier, views) for views in videos))
+                rows = await asyncio.gather(*(self._batcher.predict(model.classifier, views) for views in videos))
         except TimeoutError as error:
             raise _late(self.settings.deadline_s) from error
+        for row in rows:
+            self._count(model, row.logits, "view")
+        return rows
+
+    def _count(
+        self, model: LoadedModel, logits: Float32[np.ndarray, " K"], kind: Kind, *, comparable: bool = False
+    ) -> None:
+        """Count an answer, unless its model has been replaced meanwhile."""
+        if model is self.reloader.current:
+            self._monitor.observe(model, logits, kind, comparable=comparable)
 
     @asynccontextmanager
     async def _counted_video(self, upload: Upload, deadline_s: float | None = None) -> AsyncIterator[None]:

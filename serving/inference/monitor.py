@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 from functools import partial
 from operator import itemgetter
+from typing import Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Float32
@@ -14,6 +15,9 @@ from jaxtyping import Float32
 from mme.evaluation.answers import bin_of, drift, facts, softmax
 from serving.http.metrics import Metrics
 from serving.inference.model_reloader import LoadedModel
+
+Kind: TypeAlias = Literal["video", "window", "view"]
+"""What an answer is to: a whole video, a window along one, or a view that a client cut by itself."""
 
 WINDOW_PER_LABEL = 10
 """Answers per label that the window holds at least: with fewer, chance hides a drift."""
@@ -29,15 +33,27 @@ class AnswerMonitor:
         self._digest: str | None = None
         self._recent: deque[tuple[int, int, int]] = deque()  # label, bin of confidence, bin of entropy
 
-    def observe(self, model: LoadedModel, logits: Float32[np.ndarray, " K"]) -> None:
-        """Count one answer of the current model."""
+    def observe(
+        self, model: LoadedModel, logits: Float32[np.ndarray, " K"], kind: Kind, *, comparable: bool = False
+    ) -> None:
+        """Count one answer of the current model.
+
+        Args:
+            model: the model.
+            logits: its answer.
+            kind: what it was given.
+            comparable: whether that was as in the evaluation: a whole video, in the model's own views. The drift is
+                that of such answers alone. One view of a video is less certain than the mean of many, and the windows
+                of a long video are alike: their distribution would be that of a few videos.
+        """
         if model.digest != self._digest:
             self._begin(model)
         best, confidence, entropy = facts(softmax(logits)[None])
-        self._metrics.predictions.labels(model.classifier.labels[best[0]]).inc()
-        self._metrics.confidence.observe(confidence[0])
-        self._metrics.entropy.observe(entropy[0])
-        self._recent.append((int(best[0]), int(bin_of(confidence)[0]), int(bin_of(entropy)[0])))
+        self._metrics.predictions.labels(kind, model.classifier.labels[best[0]]).inc()
+        self._metrics.confidence.labels(kind).observe(confidence[0])
+        self._metrics.entropy.labels(kind).observe(entropy[0])
+        if comparable:
+            self._recent.append((int(best[0]), int(bin_of(confidence)[0]), int(bin_of(entropy)[0])))
 
     def _begin(self, model: LoadedModel) -> None:
         """Forget the answers of another model, whose labels may be others."""
