@@ -71,7 +71,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     # The last middleware added is the outermost: the log and every answer of the inner ones have a request id.
     videos = [video_router] if settings.feedback_dir is None else [video_router, feedback_router]
     routes = [route for router in videos for route in router.routes if isinstance(route, APIRoute)]
-    app.add_middleware(EarlyRefusal, routes={route.path: route for route in routes if "POST" in route.methods})
+    app.add_middleware(EarlyRefusal, routes={route.path: route for route in routes if "POST" in (route.methods or ())})
     app.add_middleware(RequestContext, metrics=metrics)
     if settings.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, **CORS)

@@ -142,8 +142,8 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory, kept: Path) -> Iterator[str]:
     folder = save_tiny_folder(tmp_path_factory.mktemp("models") / "tiny")
-    settings = {"MME_MAX_QUEUE": "2", "MME_FEEDBACK_DIR": str(kept)}
-    with server(folder, tmp_path_factory.mktemp("uploads"), **settings) as (address, _):
+    uploads = tmp_path_factory.mktemp("uploads")
+    with server(folder, uploads, MME_MAX_QUEUE="2", MME_FEEDBACK_DIR=str(kept)) as (address, _):
         yield address
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -19,6 +20,10 @@ from tests.serving.service import RAW, server, wait_until
 from tests.tiny import save_tiny_folder
 
 RUNNER = CliRunner()
+
+
+def has_line(address: str, line: str) -> bool:
+    return line in httpx.get(f"{address}/metrics").text
 
 
 def pair_of(champion: str, challenger: str, videos: tuple[int, int], seconds: float) -> list[Sample]:
@@ -51,12 +56,12 @@ def test_figures_of_a_service_are_printed_side_by_side(tmp_path: Path) -> None:
         compare = ["models", "compare", "--url", address]
         before = RUNNER.invoke(app, compare, env={"COLUMNS": "200"})
         assert "no video was answered by two models; is MME_SHADOW_MODEL set?" in before.output
-        wait_until(lambda: 'mme_shadow_model_loads_total{outcome="ok"} 1.0' in httpx.get(f"{address}/metrics").text)
+        wait_until(partial(has_line, address, 'mme_shadow_model_loads_total{outcome="ok"} 1.0'))
         for seed in range(3):
             video = media.write(tmp_path / f"{seed}.mp4", num_frames=40, seed=seed).read_bytes()
             assert httpx.post(f"{address}/classify", content=video, headers=RAW, timeout=60).status_code == 200
             answered = f'mme_shadow_videos_total{{outcome="answered"}} {seed + 1}.0'
-            wait_until(lambda answered=answered: answered in httpx.get(f"{address}/metrics").text)
+            wait_until(partial(has_line, address, answered))
         shown = RUNNER.invoke(app, compare, env={"COLUMNS": "200"})
         assert shown.exit_code == 0, shown.output
         _, row, outcomes = shown.output.splitlines()

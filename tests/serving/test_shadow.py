@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,10 @@ def outcomes(client: TestClient) -> dict[str, float]:
     return {name: read_metric(client, f'mme_shadow_videos_total{{outcome="{name}"}}') for name in names}
 
 
+def has_outcomes(client: TestClient, number: float) -> bool:
+    return sum(outcomes(client).values()) == number
+
+
 def classify(client: TestClient, video: Path, query: str = "") -> Any:
     response = client.post(f"/classify{query}", content=video.read_bytes(), headers=RAW)
     assert response.status_code == 200, response.text
@@ -74,7 +79,7 @@ def send_all(client: TestClient, videos: list[Path], query: str = "") -> None:
     before = sum(outcomes(client).values())
     for number, video in enumerate(videos, start=1):
         classify(client, video, query)
-        until(lambda number=number: sum(outcomes(client).values()) == before + number)
+        until(partial(has_outcomes, client, before + number))
 
 
 @pytest.mark.parametrize(("changes", "query"), [
@@ -130,7 +135,10 @@ def test_challenger_that_does_not_load_or_fails_harms_no_answer(
         assert sum(outcomes(client).values()) == 0
     # Its views are more than a decoding process may hold.
     config = tiny_config()
-    sizes = {"clip": config.clip.model_dump() | {"size": 512}, "model": config.model.model_dump() | {"patch_size": 128}}
+    sizes: dict[str, Any] = {
+        "clip": config.clip.model_dump() | {"size": 512},
+        "model": config.model.model_dump() | {"patch_size": 128},
+    }
     greedy = save_tiny_folder(tmp_path / "greedy", **sizes, views={"segments": 32, "crops": 1})
     with shadowed(folder, tmp_path, greedy, decode_memory_mb=64) as client:
         send_all(client, videos[:2])
