@@ -418,7 +418,8 @@ def _form(video: Source | None, progress: Progress | None) -> Iterator[dict[str,
     if video is None:
         yield None
         return
-    name = "video" if isinstance(video, bytes) else Path(video).name
+    # Bytes of a name that are not UTF-8 cannot be sent; the service shows the name and nothing more.
+    name = "video" if isinstance(video, bytes) else Path(video).name.encode(errors="replace").decode()
     with io.BytesIO(video) if isinstance(video, bytes) else Path(video).open("rb") as file:
         if progress is None:
             yield {"file": (name, file)}

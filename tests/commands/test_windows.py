@@ -68,6 +68,38 @@ def test_service_gives_the_same(model: Path, video: Path, tmp_path: Path) -> Non
         assert "window_s: 0.01 s must be at least one frame" in done.stderr
 
 
+@pytest.mark.slow
+def test_files_of_any_name(model: Path, video: Path, tmp_path: Path) -> None:
+    names = [
+        b"\xff\xe9.mp4",
+        b"new\nline.mp4",
+        b'a,b"c.mp4',
+        b"\x1b[31m.mp4",
+        b"[red]x[bold].mp4",
+        b"a" * 251 + b".mp4",
+    ]
+    shown = [r"\xff\xe9.mp4", r"new\nline.mp4", 'a,b"c.mp4', r"\x1b[31m.mp4", "[red]x[bold].mp4", "a" * 251 + ".mp4"]
+    files = [os.fsdecode(os.fsencode(tmp_path) + b"/" + name) for name in names]
+    bad = os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff\n.mp4")
+    for file in files:
+        os.symlink(video, file)
+    Path(bad).write_text("no video")
+
+    with server(model, tmp_path) as (address, _):
+        for where in (("--model", str(model)), ("--url", address)):
+            for options in (("--top-k", "1"), SPAN):
+                done = RUNNER.invoke(app, ["classify", *files, bad, *options, *where], env={"COLUMNS": "500"})
+                assert done.exit_code == 1, (done.exception, done.stderr)
+                assert [line.split()[0] for line in done.stdout.splitlines() if ".mp4" in line][:6] == [
+                    f"{tmp_path}/{name}" for name in shown
+                ]
+                assert r"bad\xff\n.mp4" in done.stdout + done.stderr
+                done = RUNNER.invoke(app, ["classify", *files, bad, *options, *where, "--json"])
+                assert [json.loads(line)["file"] for line in done.stdout.splitlines()] == [*files, bad]
+    done = RUNNER.invoke(app, ["classify", files[-1], "--model", str(model), "--top-k", "1"], env={"COLUMNS": "80"})
+    assert files[-1] in "".join(line[: -len("probability")].split()[0] for line in done.stdout.splitlines()[1:])
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

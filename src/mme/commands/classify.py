@@ -17,6 +17,7 @@ from rich.text import Text
 
 from mme.client import Client
 from mme.commands.windows import LONG_TIMEOUT_S, WindowFormat, classify_files, follow_live, local_windows
+from mme.system.names import shown_name
 
 if TYPE_CHECKING:
     from mme.evaluation.classifier import Classifier
@@ -185,11 +186,15 @@ def _service_windows(url: str, api_key: str | None, parameters: dict[str, Any]) 
 
 
 def _responses_table(responses: dict[str, Response]) -> Table:
-    table = Table("file", "label", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("file", overflow="fold")
+    table.add_column("label", overflow="fold")
     table.add_column("probability", justify="right")
     for file, response in responses.items():
         if "error" in response:
-            table.add_row(Text(file), Text(response["error"], style="red"), "")
+            table.add_row(Text(shown_name(file)), Text(shown_name(response["error"]), style="red"), "")
         for rank, prediction in enumerate(response.get("predictions", [])):
-            table.add_row(Text("" if rank else file), Text(prediction["label"]), f"{prediction['probability']:.3f}")
+            table.add_row(
+                Text("" if rank else shown_name(file)), Text(prediction["label"]), f"{prediction['probability']:.3f}"
+            )
     return table

@@ -32,7 +32,7 @@ def feedback_command(
 ) -> None:
     """List the right labels that callers of the service sent, beside what the model had answered."""
     from mme.ingest.feedback import load_record, record_paths
-    from mme.ingest.listing import shown_name
+    from mme.system.names import shown_name
 
     if not folder.is_dir():
         raise ValueError(f"{folder}: not a folder; name that of MME_FEEDBACK_DIR")

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mme.client import ClientError
+from mme.system.names import shown_name
 
 if TYPE_CHECKING:
     from mme.evaluation.classifier import Classifier
@@ -58,7 +59,7 @@ def _print(file: Path, answer: Answer, form: WindowFormat) -> None:
     if form == WindowFormat.JSON:
         typer.echo(json.dumps({"file": str(file), **answer}))
     elif "error" in answer:
-        typer.echo(answer["error"], err=True)
+        typer.echo(shown_name(answer["error"]), err=True)
     elif form == WindowFormat.TABLE:
         Console().print(_segments_table(file, answer["segments"]))
     else:
@@ -102,7 +103,8 @@ def _line(window: LabelledWindow) -> str:
 
 
 def _segments_table(file: Path, segments: Sequence[dict[str, Any]]) -> Table:
-    table = Table("file", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("file", overflow="fold")
     for name in ("from", "to"):
         table.add_column(name, justify="right")
     table.add_column("label")
@@ -110,6 +112,9 @@ def _segments_table(file: Path, segments: Sequence[dict[str, Any]]) -> Table:
     for number, segment in enumerate(segments):
         times = (f"{segment['start_s']:.2f}", f"{segment['end_s']:.2f}")
         table.add_row(
-            Text("" if number else str(file)), *times, Text(segment["label"]), f"{segment['probability']:.3f}"
+            Text("" if number else shown_name(str(file))),
+            *times,
+            Text(segment["label"]),
+            f"{segment['probability']:.3f}",
         )
     return table

@@ -347,12 +347,6 @@ def single_match(candidates: Sequence[str], wanted: str, root: Path) -> str:
     return candidates[0]
 
 
-def shown_name(name: str) -> str:
-    """Return a name in one line: bytes that are not UTF-8, line breaks and codes of terminals are escaped."""
-    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-
-
 def register_video(
     video_id: str, place: str, listed: dict[str, str], videos: Mapping[str, Sequence[str]], wanted: str, root: Path
 ) -> str:

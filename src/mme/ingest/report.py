@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mme.ingest.listing import Listing, shown_name
+from mme.ingest.listing import Listing
 from mme.ingest.rates import distribution, is_below, suggested_fps, varied_range
 from mme.manifest import Manifest, Video
+from mme.system.names import shown_name
 
 _MAX_LISTED = 20
 

@@ -20,13 +20,14 @@ from typing import Any, TextIO
 
 from mme.config import DEFAULT_RUNTIME, IngestParams, RuntimeParams, Split
 from mme.ingest.frame_folder import source_stamp
-from mme.ingest.listing import Listing, SourceFile, shown_name
+from mme.ingest.listing import Listing, SourceFile
 from mme.ingest.report import IngestResult
 from mme.ingest.sources import list_source
 from mme.ingest.splits import assign_splits
 from mme.ingest.transcode import NormalForm, Outcome, TranscodeJob, outcome_of, transcode
 from mme.manifest import MANIFEST_FILE, VIDEOS_FOLDER, Manifest, Video, write_quarantine
 from mme.system.files import atomic_path, digest, write_text
+from mme.system.names import shown_name
 from mme.system.workers import run_with_deadline
 from mme.video.codec import GOP_FRAMES, NORMAL_FORM_VERSION
 

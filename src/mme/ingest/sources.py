@@ -19,7 +19,8 @@ from mme.ingest.layouts.jester import list_jester, list_something_v1
 from mme.ingest.layouts.kinetics import list_kinetics
 from mme.ingest.layouts.something import list_something_v2
 from mme.ingest.layouts.ucf101 import list_ucf101
-from mme.ingest.listing import Listing, SourceFile, shown_name
+from mme.ingest.listing import Listing, SourceFile
+from mme.system.names import shown_name
 
 _MAX_SHOWN = 5
 
