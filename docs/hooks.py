@@ -21,10 +21,11 @@ REPOSITORY_PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "reports/ablation.md": "reports/ablation.md",
     "reports/pretraining_gain.md": "reports/pretraining_gain.md",
+    "reports/real.md": "reports/real.md",
 }
 """Pages of the site that are files outside ``docs``."""
 
-PICTURES = ("reports/ablation.png",)
+PICTURES = ("reports/ablation.png", "reports/real.png")
 """Pictures outside ``docs``."""
 
 FORMULA = re.compile(

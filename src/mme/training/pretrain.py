@@ -158,14 +158,19 @@ class PretrainModule(TrainingModule):
             predicted, target = predictions[POSITION.name].float(), prepared[POSITION.name]
             sums = motion_sums(predicted, target, prepared[f"{POSITION.name}_valid"], prepared["length_px"])
             for name, value in sums.items():
-                self.moving[name].update(value)
+                self.moving_sums[name].update(value)
+
+    @property
+    def moving_sums(self) -> dict[str, SumMetric]:
+        """Sums of `motion_sums` over the held-out clips so far."""
+        return cast("dict[str, SumMetric]", dict(self.moving.items()))
 
     def on_validation_epoch_end(self) -> None:
         """Record the scores of moving points; they are ratios of sums over all batches and processes."""
         if POSITION not in self.model.targets:
             return
-        sums = {name: metric.compute() for name, metric in self.moving.items()}
-        for metric in self.moving.values():
+        sums = {name: metric.compute() for name, metric in self.moving_sums.items()}
+        for metric in self.moving_sums.values():
             metric.reset()
         if sums["points"] > 0:
             self.log_dict({f"val/{name}": value.float() for name, value in motion_scores(sums).items()})

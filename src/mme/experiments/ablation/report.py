@@ -224,9 +224,9 @@ def search_table(searched: Sequence[RunResult]) -> str:
     if not searched:
         return "No search: the grid has one point."
     found: dict[tuple[str, float, float | None], RunResult] = {}
-    for result in searched:
-        run = result["run"]
-        found[contestant_name(run["objective"], run["init"]), run["lr"], run["mask_ratio"]] = result
+    for point in searched:
+        run = point["run"]
+        found[contestant_name(run["objective"], run["init"]), run["lr"], run["mask_ratio"]] = point
     contestants = list(dict.fromkeys(name for name, _, _ in found))
     points = list(dict.fromkeys((r["run"]["lr"], r["run"]["mask_ratio"]) for r in searched))
     best = [max(of_contestant(searched, name), key=search_score) for name in contestants]
