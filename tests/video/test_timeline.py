@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mme.video.timeline import Clock, Instants, Timeline, exact_rate, median_interval
+from mme.video.timeline import Clock, Instants, Timeline, exact_rate, fault_of_clock, median_interval
 from tests.reference.sample_and_hold import shown_pictures
 
 RATES = [Fraction(rate) for rate in (8, 12, 16, 24, 25, 30, 60)] + [Fraction(24000, 1001), Fraction(30000, 1001)]
@@ -84,3 +84,18 @@ def test_rates_are_the_fractions_of_containers() -> None:
     assert exact_rate(12.5) == Fraction(25, 2)
     with pytest.raises(ValueError, match="0 frames per second"):
         exact_rate(0)
+
+
+def test_another_clock_begins_beyond_its_limits_not_at_them() -> None:
+    """Of a step back of four intervals, a pause of an hour, and a leap of 60 days."""
+
+    def times(*stamps: int) -> list[int]:
+        clock = Clock(Fraction(1, 10), 2)
+        return [clock.time(stamp) for stamp in stamps]
+
+    assert times(0, 20, 12, 24) == [0, 20, 20, 24]
+    assert times(0, 20, 11, 24) == [0, 20, 22, 35]
+    assert times(0, 36_000, 36_002) == [0, 36_000, 36_002]
+    assert times(0, 36_001, 36_003) == [0, 2, 4]
+    assert fault_of_clock([0, 600 * 86_400], Fraction(1, 10)) is None
+    assert fault_of_clock([0, 600 * 86_400 + 1], Fraction(1, 10)) is not None
