@@ -5,7 +5,9 @@ Nothing is converted. A plane is cut and resized where it is used, and becomes R
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,13 +60,14 @@ def iter_planes(path: Path, start: int = 0, stop: int | None = None) -> Iterator
             raise VideoError("undecodable", path, _FOREIGN)
         begin = stream.start_time or 0
         step = 1 / (stream.average_rate * stream.time_base)  # units of time stamps per frame
+        earliest = math.ceil(begin + (start - Fraction(1, 2)) * step)
         next_frame = start
         try:
             if start:
                 container.seek(begin + round(start * step), stream=stream)
             for frame in container.decode(stream):
                 assert frame.pts is not None
-                if round((frame.pts - begin) / step) < start:
+                if frame.pts < earliest:
                     continue
                 if frame.format.name != "yuv420p":
                     raise VideoError("undecodable", path, _FOREIGN)
