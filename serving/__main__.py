@@ -21,7 +21,9 @@ def main() -> None:
         os.environ.setdefault(name, value)
 
     # Imported here: decoding processes import this module, but do not need the service.
-    from serving.settings import Settings
+    from pydantic import ValidationError
+
+    from serving.settings import Settings, stated_faults
 
     parser = argparse.ArgumentParser(
         "python -m serving",
@@ -30,10 +32,17 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.parse_args()
+    try:
+        settings = Settings()
+        settings.prepare_folders()
+    except ValidationError as error:
+        parser.error(stated_faults(error))
+    except OSError as error:
+        parser.error(f"{error.filename}: cannot be written: {error.strerror}")
 
     from serving.http.server import run_server
 
-    run_server(Settings())
+    run_server(settings)
 
 
 if __name__ == "__main__":

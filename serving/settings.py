@@ -9,7 +9,7 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from mme.config.base import NonNegative, Positive, PositiveFloat, Ratio
@@ -143,6 +143,18 @@ class Settings(BaseSettings):
                 ip_network(proxy)  # its error names the address; uvicorn would take anything and trust nobody
         return proxies
 
+    def prepare_folders(self) -> None:
+        """Make the folder of feedback, and write to it and to that of uploads.
+
+        Raises:
+            OSError: one of them cannot be written.
+        """
+        if self.feedback_dir is not None:
+            self.feedback_dir.mkdir(parents=True, exist_ok=True)
+        for folder in filter(None, (self.temp_dir, self.feedback_dir)):
+            with tempfile.TemporaryDirectory(prefix="mme-serving-", dir=folder):
+                pass
+
     @property
     def for_long_videos(self) -> Settings:
         """The settings with the limits of videos that are classified window by window."""
@@ -165,3 +177,14 @@ class Settings(BaseSettings):
     def num_threads(self) -> int:
         """Threads of the model, over all concurrent forward passes."""
         return self.torch_threads or available_cpus()
+
+
+def stated_faults(error: ValidationError) -> str:
+    """Return in one line which environment variables have values that are no settings."""
+    return "; ".join(
+        f"MME_{'_'.join(map(str, fault['loc'][:1])).upper()}"
+        # What was given for a hash of a key may be the key.
+        + (f"={fault['input']}" if fault["loc"][:1] != ("api_keys",) else "")
+        + f": {fault['msg']}"
+        for fault in error.errors(include_url=False)
+    )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -9,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.serving.service import descendants, is_alive, server, wait_until
 
@@ -62,6 +64,32 @@ def test_help_is_printed_and_nothing_served() -> None:
     )
     assert wrong.returncode == 2
     assert "unrecognized arguments: --port=9" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("MME_PORT", "abc", "MME_PORT=abc: Input should be a valid integer"),
+        ("MME_SHADOW_SHARE", "7", "MME_SHADOW_SHARE=7: Input should be less than or equal to 1"),
+        ("MME_API_KEYS", "secret", "MME_API_KEYS: Value error, key 0 is not a SHA-256"),
+        ("MME_TEMP_DIR", "/proc/none", "/proc/none/mme-serving-"),
+        ("MME_FEEDBACK_DIR", "/proc/none/x", "/proc/none: cannot be written: No such file or directory"),
+    ],
+)
+def test_wrong_setting_is_named_in_one_line(name: str, value: str, message: str) -> None:
+    wrong = subprocess.run(
+        [sys.executable, "-m", "serving"],
+        env=os.environ | {"MME_MODEL": "none", name: value},
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert wrong.returncode == 2
+    error = wrong.stderr.splitlines()[-1]
+    assert error.startswith(f"python -m serving: error: {message}")
+    assert "Traceback" not in wrong.stderr
+    assert "secret" not in wrong.stderr
 
 
 def answer_to(address: str, data: bytes) -> bytes:
