@@ -104,6 +104,21 @@ def test_finetuning_parameters_rerun_finetuning_and_old_ones_give_the_old_weight
     assert (result["version"], result["created"]) == (1, False)
 
 
+def test_queued_experiments_run_the_code_that_they_were_queued_with(project: Project) -> None:
+    """Their runs and versions are in the project's stores, although they run in copies of the project."""
+    project.dvc("exp", "run", "register", "--queue", "-S", "finetune.lr=0.004,0.008")
+    with (project.folder / "src/mme/stages/finetune.py").open("a", encoding="utf-8") as file:
+        file.write("\nraise RuntimeError('edited after the experiments were queued')\n")
+    project.dvc("exp", "run", "--run-all")
+    assert len(project.dvc("exp", "list", "--name-only").split()) == 2
+    client = MlflowClient(f"sqlite:///{project.folder}/mlflow.db")
+    (model,) = client.search_registered_models()
+    versions = client.search_model_versions(f"name='{model.name}'")
+    assert sorted(int(version.version) for version in versions) == [1, 2, 3]
+    rates = {client.get_run(version.run_id).data.params["finetune.lr"] for version in versions if version.run_id}
+    assert {"0.004", "0.008"} <= rates
+
+
 def test_another_source_leaves_the_motion_primitives_alone(project: Project) -> None:
     """Class folders of one's own in mixed formats, one file of them no video."""
     source = project.folder.parent / "own videos"
