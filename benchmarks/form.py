@@ -76,7 +76,7 @@ class FormWriter(VideoWriter):
         if not form.fast:
             del options["tune"]
         if form.plain:
-            options["x264-params"] = options["x264-params"].removesuffix(f":{QUICK_TO_DECODE}")
+            options["x264-params"] = str(options["x264-params"]).removesuffix(f":{QUICK_TO_DECODE}")
         self._stream.options = options
 
 

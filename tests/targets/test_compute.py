@@ -330,12 +330,13 @@ def test_a_picture_of_log_shows_the_pixels_that_one_without_shows() -> None:
     for norm in ("none", "log"):
         spec = target_spec(position_norm=norm, length=4)
         values = displacements if norm == "none" else log_compress(torch.from_numpy(displacements), 0.25).numpy()
-        cells = np.float32([[[20, 20], [28, 20], [20, 28], [28, 28]]])
+        cells = np.array([[[20, 20], [28, 20], [20, 28], [28, 28]]], np.float32)
         canvas = TokenCanvas(np.zeros((48, 48, 3), np.uint8), 1.0, cells, np.ones((1, 4), bool), spec)
         POSITION.draw(canvas, values, None)
         pictures.append(canvas.picture)
-    assert pictures[0].any()
-    np.testing.assert_array_equal(*pictures)
+    plain, undone = pictures
+    assert plain.any()
+    np.testing.assert_array_equal(plain, undone)
 
 
 @pytest.mark.parametrize("norm", ["none", "log"])

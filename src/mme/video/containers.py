@@ -168,12 +168,12 @@ def _open_container(source: VideoSource, file: BinaryIO, probe_pictures: bool) -
 def _av_open(source: VideoSource, file: BinaryIO, container_format: str | None, probe_pictures: bool) -> InputContainer:
     # FFmpeg finds no rate where five pictures exceed the bytes that it looks at, by default 5 MB.
     options = _OPTIONS if container_format is None else _OPTIONS | {"probesize": str(2**28)}
-    per_stream = [] if probe_pictures else [{"skip_frame": "all"}]
+    for_decoders = None if probe_pictures else {"skip_frame": "all"}
     # Old writers and phones leave tags that are not UTF-8; a tag says nothing of the pictures.
     if isinstance(source, bytes):
-        return av.open(file, "r", container_format, None, options, per_stream, metadata_errors="replace")
+        return av.open(file, "r", container_format, for_decoders, options, metadata_errors="replace")
     options |= {"fd": str(file.fileno())}
-    return av.open("fd:", "r", container_format, None, options, per_stream, metadata_errors="replace")
+    return av.open("fd:", "r", container_format, for_decoders, options, metadata_errors="replace")
 
 
 def _is_row_of_photos(source: VideoSource) -> bool:
