@@ -107,6 +107,22 @@ def test_bad_file_gives_status_1_and_the_others_are_classified(model: Path, vide
     assert "not-a-video" in table.stdout
 
 
+def test_folder_stands_for_the_videos_below_it(model: Path, videos: list[Path], tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    for name in ("b.mp4", "a/c.MP4"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).hardlink_to(videos[0])
+    (folder / "notes.txt").write_text("no video")
+    done = RUNNER.invoke(app, ["classify", str(videos[1]), str(folder), "--model", str(model), "--json"])
+    assert done.exit_code == 0
+    lines = [json.loads(line)["file"] for line in done.stdout.splitlines()]
+    assert lines == [str(videos[1]), str(folder / "b.mp4"), str(folder / "a/c.MP4")]
+    (folder / "empty").mkdir()
+    done = RUNNER.invoke(app, ["classify", str(folder / "empty"), "--model", str(model)], env={"COLUMNS": "300"})
+    assert done.exit_code == 2
+    assert f"{folder / 'empty'}: no videos in this folder" in done.stderr
+
+
 def test_missing_model_is_named(tmp_path: Path) -> None:
     done = RUNNER.invoke(app, ["classify", "x.mp4", "--model", str(tmp_path / "none")], env={"COLUMNS": "300"})
     assert done.exit_code == 2

@@ -35,7 +35,9 @@ Response = dict[str, Any]
 
 
 def classify_command(  # noqa: PLR0913, PLR0917 - options of the command line
-    files: Annotated[list[Path] | None, typer.Argument(metavar="FILE...", help="Video files.")] = None,
+    files: Annotated[
+        list[Path] | None, typer.Argument(metavar="FILE...", help="Video files, or folders of them.")
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help=f"Model folder or models:/NAME@ALIAS; default: {DEFAULT_MODEL}.")
     ] = None,
@@ -70,7 +72,7 @@ def classify_command(  # noqa: PLR0913, PLR0917 - options of the command line
         span_s = (window or DEFAULT_WINDOW_S, hop or window or DEFAULT_WINDOW_S)
         follow_live(_load(model or DEFAULT_MODEL), source, span_s, top_k, form)
         return
-    files = files or []
+    files = _with_files_of_folders(files or [])
     if window is not None:
         hop = hop or window
         if url is None:
@@ -115,6 +117,29 @@ def _check_options(
         raise typer.BadParameter(f"{form} holds whole files; a live stream has table and json", param_hint="--format")
     if url is None and model is None and not Path(DEFAULT_MODEL).is_dir():
         raise typer.BadParameter(f"there is no {DEFAULT_MODEL} here yet: `make repro` makes it", param_hint="--model")
+
+
+def _with_files_of_folders(given: list[Path]) -> list[Path]:
+    """Replace each folder by the videos below it.
+
+    Raises:
+        typer.BadParameter: there are none, or a folder cannot be read.
+    """
+    from mme.ingest.listing import scan  # imports NumPy, which other commands do not need
+
+    files = []
+    for path in given:
+        if not path.is_dir():
+            files.append(path)
+            continue
+        try:
+            videos = scan(path).videos
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint="FILE...") from error
+        if not videos:
+            raise typer.BadParameter(f"{shown_name(str(path))}: no videos in this folder", param_hint="FILE...")
+        files += [path / video for video in videos]
+    return files
 
 
 def _ffmpeg_options(given: list[str]) -> dict[str, str]:
