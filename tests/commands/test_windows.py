@@ -41,7 +41,7 @@ def test_formats_are_those_of_the_classifier(model: Path, video: Path, tmp_path:
     command = ["classify", str(video), "--model", str(model), *SPAN, "--top-k", "2", "--format"]
     assert RUNNER.invoke(app, [*command, "vtt"]).stdout_bytes.decode() == vtt_text(expected.segments)
     assert RUNNER.invoke(app, [*command, "csv"]).stdout_bytes.decode() == csv_text(expected.windows)
-    shown = RUNNER.invoke(app, [*command, "table"]).stdout.splitlines()
+    shown = RUNNER.invoke(app, [*command, "table"], env={"COLUMNS": "300"}).stdout.splitlines()
     assert len(shown) == 1 + len(expected.segments)
     assert shown[1].split()[1:4] == ["0.00", f"{expected.segments[0].end_s:.2f}", expected.segments[0].label]
 
