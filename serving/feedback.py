@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import errno
 import logging
 import os
 import shutil
@@ -16,8 +15,7 @@ from typing import Self
 from mme.ingest.feedback import Correction, FeedbackRecord, load_record, record_path, record_paths
 from mme.system.files import atomic_path, write_json
 from serving.http.metrics import Metrics
-from serving.http.uploads import NO_SPACE
-from serving.problems import Problem
+from serving.problems import Problem, storage_problems
 from serving.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -49,19 +47,12 @@ class FeedbackStore:
     """
 
     def __init__(self, folder: Path, max_bytes: int, max_days: float, metrics: Metrics) -> None:
-        """Make the folder, and remove what is too old.
-
-        Raises:
-            OSError: it cannot be written.
-        """
+        """Take a folder that exists, and remove what is too old."""
         self._folder = folder
         self._max_bytes = max_bytes
         self._max_s = max_days * SECONDS_PER_DAY
         self._metrics = metrics
         self._lock = threading.Lock()
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, "MME_FEEDBACK_DIR cannot be written", str(folder))
         self.expire()
 
     @classmethod
@@ -98,15 +89,11 @@ class FeedbackStore:
                 if known is None
                 else known.with_correction(correction)
             )
-            try:
+            with storage_problems("keep the clip"):
                 if known is None and clip is not None:
                     with atomic_path(self._folder / record.clip_name) as temporary:
                         temporary.write_bytes(clip)
                 write_json(record_path(self._folder, sha256), record.model_dump(mode="json"))
-            except OSError as error:
-                if error.errno not in NO_SPACE:
-                    raise
-                raise Problem("storage-full", "no space left to keep the clip", retry_after_s=10) from error
             self._count()
             return None if known is None else known.last
 

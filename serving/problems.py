@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
@@ -107,6 +110,17 @@ class Problem(Exception):  # noqa: N818 - the RFC calls it that
         """Return the HTTP answer to the current request."""
         document = self.document(scope["app"].root_path, correlation_id.get())
         return JSONResponse(document, self.kind.status, headers=self.headers, media_type=MEDIA_TYPE)
+
+
+@contextmanager
+def storage_problems(purpose: str) -> Iterator[None]:
+    """Report a full disk, or a spent quota, as a problem: no space left to ``purpose``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        raise Problem("storage-full", f"no space left to {purpose}", retry_after_s=10) from error
 
 
 def documented(*names: str) -> dict[int | str, dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import subprocess
 import sys
@@ -13,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -36,6 +34,7 @@ from mme.client import (
 )
 from mme.ingest.feedback import load_record
 from tests import media
+from tests.http_server import Handler, listening
 from tests.serving.service import server
 from tests.tiny import LABELS, save_tiny_folder
 
@@ -52,36 +51,18 @@ def scripted(reply: Callable[[int, str, bytes], Reply]) -> Iterator[str]:
     """A server that answers by the number of the request, its path and its body."""
     numbers = iter(range(10**6))
 
-    class Handler(BaseHTTPRequestHandler):
+    class Scripted(Handler):
         protocol_version = "HTTP/1.1"
 
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            status, headers, answer = reply(next(numbers), self.path, body)
-            if not status:
+        def respond(self) -> None:
+            status, headers, document = reply(next(numbers), self.path, self.read_body())
+            if status:
+                self.answer(status, document, headers)
+            else:
                 self.close_connection = True
-                return
-            content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-            self.send_response(status)
-            for name, value in {**headers, "Content-Length": str(len(content))}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(content)
 
-        do_GET = do_POST  # noqa: N815
-
-        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - overridden
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
-        http.daemon_threads = True
-        thread = threading.Thread(target=http.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{http.server_port}"
-        finally:
-            http.shutdown()
-            thread.join()
+    with listening(Scripted) as address:
+        yield f"http://{address}"
 
 
 class Blocking:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import re
 import uuid
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
@@ -18,7 +17,7 @@ from typing import BinaryIO, Self, TypeAlias
 import multipart  # type: ignore[import-untyped]
 from starlette.requests import Request
 
-from serving.problems import Problem
+from serving.problems import Problem, storage_problems
 from serving.settings import Settings
 
 LINGER_BYTES = 8 * 2**20
@@ -42,8 +41,6 @@ MAX_TEXT_BYTES = 4096
 
 _SHOWN_CHARACTERS = 80
 """Of a field's name in an answer."""
-
-NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 @dataclass
@@ -107,13 +104,10 @@ async def body_bytes(request: Request, settings: Settings) -> bytes:
 @contextmanager
 def _upload_problems(settings: Settings) -> Iterator[None]:
     try:
-        yield
-    except TimeoutError as error:  # before OSError, of which it is a subclass
+        with storage_problems("store the upload"):
+            yield
+    except TimeoutError as error:
         raise Problem("upload-timed-out", f"not complete after {settings.upload_timeout_s:g} s") from error
-    except OSError as error:
-        if error.errno not in NO_SPACE:
-            raise
-        raise Problem("storage-full", "no space left to store the upload", retry_after_s=10) from error
 
 
 async def discard_rest(request: Request) -> None:

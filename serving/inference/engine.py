@@ -130,6 +130,7 @@ class InferenceEngine:
         self.long_admission = Admission(settings.long_max_queue, metrics.admitted_long)
         self.draining = False
 
+        settings.prepare_folders()
         self._folder = tempfile.TemporaryDirectory(prefix="mme-serving-", dir=settings.temp_dir)
         self.temp_dir = Path(self._folder.name)
         self.reloader = ModelReloader(settings.model, self.temp_dir / "warm.mp4", metrics.model)

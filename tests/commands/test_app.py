@@ -1,10 +1,8 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from mme.manifest import Manifest
 from mme.system.files import write_json
 from mme.video.codec import write_video
 from tests.factories import row
+from tests.http_server import Handler, listening
 from tests.tiny import moving_frames, save_tiny_folder
 
 ROOT = Path(__file__).parents[2]
@@ -41,30 +40,17 @@ def service(answers: dict[str, tuple[int, Any]]) -> Iterator[tuple[str, list[dic
     """A server that answers by the name of the uploaded file and records the requests."""
     requests: list[dict[str, str]] = []
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"])).decode("latin-1")
+    class Service(Handler):
+        def respond(self) -> None:
+            body = self.read_body().decode("latin-1")
             requests.append(
                 {"path": self.path, "body": body, "authorization": self.headers.get("Authorization", "none")}
             )
             status, answer = next(answer for name, answer in answers.items() if f'filename="{name}"' in body)
-            content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
+            self.answer(status, answer)
 
-        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - overridden
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}", requests
-        finally:
-            server.shutdown()
-            thread.join()
+    with listening(Service) as address:
+        yield f"http://{address}", requests
 
 
 def test_classify_predicts_as_the_classifier(model: Path, videos: list[Path]) -> None:

@@ -1,10 +1,8 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -16,6 +14,7 @@ from mme.commands.app import app
 from mme.commands.compare import Sample, comparisons
 from mme.models.checkpoints import content_digest
 from tests import media
+from tests.http_server import Handler, listening
 from tests.serving.service import RAW, server, wait_until
 from tests.tiny import save_tiny_folder
 
@@ -80,8 +79,8 @@ def prometheus() -> Iterator[tuple[str, list[str]]]:
     """An API like that of Prometheus, with one pair of models."""
     queries: list[str] = []
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
+    class Prometheus(Handler):
+        def respond(self) -> None:
             (query,) = parse_qs(urlsplit(self.path).query)["query"]
             queries.append(query)
             results = [
@@ -89,23 +88,10 @@ def prometheus() -> Iterator[tuple[str, list[str]]]:
                 for name, labels, value in pair_of("m/1", "m/2", (3, 1), 0.1)
                 if f"(mme_shadow_{name}[" in query
             ]
-            content = json.dumps({"status": "success", "data": {"resultType": "vector", "result": results}}).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
+            self.answer(200, {"status": "success", "data": {"resultType": "vector", "result": results}})
 
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - overridden
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
-        thread = threading.Thread(target=http.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{http.server_port}", queries
-        finally:
-            http.shutdown()
-            thread.join()
+    with listening(Prometheus) as address:
+        yield f"http://{address}", queries
 
 
 def test_prometheus_is_asked_for_a_while(prometheus: tuple[str, list[str]]) -> None:

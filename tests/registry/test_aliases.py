@@ -6,9 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import pytest
 from mlflow.exceptions import MlflowException
@@ -20,6 +18,7 @@ from mme.registry import aliases
 from mme.registry.gate import Verdict
 from mme.tracking import RegisteredModel, Version
 from mme.tracking.store import open_store
+from tests.http_server import Handler, listening
 from tests.registry_lost import lost_at
 
 ROOT = Path(__file__).parents[2]
@@ -80,25 +79,12 @@ def refused(*words: str) -> str:
 def service(digest: str) -> Iterator[str]:
     """An HTTP server whose ``/model`` returns this digest."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = json.dumps({"digest": digest}).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+    class Service(Handler):
+        def respond(self) -> None:
+            self.answer(200, {"digest": digest})
 
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - overridden
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with listening(Service) as address:
+        yield f"http://{address}"
 
 
 def test_changes_are_recorded_in_tags_and_in_the_audit_file() -> None:

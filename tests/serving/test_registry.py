@@ -8,9 +8,9 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from mme.models.checkpoints import WEIGHTS_FILE, content_digest
-from mme.tracking.store import open_store
 from serving.http.metrics import Metrics
 from serving.inference.model_reloader import ModelReloader
+from tests.serving.registered import register_two_versions
 from tests.tiny import save_tiny_folder
 
 ADDRESS = "models:/tiny@champion"
@@ -23,13 +23,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        open_store()
-        client = MlflowClient()
-        client.create_registered_model("tiny")
-        for seed in (1, 2):
-            folder = save_tiny_folder(project / f"made-{seed}" / "export", seed=seed)
-            tags = {"digest": content_digest(folder), "folder": "export"}
-            client.create_model_version("tiny", folder.parent.as_uri(), tags=tags)
+        register_two_versions(project)
         yield project
 
 

@@ -54,14 +54,10 @@ def test_killed_server_leaves_no_process(folder: Path, tmp_path: Path) -> None:
 
 
 def test_help_is_printed_and_nothing_served() -> None:
-    answer = subprocess.run(
-        [sys.executable, "-m", "serving", "--help"], check=False, capture_output=True, text=True, timeout=60
-    )
+    answer = started_with("--help")
     assert answer.returncode == 0
     assert "max_upload_bytes: size of a request's whole body" in answer.stdout
-    wrong = subprocess.run(
-        [sys.executable, "-m", "serving", "--port=9"], check=False, capture_output=True, text=True, timeout=60
-    )
+    wrong = started_with("--port=9")
     assert wrong.returncode == 2
     assert "unrecognized arguments: --port=9" in wrong.stderr
 
@@ -77,19 +73,20 @@ def test_help_is_printed_and_nothing_served() -> None:
     ],
 )
 def test_wrong_setting_is_named_in_one_line(name: str, value: str, message: str) -> None:
-    wrong = subprocess.run(
-        [sys.executable, "-m", "serving"],
-        env=os.environ | {"MME_MODEL": "none", name: value},
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    wrong = started_with(MME_MODEL="none", **{name: value})
     assert wrong.returncode == 2
     error = wrong.stderr.splitlines()[-1]
     assert error.startswith(f"python -m serving: error: {message}")
     assert "Traceback" not in wrong.stderr
     assert "secret" not in wrong.stderr
+
+
+def started_with(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Start a service that is to end by itself."""
+    command = [sys.executable, "-m", "serving", *arguments]
+    return subprocess.run(
+        command, env=os.environ | environment, check=False, capture_output=True, text=True, timeout=60
+    )
 
 
 def answer_to(address: str, data: bytes) -> bytes:

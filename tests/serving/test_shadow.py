@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlflow.tracking import MlflowClient
 from starlette.testclient import TestClient
 
 from mme.evaluation.classifier import Classifier
-from mme.models.checkpoints import content_digest
-from mme.tracking.store import open_store
 from serving.app import create_app
 from serving.inference.shadow import MAX_WAITING
 from tests import media
+from tests.serving.registered import register_two_versions
 from tests.serving.service import RAW, make_settings
 from tests.serving.test_classify import read_metric
 from tests.tiny import save_tiny_folder, tiny_config
@@ -151,13 +149,7 @@ def test_moved_alias_replaces_the_challenger(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    open_store()
-    registry = MlflowClient()
-    registry.create_registered_model("tiny")
-    for seed in (1, 2):
-        made = save_tiny_folder(tmp_path / f"made-{seed}" / "export", seed=seed)
-        tags = {"digest": content_digest(made), "folder": "export"}
-        registry.create_model_version("tiny", made.parent.as_uri(), tags=tags)
+    registry = register_two_versions(tmp_path)
     registry.set_registered_model_alias("tiny", "challenger", "1")
     with shadowed(folder, tmp_path, "models:/tiny@challenger", poll_s=0.2) as client:
         send_all(client, videos[:3])

@@ -9,11 +9,9 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import mlflow
@@ -24,6 +22,7 @@ from mme.config import Params, load_params
 from mme.tracking import StoreError, read_run, send_unsent, start_run
 from mme.tracking.outbox import UNSENT_FOLDER
 from tests import servers
+from tests.http_server import Handler, listening
 from tests.small_disk import fill, read_only, small_disk
 
 ROOT = Path(__file__).parents[2]
@@ -60,26 +59,12 @@ def project(tmp_path: Path, database: Path) -> Path:
 def answering(status: int) -> Iterator[str]:
     """A server that answers every request with one status."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(status)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+    class Answering(Handler):
+        def respond(self) -> None:
+            self.answer(status, b"")
 
-        do_POST = do_GET  # noqa: N815 - the name that http.server looks for
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with listening(Answering) as address:
+        yield address
 
 
 def fails_to_start(params: Params, message: str) -> str:
