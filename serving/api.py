@@ -329,7 +329,7 @@ async def model(request: Request) -> schemas.ModelCard:
         loaded_at=loaded.loaded_at.isoformat(),
         num_labels=len(config.labels),
         clip=schemas.ClipFacts(
-            **config.clip.model_dump(include={"num_frames", "stride_frames", "size"}), fps=config.fps
+            **config.clip.model_dump(include={"snippets", "num_frames", "stride_frames", "size"}), fps=config.fps
         ),
         views=schemas.DefaultViews(**config.views.model_dump()),
         metrics=config.metrics,

@@ -271,9 +271,10 @@ class Labels(BaseModel):
 
 
 class ClipFacts(BaseModel):
-    """Input clip of the model: ``num_frames`` frames, one every ``stride_frames``, counted at ``fps``."""
+    """Input clip: ``snippets`` stretches of ``num_frames`` frames, one every ``stride_frames``, counted at ``fps``."""
 
-    num_frames: int
+    snippets: Annotated[int, Field(description="Stretches, spread over the whole video.")]
+    num_frames: Annotated[int, Field(description="Frames of a stretch.")]
     stride_frames: int
     fps: Annotated[float, Field(description="Frames per second; any video is sampled by time at this rate.")]
     size: Annotated[int, Field(description="Pixels per side.")]

@@ -95,7 +95,7 @@ class ViewsTask:
     @property
     def max_bytes(self) -> int:
         """Bytes of all views."""
-        return self.segments * self.crops * self.clip.num_frames * self.clip.size**2 * 3
+        return self.segments * self.crops * self.clip.total_frames * self.clip.size**2 * 3
 
     def work(self, video: OpenVideo) -> tuple[dict[str, Any], memoryview]:
         """Decode, resize and crop.

@@ -35,7 +35,7 @@ class WindowsTask:
     @property
     def max_bytes(self) -> int:
         """Bytes of the views of one window."""
-        return self.segments * self.crops * self.clip.num_frames * self.clip.size**2 * 3
+        return self.segments * self.crops * self.clip.total_frames * self.clip.size**2 * 3
 
     def work(self, video: OpenVideo) -> Iterator[tuple[dict[str, Any], bytes | memoryview]]:
         """Send a window as soon as its last frame is decoded, and the file's metadata at the end.

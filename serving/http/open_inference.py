@@ -66,11 +66,15 @@ class InferenceResponse(BaseModel):
 
 
 class ClipParameters(BaseModel):
-    """Frames of a view, for a client that samples by itself: one every ``stride_frames``, counted at ``fps``."""
+    """Frames of a view, for a client that samples by itself: one every ``stride_frames``, counted at ``fps``.
+
+    With ``snippets`` above 1 the view has as many snippets of equal length, spread over the video.
+    """
 
     fps: float
     stride_frames: int
     sampling: Literal["stride", "segments"]
+    snippets: int
 
 
 class ModelMetadata(BaseModel):
@@ -141,7 +145,7 @@ async def ready(request: Request) -> dict[Literal["ready"], bool]:
 async def model_metadata(loaded: RequestedModel) -> ModelMetadata:
     """Name, versions, inputs and outputs."""
     clip = loaded.classifier.config.clip
-    frames = TensorMetadata(name="frames", datatype="UINT8", shape=[-1, clip.num_frames, clip.size, clip.size, 3])
+    frames = TensorMetadata(name="frames", datatype="UINT8", shape=[-1, clip.total_frames, clip.size, clip.size, 3])
     logits = TensorMetadata(name="logits", datatype="FP32", shape=[-1, len(loaded.classifier.labels)])
     return ModelMetadata(
         name=loaded.name,
@@ -150,7 +154,10 @@ async def model_metadata(loaded: RequestedModel) -> ModelMetadata:
         inputs=[frames],
         outputs=[logits],
         parameters=ClipParameters(
-            fps=loaded.classifier.config.fps, stride_frames=clip.stride_frames, sampling=clip.sampling
+            fps=loaded.classifier.config.fps,
+            stride_frames=clip.stride_frames,
+            sampling=clip.sampling,
+            snippets=clip.snippets,
         ),
     )
 
@@ -210,8 +217,8 @@ def _parse_request(
     (tensor,) = request.inputs
     clip = loaded.classifier.config.clip
     num_views, *shape = tensor.shape
-    if shape != [clip.num_frames, clip.size, clip.size, 3] or num_views > max_views:
-        expected = f"[1 to {max_views}, {clip.num_frames}, {clip.size}, {clip.size}, 3]"
+    if shape != [clip.total_frames, clip.size, clip.size, 3] or num_views > max_views:
+        expected = f"[1 to {max_views}, {clip.total_frames}, {clip.size}, {clip.size}, 3]"
         raise _invalid_tensor(f"inputs.0.shape: {tensor.shape} must be {expected}")
 
     try:

@@ -187,7 +187,7 @@ class Shadow:
 def _same_views(video: Answered, config: FolderConfig) -> bool:
     """Return whether the challenger would see what the champion saw."""
     own = video.champion.classifier.config
-    names = {"num_frames", "stride_frames", "sampling", "size"}
+    names = {"num_frames", "stride_frames", "sampling", "snippets", "size"}
     return (
         own.clip.model_dump(include=names) == config.clip.model_dump(include=names)
         and own.fps == config.fps

@@ -112,7 +112,7 @@ def test_labels_and_model(client: TestClient, classifier: Classifier, folder: Pa
     assert model["digest"] == classifier.digest
     assert model["address"] == str(folder)
     assert model["num_labels"] == len(LABELS)
-    assert model["clip"] == {"num_frames": 4, "stride_frames": 2, "fps": 16.0, "size": 16}
+    assert model["clip"] == {"snippets": 1, "num_frames": 4, "stride_frames": 2, "fps": 16.0, "size": 16}
     assert model["views"] == {"segments": 2, "crops": 1}
     assert model["metrics"] == {"val/top1": 0.5}
     assert model["provenance"] == {"git_commit": "0" * 40}

@@ -33,7 +33,7 @@ def test_health_and_metadata(client: TestClient) -> None:
             "platform": "pytorch",
             "inputs": [{"name": "frames", "datatype": "UINT8", "shape": [-1, 4, 16, 16, 3]}],
             "outputs": [{"name": "logits", "datatype": "FP32", "shape": [-1, len(LABELS)]}],
-            "parameters": {"fps": 16.0, "stride_frames": 2, "sampling": "stride"},
+            "parameters": {"fps": 16.0, "stride_frames": 2, "sampling": "stride", "snippets": 1},
         }
 
 

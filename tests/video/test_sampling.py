@@ -226,3 +226,33 @@ def test_drawn_frames_lie_in_their_parts_and_reach_every_frame() -> None:
     strided = np.stack([draw_indices(rng, 9, CLIP) for _ in range(100)])
     assert set(map(tuple, strided)) == {(start, start + 2, start + 4, start + 6) for start in range(3)}
     assert draw_indices(rng, 5, CLIP).tolist() == [0, 2, 4, 4]
+
+
+SNIPPETS = CLIP.model_copy(update={"snippets": 3, "stride_frames": 1})  # of 4 frames each
+
+
+def test_snippets_lie_in_the_middle_of_equal_parts() -> None:
+    """Of 30 frames in three parts, the middles are frames 5, 15 and 25; two clips are a quarter before and after."""
+    assert view_indices(30, SNIPPETS, 1).tolist() == [[3, 4, 5, 6, 13, 14, 15, 16, 23, 24, 25, 26]]
+    assert view_indices(30, SNIPPETS, 2)[:, ::4].tolist() == [[1, 11, 21], [6, 16, 26]]
+
+
+def test_snippets_of_short_videos_overlap_and_end_with_the_video() -> None:
+    assert view_indices(6, SNIPPETS, 1).tolist() == [[0, 1, 2, 3, 1, 2, 3, 4, 2, 3, 4, 5]]
+    assert view_indices(3, SNIPPETS, 4).tolist() == [[0, 1, 2, 2] * 3]
+    assert view_indices(1, SNIPPETS, 1).tolist() == [[0] * 12]
+
+
+def test_drawn_snippets_keep_their_order_and_reach_every_frame() -> None:
+    rng = np.random.default_rng(0)
+    drawn = np.stack([draw_indices(rng, 30, SNIPPETS) for _ in range(500)]).reshape(500, 3, 4)
+    assert (np.diff(drawn, axis=2) == 1).all()
+    assert (np.diff(drawn[:, :, 0], axis=1) >= 0).all()
+    assert set(drawn.ravel()) == set(range(30))
+    middles = drawn[:, :, 0] + 1.5
+    assert (np.abs(middles - [5, 15, 25]) <= 5.5).all()
+
+
+def test_frames_of_segments_are_no_snippets() -> None:
+    with pytest.raises(ValueError, match="snippets: 3 snippets need sampling: stride"):
+        ClipParams.model_validate(SNIPPETS.model_dump() | {"sampling": "segments"})

@@ -18,19 +18,35 @@ CELLS_PER_PATCH_SIDE = 2
 
 
 class ClipParams(Section):
-    """The sparse clip that the model sees."""
+    """The sparse clip that the model sees.
+
+    A classifier's clip has ``snippets`` snippets of ``num_frames`` frames each, spread over the whole video (Wang et
+    al. 2016, TSN); pretraining sees one.
+    """
 
     num_frames: Positive
     stride_frames: Positive
     sampling: Literal["stride", "segments"]
     size: Positive
+    snippets: Positive = 1  # of model folders that were made before snippets
     mean: tuple[float, float, float]
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 
     @property
     def span_frames(self) -> int:
-        """Raw frames from the clip's first frame to its last, both included."""
+        """Raw frames from a snippet's first frame to its last, both included."""
         return (self.num_frames - 1) * self.stride_frames + 1
+
+    @property
+    def total_frames(self) -> int:
+        """Frames of all snippets."""
+        return self.snippets * self.num_frames
+
+    @model_validator(mode="after")
+    def _snippets_have_a_stride(self) -> Self:
+        if self.snippets > 1 and self.sampling == "segments":
+            raise ValueError(f"snippets: {self.snippets} snippets need sampling: stride; segments has one frame a part")
+        return self
 
 
 class ModelParams(Section):

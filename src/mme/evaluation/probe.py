@@ -22,7 +22,7 @@ from mme.evaluation.classifier import choose_device
 from mme.evaluation.multiview import METRIC_DIGITS
 from mme.manifest import Manifest, Video
 from mme.models.checkpoints import load_state
-from mme.models.classifier import time_steps
+from mme.models.classifier import encode_snippets, time_steps
 from mme.models.encoder import VideoEncoder, model_input
 from mme.video.sampling import sample_views
 
@@ -78,7 +78,7 @@ def encode(
 ) -> Features:
     """Compute pooled tokens of views without gradients, as float32, on the encoder's device.
 
-    ``mean`` pools over all tokens, F = D; ``time`` over those of each time step, F = t * D.
+    ``mean`` pools over all tokens, F = D; ``time`` over those of each time step of each snippet, F = s * t * D.
     """
     was_training = encoder.training
     device = encoder.positions.device
@@ -87,8 +87,8 @@ def encode(
     labels = []
     for frames, targets in batches:
         pixels = model_input(torch.from_numpy(frames).to(device), clip)  # (B, 3, T, S, S)
-        tokens = encoder(pixels)  # (B, N, D)
-        pooled = time_steps(tokens, encoder)  # (B, t, D)
+        tokens = encode_snippets(encoder, pixels)  # (B, s, N, D)
+        pooled = time_steps(tokens, encoder)  # (B, S, D)
         pooled = pooled.mean(dim=1) if pool == "mean" else pooled.flatten(1)  # (B, F)
         features.append(pooled.float().cpu().numpy())
         labels.append(targets)

@@ -152,6 +152,9 @@ def _clip_frames(config: FolderConfig) -> str:
         parts = f"one from each of {clip.num_frames} equal parts"
         return f"{clip.num_frames} frames of a video at {config.fps:g} per second, {parts},"
     seconds = clip.stride_frames / config.fps
+    if clip.snippets > 1:
+        snippets = f"{clip.snippets} snippets, spread over the video, of {clip.num_frames} frames"
+        return f"{snippets} at {config.fps:g} per second, one every {seconds:.3g} s,"
     return f"{clip.num_frames} frames of a video at {config.fps:g} per second, one every {seconds:.3g} s,"
 
 
@@ -226,7 +229,7 @@ def _limits(content: CardContent) -> Iterable[str]:
         )
     yield "It always returns one of its labels, also for a video that shows none of them; it has no reject class."
     span_s = content.config.clip.span_frames / content.config.fps
-    if content.config.clip.sampling == "stride":
+    if content.config.clip.sampling == "stride" and content.config.clip.snippets == 1:
         yield f"Motion between the sampled clips ({span_s:.2g} s each) is not seen."
     yield (
         f"Videos of fewer than {content.config.fps:g} frames per second are classified with repeated frames, in which"

@@ -58,7 +58,7 @@ def export_onnx(folder: Path, path: Path) -> float:
     classifier = Classifier.load(folder)
     model, config = load_folder(folder)
     pixels = PixelsToLogits(model, config.clip).eval()
-    shape = (config.clip.num_frames, config.clip.size, config.clip.size, 3)
+    shape = (config.clip.total_frames, config.clip.size, config.clip.size, 3)
     with atomic_path(path) as temporary:
         _export(pixels, torch.zeros((2, *shape), dtype=torch.uint8), temporary)
         document = onnx.load(temporary)

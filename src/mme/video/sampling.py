@@ -120,12 +120,13 @@ def view_indices(num_frames: int, clip: ClipParams, segments: int) -> Int64[np.n
     """Frame numbers of every clip; the last frame is repeated beyond the end of the video.
 
     With ``clip.sampling: segments``, a clip has one frame from each of T equal parts of the whole video (Wang et al.
-    2016, TSN); clips differ in the position within the parts, and a single clip takes their middles.
+    2016, TSN), and with ``clip.snippets`` above 1 one snippet; clips differ in the position within the parts, and a
+    single clip takes their middles.
     """
-    if clip.sampling == "segments":
+    if clip.sampling == "segments" or clip.snippets > 1:
         if segments < 1 or num_frames < 1:
             raise ValueError(f"segments: {segments} clips of {num_frames} frames; both must be at least 1")
-        segments = min(segments, max(1, num_frames // clip.num_frames))
+        segments = min(segments, max(1, num_frames // _num_parts(clip)))
         return _part_frames(num_frames, clip, (np.arange(segments)[:, None] + 0.5) / segments)
     starts = np.array(segment_starts(num_frames, clip.span_frames, segments), dtype=np.int64)
     steps = np.arange(clip.num_frames, dtype=np.int64) * clip.stride_frames
@@ -136,24 +137,37 @@ def view_indices(num_frames: int, clip: ClipParams, segments: int) -> Int64[np.n
 def draw_indices(rng: np.random.Generator, num_frames: int, clip: ClipParams) -> Int64[np.ndarray, " T"]:
     """Draw the frame numbers of a clip for training, ascending.
 
-    ``clip.sampling: stride`` draws the start; ``segments`` draws one frame in each of T equal parts of the video.
+    ``clip.sampling: stride`` draws the start; ``segments`` draws one frame in each of T equal parts of the video, and
+    ``clip.snippets`` above 1 one snippet.
     """
-    if clip.sampling == "segments":
-        return _part_frames(num_frames, clip, rng.random(clip.num_frames))
+    if clip.sampling == "segments" or clip.snippets > 1:
+        return _part_frames(num_frames, clip, rng.random(_num_parts(clip)))
     offset = int(rng.integers(0, max(1, num_frames - clip.span_frames + 1)))
     steps = np.arange(clip.num_frames, dtype=np.int64) * clip.stride_frames
     indices: Int64[np.ndarray, " T"] = np.minimum(offset + steps, num_frames - 1)
     return indices
 
 
+def _num_parts(clip: ClipParams) -> int:
+    """Number of equal parts of a video that give one frame each, or one snippet."""
+    return clip.num_frames if clip.sampling == "segments" else clip.snippets
+
+
 def _part_frames(
-    num_frames: int, clip: ClipParams, position: Float64[np.ndarray, "*segments #T"]
+    num_frames: int, clip: ClipParams, position: Float64[np.ndarray, "*segments #P"]
 ) -> Int64[np.ndarray, "*segments T"]:
-    """Frames at ``position`` (0 to 1, broadcast over the parts) within each of T equal parts of a video."""
-    parts = np.arange(clip.num_frames)
-    part_length = num_frames / clip.num_frames
-    frames: Float64[np.ndarray, "*segments T"] = np.floor((parts + position) * part_length)
-    return np.asarray(np.minimum(frames, num_frames - 1), dtype=np.int64)
+    """Frames at ``position`` (0 to 1, broadcast over the parts) within each of P equal parts of a video.
+
+    A snippet has its middle there, and is moved into the video where it would begin before or end after it.
+    """
+    num_parts = _num_parts(clip)
+    middles: Float64[np.ndarray, "*segments P"] = (np.arange(num_parts) + position) * (num_frames / num_parts)
+    if clip.sampling == "segments":
+        return np.minimum(np.floor(middles).astype(np.int64), num_frames - 1)
+    slack = max(0, num_frames - clip.span_frames)
+    starts = np.clip(np.floor(middles - (clip.span_frames - 1) / 2).astype(np.int64), 0, slack)  # (*segments, P)
+    frames = starts[..., None] + np.arange(clip.num_frames) * clip.stride_frames  # (*segments, P, frames of a snippet)
+    return np.minimum(frames, num_frames - 1).reshape(*starts.shape[:-1], -1)
 
 
 def crop_offsets(long_side: int, size: int, crops: int) -> list[int]:
