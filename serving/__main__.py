@@ -40,8 +40,13 @@ def main() -> None:
     except OSError as error:
         parser.error(f"{error.filename}: cannot be written: {error.strerror}")
 
+    from mme.evaluation.classifier import check_precision, choose_device
     from serving.http.server import run_server
 
+    try:
+        check_precision(settings.precision, choose_device("cpu"))
+    except ValueError as error:
+        parser.error(f"MME_PRECISION: {error}")
     run_server(settings)
 
 

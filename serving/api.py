@@ -328,6 +328,7 @@ async def model(request: Request) -> schemas.ModelCard:
         address=loaded.address,
         loaded_at=loaded.loaded_at.isoformat(),
         num_labels=len(config.labels),
+        precision=loaded.classifier.precision,
         clip=schemas.ClipFacts(
             **config.clip.model_dump(include={"snippets", "num_frames", "stride_frames", "size"}), fps=config.fps
         ),

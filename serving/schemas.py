@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from mme.config import ModelPrecision
 from mme.evaluation.classifier import Prediction
 from serving.problems import ProblemDocument
 
@@ -293,6 +294,7 @@ class ModelCard(ModelName):
     address: Annotated[str, Field(description="Address that the service loads models from.")]
     loaded_at: Annotated[str, Field(description="ISO 8601, UTC.")]
     num_labels: int
+    precision: Annotated[ModelPrecision, Field(description="Numbers that the model computes in.")]
     clip: ClipFacts
     views: DefaultViews
     metrics: dict[str, float]

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BeforeValidator, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from mme.config import ModelPrecision
 from mme.config.base import NonNegative, Positive, PositiveFloat, Ratio
 
 _SHA256_DIGITS = 64
@@ -35,6 +36,7 @@ class Settings(BaseSettings):
 
     Attributes:
         model: a model folder, or ``models:/NAME@alias`` in the MLflow registry.
+        precision: numbers that the model computes in, ``32`` or ``bf16``, for processors that have instructions for it.
         poll_s: interval at which the folder or the alias is checked for another version.
         max_upload_bytes: size of a request's whole body.
         upload_timeout_s: time within which a body must arrive.
@@ -76,6 +78,7 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     model: Annotated[str, Field(min_length=1)] = "models/export"
+    precision: ModelPrecision = "32"
     poll_s: PositiveFloat = 15.0
 
     max_upload_bytes: Positive = 64 * 2**20

@@ -133,7 +133,8 @@ class InferenceEngine:
         settings.prepare_folders()
         self._folder = tempfile.TemporaryDirectory(prefix="mme-serving-", dir=settings.temp_dir)
         self.temp_dir = Path(self._folder.name)
-        self.reloader = ModelReloader(settings.model, self.temp_dir / "warm.mp4", metrics.model)
+        warm_up_clip, precision = self.temp_dir / "warm.mp4", settings.precision
+        self.reloader = ModelReloader(settings.model, warm_up_clip, metrics.model, precision)
 
         self._video_limits = _video_limits(settings)
         decode_limits = DecodeLimits(settings.decode_timeout_s, settings.decode_memory_mb)
@@ -145,7 +146,7 @@ class InferenceEngine:
         self._monitor = AnswerMonitor(metrics, settings.drift_window)
         self._shadow: Shadow | None = None
         if settings.shadow_model is not None:
-            challenger = ModelReloader(settings.shadow_model, self.reloader.warm_up_clip, metrics.shadow_model)
+            challenger = ModelReloader(settings.shadow_model, warm_up_clip, metrics.shadow_model, precision)
             self._shadow = Shadow(challenger, settings.shadow_share, self._long_pool, self._video_limits, metrics)
         self.feedback = FeedbackStore.of(settings, metrics)
         self._expiry: asyncio.Task[None] | None = None

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from mme.config import ModelPrecision
 from mme.evaluation.answers import Answers, load_answers
 from mme.evaluation.classifier import Classifier
 from mme.models.checkpoints import CONFIG_FILE, WEIGHTS_FILE
@@ -57,14 +58,14 @@ class _Resolved:
     version: str | None = None
     digest: str | None = None
 
-    def load(self) -> Classifier:
+    def load(self, precision: ModelPrecision) -> Classifier:
         """Load the model, and check it against the registered digest.
 
         A downloaded copy that is damaged is removed, so that the next poll downloads it again. Downloads lie in
         folders named by their digest; no other folder may be removed.
         """
         try:
-            classifier = Classifier.load(self.folder)
+            classifier = Classifier.load(self.folder, precision=precision)
             if self.digest not in (None, classifier.digest):
                 detail = f"its digest is {classifier.digest}, registered is {self.digest}"
                 raise ValueError(f"{self.folder}: {detail}")
@@ -81,19 +82,21 @@ class ModelReloader:
     If a model cannot be found, loaded or warmed up, the current one stays in use and the next poll tries again.
     """
 
-    def __init__(self, address: str, warm_up_clip: Path, series: ModelSeries) -> None:
+    def __init__(self, address: str, warm_up_clip: Path, series: ModelSeries, precision: ModelPrecision = "32") -> None:
         """Load nothing yet: ``start`` or ``refresh`` does.
 
         Args:
             address: a model folder, or ``models:/NAME@alias``.
             warm_up_clip: a video that every model has to classify before it answers requests.
             series: attempts to load, and the current model.
+            precision: of the model.
         """
         self.current: LoadedModel | None = None
         self.last_error: str | None = None
         self.warm_up_clip = warm_up_clip
         self._address = address
         self._series = series
+        self._precision: ModelPrecision = precision
         self._mark: str | None = None
         self._polled = threading.Event()
         self._stop = threading.Event()
@@ -147,7 +150,7 @@ class ModelReloader:
         return _Resolved(folder, repr([(stat.st_mtime_ns, stat.st_size, stat.st_ino) for stat in stats]))
 
     def _load(self, resolved: _Resolved) -> bool:
-        classifier = resolved.load()
+        classifier = resolved.load(self._precision)
         if self._resolve().mark != resolved.mark:
             raise ValueError(f"{self._address}: changed while it was being read")
 

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from mme.commands.app import app
-from mme.evaluation.classifier import Classifier
+from mme.evaluation.classifier import Classifier, has_bf16
 from mme.manifest import Manifest
 from mme.system.files import write_json
 from mme.video.codec import write_video
@@ -67,6 +68,28 @@ def test_classify_predicts_as_the_classifier(model: Path, videos: list[Path]) ->
         assert line["video"]["num_frames"] == 20
         assert line["views"] == {"segments": 2, "crops": 1, "num_views": 2}
         assert line["timings"]["inference_ms"] > 0
+
+
+@pytest.mark.skipif(not has_bf16(), reason="this processor has no instructions for bf16")
+def test_classify_computes_in_the_precision_that_is_asked_for(model: Path, videos: list[Path]) -> None:
+    arguments = ["classify", str(videos[0]), "--model", str(model), "--json"]
+    given, halved = (RUNNER.invoke(app, [*arguments, *more]).stdout for more in ([], ["--precision", "bf16"]))
+    best, near = (json.loads(output)["predictions"][0]["probability"] for output in (given, halved))
+    assert near != best
+    assert near == pytest.approx(best, abs=0.05)
+
+
+def test_classify_refuses_a_precision_that_it_cannot_compute_in(
+    model: Path, videos: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local, wide = ["classify", str(videos[0]), "--model", str(model)], {"COLUMNS": "300"}
+    unknown = RUNNER.invoke(app, [*local, "--precision", "int8"], env=wide)
+    assert (unknown.exit_code, "'int8' is not one of '32', 'bf16'" in unknown.output) == (2, True)
+    remote = RUNNER.invoke(app, ["classify", "x.mp4", "--url", "http://127.0.0.1:9", "--precision", "bf16"], env=wide)
+    assert (remote.exit_code, "the service has its own: MME_PRECISION" in remote.output) == (2, True)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    without = RUNNER.invoke(app, [*local, "--precision", "bf16"], env=wide)
+    assert (without.exit_code, "this processor has no instructions for it" in without.output) == (2, True)
 
 
 def test_classify_prints_a_table(model: Path, videos: list[Path]) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mme.evaluation.answers import softmax
-from mme.evaluation.classifier import Classifier, choose_device
+from mme.evaluation.classifier import Classifier, choose_device, has_bf16
 from mme.models.checkpoints import content_digest
 from mme.models.encoder import model_input
 from mme.video.codec import read_frames, write_video
@@ -52,6 +52,23 @@ def test_logits_agree_with_a_hand_written_path(classifier: Classifier) -> None:
     assert classifier.classify(frames).logits == pytest.approx(reference_logits(frames), abs=0.05)
     blocks = np.repeat(np.repeat(moving_frames(height=16, width=24), 2, axis=1), 2, axis=2)  # no rounding when halved
     assert classifier.classify(blocks).logits == pytest.approx(reference_logits(blocks), abs=1e-5)
+
+
+@pytest.mark.skipif(not has_bf16(), reason="this processor has no instructions for bf16")
+def test_bf16_answers_as_32_bits_do(folder: Path, classifier: Classifier) -> None:
+    halved, videos = Classifier.load(folder, precision="bf16"), [moving_frames(seed=seed) for seed in range(4)]
+    answers = np.stack([halved.classify(video).logits for video in videos])
+    expected = np.stack([classifier.classify(video).logits for video in videos])
+    assert answers.dtype == np.float32
+    assert answers == pytest.approx(expected, abs=0.1)  # of up to 4
+    assert np.abs(answers - expected).max() > 1e-4  # 32 bits are nearer
+
+
+def test_bf16_without_instructions_for_it_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True})
+    with pytest.raises(ValueError, match="precision bf16: this processor has no instructions for it"):
+        Classifier.load(folder, precision="bf16")
+    assert Classifier.load(folder).precision == "32"
 
 
 def test_path_string_bytes_and_array_answer_alike(classifier: Classifier, video: Path) -> None:

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from mme.evaluation.classifier import Classifier
+from mme.evaluation.classifier import Classifier, has_bf16
+from serving.app import create_app
 from tests import media
+from tests.serving.service import make_settings
 from tests.tiny import LABELS
 
 
@@ -112,10 +114,20 @@ def test_labels_and_model(client: TestClient, classifier: Classifier, folder: Pa
     assert model["digest"] == classifier.digest
     assert model["address"] == str(folder)
     assert model["num_labels"] == len(LABELS)
+    assert model["precision"] == "32"
     assert model["clip"] == {"snippets": 1, "num_frames": 4, "stride_frames": 2, "fps": 16.0, "size": 16}
     assert model["views"] == {"segments": 2, "crops": 1}
     assert model["metrics"] == {"val/top1": 0.5}
     assert model["provenance"] == {"git_commit": "0" * 40}
+
+
+@pytest.mark.skipif(not has_bf16(), reason="this processor has no instructions for bf16")
+def test_service_computes_in_its_precision(folder: Path, classifier: Classifier, clip: Path, tmp_path: Path) -> None:
+    expected = classifier.classify(clip).logits
+    with TestClient(create_app(make_settings(folder, tmp_path, precision="bf16"))) as client:
+        assert client.get("/model").json()["precision"] == "bf16"
+        difference = np.abs(classify(client, clip, "?logits=true")["logits"] - expected).max()
+    assert 1e-4 < difference < 0.05
 
 
 def test_health_ready_and_metrics(client: TestClient, clip: Path) -> None:

@@ -68,6 +68,7 @@ def test_help_is_printed_and_nothing_served() -> None:
         ("MME_PORT", "abc", "MME_PORT=abc: Input should be a valid integer"),
         ("MME_SHADOW_SHARE", "7", "MME_SHADOW_SHARE=7: Input should be less than or equal to 1"),
         ("MME_API_KEYS", "secret", "MME_API_KEYS: Value error, key 0 is not a SHA-256"),
+        ("MME_PRECISION", "int8", "MME_PRECISION=int8: Input should be '32' or 'bf16'"),
         ("MME_TEMP_DIR", "/proc/none", "/proc/none/mme-serving-"),
         ("MME_FEEDBACK_DIR", "/proc/none/x", "/proc/none: cannot be written: No such file or directory"),
     ],

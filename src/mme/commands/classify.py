@@ -17,6 +17,7 @@ from rich.text import Text
 
 from mme.client import Client
 from mme.commands.windows import LONG_TIMEOUT_S, WindowFormat, classify_files, follow_live, local_windows
+from mme.config import ModelPrecision
 from mme.system.names import shown_name
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ def classify_command(  # noqa: PLR0913, PLR0917 - options of the command line
     model: Annotated[
         str | None, typer.Option(help=f"Model folder or models:/NAME@ALIAS; default: {DEFAULT_MODEL}.")
     ] = None,
+    precision: Annotated[
+        ModelPrecision, typer.Option(help="bf16: less time, on processors with instructions for it.")
+    ] = "32",
     url: Annotated[str | None, typer.Option(help=f"Use a running service, such as {SERVICE_URL}.")] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Number of labels to show.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per file and line.")] = False,
@@ -64,26 +68,26 @@ def classify_command(  # noqa: PLR0913, PLR0917 - options of the command line
     A file that cannot be classified does not stop the others; the status is then 1.
     """
     form = form or (WindowFormat.JSON if as_json else WindowFormat.TABLE)
-    _check_options(files, model, url, (window, hop), form, live)
+    _check_options(files, model, precision, url, (window, hop), form, live)
     if live is not None:
         from mme.video.live import LiveSource  # imports PyAV
 
         source = LiveSource(live, _ffmpeg_options(live_option or []), tries)
         span_s = (window or DEFAULT_WINDOW_S, hop or window or DEFAULT_WINDOW_S)
-        follow_live(_load(model or DEFAULT_MODEL), source, span_s, top_k, form)
+        follow_live(_load(model, precision), source, span_s, top_k, form)
         return
     files = _with_files_of_folders(files or [])
     if window is not None:
         hop = hop or window
         if url is None:
-            along = local_windows(_load(model or DEFAULT_MODEL), window, hop, top_k, form)
+            along = local_windows(_load(model, precision), window, hop, top_k, form)
         else:
             parameters = {"top_k": top_k, "window_s": window, "hop_s": hop, "format": _sent_format(form)}
             along = _service_windows(url, api_key, parameters)
         classify_files(files, along, form)
         return
     if url is None:
-        answers = _local_answers(model or DEFAULT_MODEL, files, top_k)
+        answers = _local_answers(model, precision, files, top_k)
     else:
         answers = _service_answers(url, api_key, files, top_k)
     responses: dict[str, Response] = {}
@@ -100,6 +104,7 @@ def classify_command(  # noqa: PLR0913, PLR0917 - options of the command line
 def _check_options(
     files: list[Path] | None,
     model: str | None,
+    precision: ModelPrecision,
     url: str | None,
     span_s: tuple[float | None, float | None],
     form: WindowFormat,
@@ -107,6 +112,8 @@ def _check_options(
 ) -> None:
     if url is not None and model is not None:
         raise typer.BadParameter("--model and --url exclude each other: the service has its own model")
+    if url is not None and precision != "32":
+        raise typer.BadParameter("the service has its own: MME_PRECISION", param_hint="--precision")
     if live is None and not files:
         raise typer.BadParameter("name at least one file, or --live ADDRESS", param_hint="FILE...")
     if live is not None and (files or url is not None):
@@ -154,17 +161,22 @@ def _sent_format(form: WindowFormat) -> str:
     return form if form in _WINDOW_FORMS else WindowFormat.JSON
 
 
-def _load(address: str) -> Classifier:
-    from mme.evaluation.classifier import Classifier  # imports PyTorch, which other commands do not need
+def _load(address: str | None, precision: ModelPrecision) -> Classifier:
+    # These import PyTorch, which other commands do not need.
+    from mme.evaluation.classifier import Classifier, check_precision, choose_device
 
     try:
-        return Classifier.load(address)
+        check_precision(precision, choose_device("cpu"))
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--precision") from error
+    try:
+        return Classifier.load(address or DEFAULT_MODEL, precision=precision)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--model") from error
 
 
-def _local_answers(address: str, files: list[Path], top_k: int) -> Iterator[Response]:
-    classifier = _load(address)
+def _local_answers(address: str | None, precision: ModelPrecision, files: list[Path], top_k: int) -> Iterator[Response]:
+    classifier = _load(address, precision)
     for file in files:
         try:
             result = classifier.classify(file, top_k)

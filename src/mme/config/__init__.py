@@ -5,7 +5,14 @@ Holds no defaults for scientific values and runs nothing.
 
 from mme.config.data import IngestParams, Primitive, Split, SynthesizeParams, TrajectoriesParams
 from mme.config.evaluation import EvaluateParams, RegistryParams
-from mme.config.model import CELLS_PER_PATCH_SIDE, ClipParams, ModelParams, check_clip_fits, frames_needed
+from mme.config.model import (
+    CELLS_PER_PATCH_SIDE,
+    ClipParams,
+    ModelParams,
+    ModelPrecision,
+    check_clip_fits,
+    frames_needed,
+)
 from mme.config.params import Params, load_params
 from mme.config.runtime import DEFAULT_RUNTIME, RuntimeParams
 from mme.config.training import FinetuneParams, MaskKind, OptimisedParams, Pooling, PretrainParams
@@ -19,6 +26,7 @@ __all__ = [
     "IngestParams",
     "MaskKind",
     "ModelParams",
+    "ModelPrecision",
     "OptimisedParams",
     "Params",
     "Pooling",

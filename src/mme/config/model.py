@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal, Self, TypeAlias
 
 from pydantic import model_validator
 
@@ -15,6 +15,9 @@ other constants would be absorbed by the patch embedding; a `clip.mean` of its o
 
 CELLS_PER_PATCH_SIDE = 2
 """A token predicts the motion of 2 x 2 cells (Sun et al. 2023, section 3.3)."""
+
+ModelPrecision: TypeAlias = Literal["32", "bf16"]
+"""Numbers that a finished model computes in."""
 
 
 class ClipParams(Section):

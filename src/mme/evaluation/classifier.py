@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
+from mme.config import ModelPrecision
 from mme.evaluation.answers import softmax
 from mme.models.checkpoints import FolderConfig, content_digest, load_folder
 from mme.models.classifier import MotionClassifier
@@ -68,32 +69,45 @@ class Classifier:
         digest: content digest of the folder, which identifies the model whatever its path.
         folder: the model folder.
         device: device of the model.
+        precision: of the model's weights and activations.
     """
 
     def __init__(
-        self, model: MotionClassifier, config: FolderConfig, folder: Path, digest: str, device: torch.device
+        self,
+        model: MotionClassifier,
+        config: FolderConfig,
+        folder: Path,
+        digest: str,
+        device: torch.device,
+        precision: ModelPrecision = "32",
     ) -> None:
-        self.config, self.folder, self.digest, self.device = config, folder, digest, device
-        self._model = model.eval().requires_grad_(False).to(device)
+        self.config, self.folder, self.digest, self.device, self.precision = config, folder, digest, device, precision
+        self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self._model = model.eval().requires_grad_(False).to(device, self._dtype)
 
     @classmethod
-    def load(cls, address: Path | str, device: str = "cpu") -> Classifier:
+    def load(cls, address: Path | str, device: str = "cpu", precision: ModelPrecision = "32") -> Classifier:
         """Load a model folder, or a registered model by an address such as ``models:/NAME@champion``.
 
         Args:
             address: a folder or a ``models:/`` address, which the tracking server's registry resolves.
             device: ``auto`` (CUDA if there is one), ``cpu``, ``cuda`` or ``cuda:N``.
+            precision: ``32``, or ``bf16``: half the memory, a quarter to two thirds of the time, and logits that differ
+                by about a percent.
 
         Raises:
-            ValueError: the folder is not a sound model folder, or the address names no registered model.
+            ValueError: the folder is not a sound model folder, the address names no registered model, or the processor
+                has no instructions for the precision.
         """
+        place = choose_device(device)
+        check_precision(precision, place)
         folder = Path(address)
         if str(address).startswith("models:/"):
             from mme.tracking import resolve  # MLflow is needed for registered models only
 
             folder = resolve(str(address))
         model, config = load_folder(folder)
-        return cls(model, config, folder, content_digest(folder), choose_device(device))
+        return cls(model, config, folder, content_digest(folder), place, precision)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -180,9 +194,28 @@ class Classifier:
             return []
         frames = np.concatenate([views.frames for views in batch])
         step = len(frames) if max_clips is None else max_clips
-        parts = [function(self._normalise(frames[i : i + step])) for i in range(0, len(frames), step)]
+        parts = [function(self._normalise(frames[i : i + step]).to(self._dtype)) for i in range(0, len(frames), step)]
         outputs = torch.cat(parts).float().cpu()  # (sum of V, D)
         return [part.mean(dim=0).numpy() for part in outputs.split([len(views.frames) for views in batch])]
+
+
+def has_bf16() -> bool:
+    """Return whether this processor has instructions for bf16; without them it takes several times as long."""
+    processor = torch.cpu.get_capabilities()
+    return bool(processor.get("avx512_bf16") or processor.get("bf16"))  # of x86, of ARM
+
+
+def check_precision(precision: ModelPrecision, device: torch.device) -> None:
+    """Check that a device is made for a precision.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if precision == "bf16" and device.type == "cpu" and not has_bf16():
+        raise ValueError(
+            "precision bf16: this processor has no instructions for it (AVX512_BF16, AMX, or BF16 of ARM) and would "
+            "take several times as long; use 32"
+        )
 
 
 def choose_device(name: str) -> torch.device:
