@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import partial
@@ -163,7 +164,13 @@ def cut(folder: Path, codec: str, suffix: str, num_cut: int | None, **options: s
         packets = [packet for packet in whole.demux(video=0) if packet.size]
     start, second = [packet for packet in packets if packet.is_keyframe][:2]
     first_cut = packets.index(second) if num_cut is None else num_cut
-    target = remux(source, folder / f"cut{suffix}", lambda packets: [copied(packet) for packet in packets[first_cut:]])
+    clusters = {"cluster_time_limit": "100"} if suffix in {".mkv", ".webm"} else {}
+    target = remux(
+        source,
+        folder / f"cut{suffix}",
+        lambda packets: [copied(packet) for packet in packets[first_cut:]],
+        muxer=clusters,
+    )
     assert second.pts is not None
     assert start.pts is not None
     assert second.time_base is not None
@@ -199,6 +206,76 @@ def dropped(folder: Path) -> tuple[Path, Shown]:
                 target.mux(stream.encode(frame))
         target.mux(stream.encode(None))
     return path, [(number, number / RATE) for number in numbers]
+
+
+def steps_back(folder: Path, back_ms: int) -> tuple[Path, Shown]:
+    """Matroska whose clock steps back in the middle, as a recorder's that is set, and with it the index."""
+    muxer = {"write_crc32": "0", "cluster_time_limit": "400"}
+    data = bytearray(write(folder / "whole.mkv", options={"bf": "0", "g": "6"}, muxer=muxer).read_bytes())
+    cluster = rb"\x1fC\xb6u(?:\x01.{7}|[\x10-\x1f].{3}|[\x20-\x3f]..|[\x40-\x7f].)\xe7[\x81-\x84]"
+    entry_of_index = rb"\xbb[\x80-\xff]\xb3[\x81-\x84]"
+    for found in re.finditer(b"%b|%b" % (cluster, entry_of_index), bytes(data), re.DOTALL):
+        place = slice(found.end(), found.end() + (data[found.end() - 1] & 0x7F))
+        stamp = int.from_bytes(data[place], "big")
+        if stamp >= 1000:
+            data[place] = (stamp - back_ms).to_bytes(place.stop - place.start, "big")
+    path = folder / "back.mkv"
+    path.write_bytes(data)
+    return path, steady()
+
+
+def fragments_begin_anew(folder: Path) -> tuple[Path, Shown]:
+    """Fragments of two recordings behind one header. FFmpeg hides the first fragment of the second recording."""
+    flags = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
+    data = bytearray(
+        write(folder / "whole.mp4", options={"bf": "0", "g": "6", "sc_threshold": "0"}, muxer=flags).read_bytes()
+    )
+    places = [slice(found.end(), found.end() + 8) for found in re.finditer(rb"tfdt\x01.{3}", bytes(data), re.DOTALL)]
+    assert len(places) == 8
+    first = int.from_bytes(data[places[4]], "big")
+    for place in places[4:]:
+        data[place] = (int.from_bytes(data[place], "big") - first).to_bytes(8, "big")
+    path = folder / "anew.mp4"
+    path.write_bytes(data)
+    return path, steady([*range(24), *range(30, NUM_FRAMES)])
+
+
+def reordered(folder: Path) -> tuple[Path, Shown]:
+    """An edit list that plays the second half before the first, as editors write that do not code anew."""
+    flags = {"movflags": "faststart"}
+    data = bytearray(
+        write(folder / "whole.mp4", options={"bf": "0", "g": "6", "sc_threshold": "0"}, muxer=flags).read_bytes()
+    )
+    begin = data.index(b"edts") - 4
+    time_base = {
+        name: int.from_bytes(data[place : place + 4], "big")
+        for name in (b"mvhd", b"mdhd")
+        if (place := data.index(name) + 16)
+    }
+    entries = b"".join(
+        time_base[b"mvhd"].to_bytes(4, "big") + (time_base[b"mdhd"] * start_s).to_bytes(4, "big") + b"\0\1\0\0"
+        for start_s in (1, 0)
+    )
+    new = (
+        (48).to_bytes(4, "big")
+        + b"edts"
+        + (40).to_bytes(4, "big")
+        + b"elst"
+        + bytes(4)
+        + (2).to_bytes(4, "big")
+        + entries
+    )
+    growth = len(new) - int.from_bytes(data[begin : begin + 4], "big")
+    data[begin : begin + len(new) - growth] = new
+    for box in (b"moov", b"trak"):
+        place = slice(data.index(box) - 4, data.index(box))
+        data[place] = (int.from_bytes(data[place], "big") + growth).to_bytes(4, "big")
+    table = data.index(b"stco") + 8
+    for place in range(table + 4, table + 4 + 4 * int.from_bytes(data[table : table + 4], "big"), 4):
+        data[place : place + 4] = (int.from_bytes(data[place : place + 4], "big") + growth).to_bytes(4, "big")
+    path = folder / "reordered.mp4"
+    path.write_bytes(data)
+    return path, steady([*range(24, 48), *range(24)])
 
 
 def joined(folder: Path) -> tuple[Path, Shown]:
@@ -258,6 +335,10 @@ CASES: dict[str, Callable[[Path], tuple[Path, Shown]]] = {
     "a leap of two hours": partial(leap, leap_ms=7_200_000),
     "a leap of 30 days": partial(leap, leap_ms=30 * 86_400_000),
     "a counter that wraps": wraps,
+    "a step back, Matroska": partial(steps_back, back_ms=1000),
+    "a small step back, Matroska": partial(steps_back, back_ms=400),
+    "fragments that begin anew": fragments_begin_anew,
+    "halves in another order": reordered,
     "open group, H.264": lambda folder: cut(
         folder,
         "libx264",
@@ -275,6 +356,7 @@ CASES: dict[str, Callable[[Path], tuple[Path, Shown]]] = {
     "within a group, H.264": lambda folder: cut(folder, "libx264", ".ts", 5, bf="0", g="12", sc_threshold="0"),
     "within a group, MPEG-2": lambda folder: cut(folder, "mpeg2video", ".ts", 5, bf="0", g="12"),
     "within a group, MPEG-4": lambda folder: cut(folder, "mpeg4", ".mkv", 5, bf="0", g="12"),
+    "within a short group, MPEG-4": lambda folder: cut(folder, "mpeg4", ".mkv", 1, bf="0", g="4"),
     "within a group, VP9": lambda folder: cut(
         folder, "libvpx-vp9", ".webm", 5, g="12", deadline="realtime", **{"cpu-used": "8"}
     ),

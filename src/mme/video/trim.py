@@ -1,17 +1,21 @@
 """Trim videos by seconds of the time that the whole video has.
 
-Long files are read from the keyframe before the span to its last frame. Where timestamps do not tell the time, as in
-joined recordings, the pictures before the span are decoded as well.
+Long files are read from the keyframe before the span to its last frame, if their index says that time goes on with the
+file. (Matroska has an entry per keyframe: a step back that is made up for before the next one is not seen.) Where
+timestamps do not tell the time, as in joined recordings, the pictures before the span are decoded as well.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
+from pathlib import Path
 
 import av
 from av.container import InputContainer
@@ -98,14 +102,31 @@ def open_span(
 
 
 def _is_long_with_index(source: VideoSource, container: InputContainer, stream: VideoStream) -> bool:
-    size = len(source) if isinstance(source, bytes) else os.path.getsize(source)
+    """Return whether a file is so long that its packets are not all read, and has an index that tells the time."""
     formats = _INDEXED.intersection(container.format.name.split(","))
     # AVI has decoding timestamps only.
-    return size > MAX_SCANNED_BYTES and bool(formats) and not ("avi" in formats and stream.codec_context.has_b_frames)
+    if isinstance(source, bytes) or not formats or ("avi" in formats and stream.codec_context.has_b_frames):
+        return False
+    found = os.stat(source)
+    return found.st_size > MAX_SCANNED_BYTES and _index_tells_seconds(source, found.st_size, found.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)  # a worker cuts many clips out of one file
+def _index_tells_seconds(path: Path, num_bytes: int, _time: int) -> bool:
+    """Return whether the index of a file reaches from its first picture to its end and never steps back."""
+    with open_stream(path) as (container, stream):
+        begin = stream.start_time or 0
+        container.seek(begin, stream=stream)  # before it, the index of a Matroska file is not read
+        places = [(entry.timestamp, entry.pos) for entry in stream.index_entries]
+        first_key = next((entry.timestamp for entry in stream.index_entries if entry.is_keyframe), None)
+    if first_key is None or first_key > begin:  # what comes before it does not decode
+        return False
+    ascends = all(earlier[0] <= later[0] and earlier[1] <= later[1] for earlier, later in itertools.pairwise(places))
+    return ascends and num_bytes - places[-1][1] <= MAX_SCANNED_BYTES
 
 
 class _LeapError(Exception):
-    """The timestamps of a file leap within or beside a span."""
+    """The timestamps of a file leap or step back within or beside a span."""
 
 
 class TrimmedPictures:
@@ -233,9 +254,13 @@ class TrimmedPictures:
 
     def _packets(self) -> Iterator[Packet[VideoStream]]:
         """Packets from the last keyframe before the span to its last picture."""
-        latest: int | None = None
+        latest = decoded_at = None
         pause = MAX_PAUSE_S / (self.time_base * self._scale)
         for packet in _packets_from(self._source, self._container, self._stream, (self._span_s[0], self._origin)):
+            if packet.dts is not None:
+                if decoded_at is not None and packet.dts < decoded_at:
+                    raise _LeapError
+                decoded_at = packet.dts
             if packet.pts is not None:
                 if latest is not None and packet.pts - latest > pause:
                     raise _LeapError
