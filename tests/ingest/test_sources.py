@@ -46,6 +46,18 @@ def test_columns_may_be_missing_and_in_any_order(tmp_path: Path) -> None:
     assert read_list(path, tmp_path) == [SourceFile("a.mp4", "up")]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_lists_as_spreadsheets_write_them(tmp_path: Path, encoding: str, separator: str, end: str) -> None:
+    """A comma within a field, and one within all of them, do not count: the header decides."""
+    rows = [["path", "label"], ["a.mp4", "up, é"], ["e.mp4", "down; ü"]]
+    text = end.join(separator.join(f'"{field}"' for field in row) for row in rows) + end
+    touch(tmp_path, "a.mp4", "e.mp4")
+    (tmp_path / "list.csv").write_bytes(text.encode(encoding))
+    assert read_list(tmp_path / "list.csv", tmp_path) == [SourceFile("a.mp4", "up, é"), SourceFile("e.mp4", "down; ü")]
+
+
 def test_clips_of_a_long_video(tmp_path: Path) -> None:
     path = make_list(tmp_path, "path,label,split,start,end\na.mp4,up,,2,4.5\na.mp4,down,,4.50,6\ne.mp4,up,test,0,1\n")
     files = read_list(path, tmp_path)
@@ -123,6 +135,10 @@ def test_unreadable_lists(tmp_path: Path) -> None:
         read_list(tmp_path / "nothing.csv", tmp_path)
     with pytest.raises(ValueError, match=r"list\.csv: is not UTF-8"):
         read_list(make_list(tmp_path, "path\na\xe4.mp4\n", encoding="latin-1"), tmp_path)
+    for data in (b"PK\3\4\x14\0\6\0" + bytes(range(256)), "path\na.mp4\n".encode("utf-16-le")):
+        (tmp_path / "list.csv").write_bytes(data)
+        with pytest.raises(ValueError, match=r"list\.csv: is no text, as a workbook is none; save it as CSV in UTF-8$"):
+            read_list(tmp_path / "list.csv", tmp_path)
 
 
 def test_class_folders(tmp_path: Path) -> None:

@@ -135,6 +135,14 @@ def test_other_files_are_no_videos(data: bytes) -> None:
         read_metadata(data)
 
 
+def test_a_pointer_of_git_lfs_says_what_to_do() -> None:
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22e\nsize 12345\n"
+    with pytest.raises(
+        VideoError, match="not-a-video: a pointer of Git LFS: fetch what it stands for by `git lfs pull`"
+    ):
+        read_metadata(pointer)
+
+
 def test_missing_file_is_an_os_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), open_stream(tmp_path / "none.mp4"):
         pass

@@ -111,6 +111,15 @@ def test_declared_size_is_checked_before_decoding(files: dict[str, Path], monkey
         pytest.fail("opened")
 
 
+def test_a_strip_is_refused_by_the_size_at_which_it_is_shown(tmp_path: Path) -> None:
+    path = media.write(tmp_path / "a.mp4", pixel_aspect=Fraction(4, 3))
+    data = bytearray(path.read_bytes())
+    place = data.index(b"pasp") + 4
+    data[place : place + 8] = (200).to_bytes(4, "big") + (1).to_bytes(4, "big")
+    with pytest.raises(VideoError, match="too-large: 96 x 64 pixels that are 200 times as wide as high: one side is"):
+        read_metadata(bytes(data))
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 import os
@@ -147,12 +148,22 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
 def read_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """Read a CSV file: its header, and the stripped fields of each row that is not empty with its line from 1.
 
+    Fields are separated by what occurs most in the header: commas, the semicolons of a spreadsheet in countries with
+    decimal commas, or tabs. UTF-16 with its mark, as spreadsheets write Unicode, is read too.
+
     Raises:
         ValueError: the file cannot be read.
     """
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
+        with path.open("rb") as binary:
+            head = binary.read(4096)
+        is_utf16 = head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        if b"\0" in head and not is_utf16:
+            raise ValueError(f"{path}: is no text, as a workbook is none; save it as CSV in UTF-8")
+        with path.open(newline="", encoding="utf-16" if is_utf16 else "utf-8-sig") as file:
+            first = file.readline()
+            file.seek(0)
+            reader = csv.reader(file, delimiter=max(",;\t", key=first.count))
             header = [name.strip() for name in next(reader, [])]
             rows = [(reader.line_num, [field.strip() for field in row]) for row in reader]
     except UnicodeDecodeError as error:

@@ -216,6 +216,8 @@ def _opening_error(source: VideoSource, error: Exception) -> VideoError:
         )
     if _PHOTOS.match(head):
         return VideoError("not-a-video", source, "a still photo")
+    if head.startswith(b"version https://git-lfs"):
+        return VideoError("not-a-video", source, "a pointer of Git LFS: fetch what it stands for by `git lfs pull`")
     is_mp4 = head[4:8] in _MP4_BOXES
     if not is_mp4 and not _HEADS.match(head):
         return VideoError("not-a-video", source, f"starts with {head[:16]!r}, as no video container does")

@@ -232,9 +232,11 @@ def scan_container(
         raise VideoError("not-a-video", source, "a still photo")
     timeline = pictures.timeline()
     info = stream_info(stream, first, timeline, nominal)
-    if max(info.width * info.pixel_aspect, info.height) > MAX_ASPECT * min(info.width * info.pixel_aspect, info.height):
-        detail = f"{info.width} x {info.height} pixels, one side more than {MAX_ASPECT} times the other"
-        raise VideoError("too-large", source, detail)
+    shown_width = info.width * info.pixel_aspect
+    if max(shown_width, info.height) > MAX_ASPECT * min(shown_width, info.height):
+        stretched = "" if info.pixel_aspect == 1 else f" that are {info.pixel_aspect:g} times as wide as high"
+        size = f"{info.width} x {info.height} pixels{stretched}"
+        raise VideoError("too-large", source, f"{size}: one side is more than {MAX_ASPECT} times the other")
     return ContainerMetadata(
         info=info,
         orientation=stated_orientation(first) or UPRIGHT,
