@@ -286,6 +286,14 @@ def joined(folder: Path) -> tuple[Path, Shown]:
     return path, steady([*range(24), *range(24)])
 
 
+def no_index(folder: Path) -> tuple[Path, Shown]:
+    """AVI whose recorder was switched off before it wrote the index."""
+    data = write(folder / "whole.avi", options={"bf": "0", "g": "12"}).read_bytes()
+    path = folder / "cut.avi"
+    path.write_bytes(data[: data.rindex(b"idx1")])
+    return path, steady()
+
+
 def damaged(folder: Path) -> tuple[Path, Shown]:
     """One picture of FFV1 that is noise: the one before is held."""
     source = write(folder / "whole.mkv", codec="ffv1", options={"g": "1"})
@@ -377,6 +385,8 @@ CASES: dict[str, Callable[[Path], tuple[Path, Shown]]] = {
     "fragmented": lambda folder: plain(
         folder, "a.mp4", None, options={"bf": "2", "g": "12"}, muxer={"movflags": "frag_keyframe+empty_moov"}
     ),
+    "H.264 in AVI": lambda folder: plain(folder, "a.avi", None, options={"bf": "0", "g": "12"}),
+    "AVI without its index": no_index,
     "B-frames in AVI": lambda folder: plain(folder, "a.avi", None, options={"bf": "2"}),
     "interlaced": lambda folder: plain(
         folder, "a.mpg", "mpeg", codec="mpeg2video", rate=RATE, options={"flags": "+ildct+ilme", "bf": "2"}

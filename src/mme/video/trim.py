@@ -116,7 +116,10 @@ def _index_tells_seconds(path: Path, num_bytes: int, _time: int) -> bool:
     """Return whether the index of a file reaches from its first picture to its end and never steps back."""
     with open_stream(path) as (container, stream):
         begin = stream.start_time or 0
-        container.seek(begin, stream=stream)  # before it, the index of a Matroska file is not read
+        try:
+            container.seek(begin, stream=stream)  # before it, the index of a Matroska file is not read
+        except av.error.FFmpegError:  # AVI without an index
+            return False
         places = [(entry.timestamp, entry.pos) for entry in stream.index_entries]
         first_key = next((entry.timestamp for entry in stream.index_entries if entry.is_keyframe), None)
     if first_key is None or first_key > begin:  # what comes before it does not decode
@@ -164,6 +167,7 @@ class TrimmedPictures:
         self._start, self._end = int(start * self._scale), int(end * self._scale)
         self.time_base = Fraction(stream.time_base or 1) / self._scale
         self._goes_on = False
+        self._in_decoding_order = container.format.name == "avi" and not stream.codec_context.has_b_frames
         self.metadata = self._read_metadata()
         self._interval = self.metadata.interval
         self._decoder = PictureDecoder(stream)
@@ -182,7 +186,7 @@ class TrimmedPictures:
         for packet in self._packets():
             first = first or next(iter(decoder.decode(packet)), None)
             digest.update(bytes(packet))
-            stamp = None if packet.pts is None else packet.pts * self._scale
+            stamp = self._ticks(packet)
             is_on_screen = is_on_screen or (stamp is not None and stamp < self._start)
             if stamp is not None and self._start <= stamp < self._end:
                 timestamps.append(stamp)
@@ -211,13 +215,19 @@ class TrimmedPictures:
         clock = Clock(self.time_base, self._interval)
         for picture in self._decoder.pictures(self._packets()):
             self._stamps.add(picture.pts)
-            stamp = None if picture.pts is None else max(picture.pts * self._scale, self._start)
+            stamp = self._ticks(picture)
             if stamp is not None and stamp >= self._end:
                 return
+            stamp = None if stamp is None else max(stamp, self._start)
             if len(self._stamps) == 1 and stamp is not None:
                 self._late = stamp - self._start
             self._last = clock.time(stamp)
             yield picture, self._last
+
+    def _ticks(self, item: Packet[VideoStream] | VideoFrame) -> int | None:
+        """Return the time of a packet or picture. FFmpeg adds one picture to those of H.264 in AVI, which has none."""
+        stamp = item.dts if self._in_decoding_order else item.pts
+        return None if stamp is None else stamp * self._scale
 
     def num_frames(self, fps: Fraction) -> int:
         """Return the number of pictures of the span at a constant rate, once all were decoded.
