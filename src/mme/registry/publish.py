@@ -106,12 +106,13 @@ def publish(candidate: Candidate, config: FolderConfig, folder: Path) -> tuple[V
         "params_digest": params.digest(),
         "git_commit": str(config.provenance["git_commit"]),
     }
-    known = model.find_digest(tags["digest"])
-    if known is not None:
-        known.set_tags(tags)
-        return model.version(known.number), False
     description = f"{len(config.labels)} labels, {metric} {value:.4g} on {len(videos)} videos. Card: {CARD_FILE}."
-    return model.register(ModelPackage(folder, manifest.path_of(videos[0]), description, tags)), True
+    known = model.find_digest(tags["digest"])
+    if known is None:
+        return model.register(ModelPackage(folder, manifest.path_of(videos[0]), description, tags)), True
+    known.set_tags(tags)
+    known.describe(description)  # that of another evaluation, or of none if the registry was lost after the version
+    return model.version(known.number), False
 
 
 def champion_to_beat(version: Version) -> Champion | None:

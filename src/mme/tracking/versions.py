@@ -74,6 +74,10 @@ class Version:
         for key, value in tags.items():
             MlflowClient().set_model_version_tag(self.name, str(self.number), key, value)
 
+    def describe(self, description: str) -> None:
+        """Set or replace the paragraph for the registry's page."""
+        MlflowClient().update_model_version(self.name, str(self.number), description)
+
     def remove_tag(self, key: str) -> None:
         """Remove a tag if it is set."""
         if key in self.tags:
@@ -188,8 +192,15 @@ class RegisteredModel:
         )
         tags = {**package.tags, "folder": f"artifacts/{package.folder.name}"}
         created = mlflow.register_model(info.model_uri, self.name, tags=tags)
-        MlflowClient().update_model_version(self.name, created.version, package.description)
-        return self.version(int(created.version))
+        # MLflow asks once more if an answer is lost; the server may have made a version at the first time too.
+        client = MlflowClient()
+        found = client.search_model_versions(f"name='{self.name}'")
+        first, *twins = sorted(int(version.version) for version in found if version.source == created.source)
+        for twin in twins:
+            client.delete_model_version(self.name, str(twin))
+        version = self.version(first)
+        version.describe(package.description)
+        return version
 
     def _numbers_by_digest(self) -> list[tuple[int, str | None]]:
         """Return the number and the content digest of every version, newest first."""
