@@ -268,8 +268,8 @@ def reordered(folder: Path) -> tuple[Path, Shown]:
     growth = len(new) - int.from_bytes(data[begin : begin + 4], "big")
     data[begin : begin + len(new) - growth] = new
     for box in (b"moov", b"trak"):
-        place = slice(data.index(box) - 4, data.index(box))
-        data[place] = (int.from_bytes(data[place], "big") + growth).to_bytes(4, "big")
+        size = slice(data.index(box) - 4, data.index(box))
+        data[size] = (int.from_bytes(data[size], "big") + growth).to_bytes(4, "big")
     table = data.index(b"stco") + 8
     for place in range(table + 4, table + 4 + 4 * int.from_bytes(data[table : table + 4], "big"), 4):
         data[place : place + 4] = (int.from_bytes(data[place : place + 4], "big") + growth).to_bytes(4, "big")
@@ -306,9 +306,8 @@ def damaged(folder: Path) -> tuple[Path, Shown]:
 
 
 def raw(folder: Path) -> tuple[Path, Shown]:
-    """A stream without container and timestamps, which FFmpeg takes to have 25 pictures per second."""
-    path = write(folder / "raw.h264", container="h264", options={"bf": "2"})
-    return path, [(number, Fraction(number, 25)) for number in range(NUM_FRAMES)]
+    """A stream without container and timestamps, whose header says the rate."""
+    return write(folder / "raw.h264", container="h264", options={"bf": "2"}), steady()
 
 
 def late(folder: Path) -> tuple[Path, Shown]:
@@ -388,6 +387,12 @@ CASES: dict[str, Callable[[Path], tuple[Path, Shown]]] = {
     "H.264 in AVI": lambda folder: plain(folder, "a.avi", None, options={"bf": "0", "g": "12"}),
     "AVI without its index": no_index,
     "B-frames in AVI": lambda folder: plain(folder, "a.avi", None, options={"bf": "2"}),
+    "bare HEVC": lambda folder: plain(
+        folder, "a.hevc", "hevc", codec="libx265", options={_X265: "log-level=none:keyint=12"}
+    ),
+    "bare MPEG-2": lambda folder: plain(folder, "a.m2v", "mpeg2video", codec="mpeg2video", options={"bf": "2"}),
+    "bare MPEG-4": lambda folder: plain(folder, "a.m4v", "m4v", codec="mpeg4"),
+    "SWF": lambda folder: plain(folder, "a.swf", "swf", codec="flv"),
     "interlaced": lambda folder: plain(
         folder, "a.mpg", "mpeg", codec="mpeg2video", rate=RATE, options={"flags": "+ildct+ilme", "bf": "2"}
     ),

@@ -285,7 +285,8 @@ def _scan_packets(
     nominal = Fraction(stream.average_rate or stream.guessed_rate or DEFAULT_RATE)
     time_base = Fraction(stream.time_base) if stream.time_base else 1 / nominal
     stamps = [stamp for stamp, is_one in zip(timestamps, shown, strict=True) if is_one and stamp is not None]
-    if not stamps:
+    if not stamps:  # a bare stream: the average rate is FFmpeg's assumption, the guessed one that of the codec's header
+        nominal = Fraction(stream.guessed_rate or nominal)
         return CodedPictures(timestamps, shown, keyframes, None, 1 / nominal, 1, False, avi, 0), first
     fault = fault_of_clock(stamps, time_base)
     if fault is not None:

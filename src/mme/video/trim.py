@@ -19,6 +19,7 @@ from pathlib import Path
 
 import av
 from av.container import InputContainer
+from av.format import Flags
 from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
@@ -93,11 +94,12 @@ def open_span(
     whole: ContainerMetadata | None = None
     if not _is_long_with_index(source, container, stream):
         whole = read_container_metadata(source)
-        if not whole.pictures.tell_seconds:
+        # FFmpeg numbers the pictures of bare streams anew from each place that is sought.
+        if container.format.flags & Flags.no_timestamps.value or not whole.pictures.tell_seconds:
             return DecodedSpan(source, span_s, whole)
     try:
         return TrimmedPictures(source, container, stream, span_s, whole.pictures.expected()[0] if whole else None)
-    except _LeapError:
+    except _UntimedError:
         return DecodedSpan(source, span_s, whole or read_container_metadata(source))
 
 
@@ -128,8 +130,8 @@ def _index_tells_seconds(path: Path, num_bytes: int, _time: int) -> bool:
     return ascends and num_bytes - places[-1][1] <= MAX_SCANNED_BYTES
 
 
-class _LeapError(Exception):
-    """The timestamps of a file leap or step back within or beside a span."""
+class _UntimedError(Exception):
+    """Timestamps do not find a span: they leap or step back within or beside it, or no place can be sought."""
 
 
 class TrimmedPictures:
@@ -269,11 +271,11 @@ class TrimmedPictures:
         for packet in _packets_from(self._source, self._container, self._stream, (self._span_s[0], self._origin)):
             if packet.dts is not None:
                 if decoded_at is not None and packet.dts < decoded_at:
-                    raise _LeapError
+                    raise _UntimedError
                 decoded_at = packet.dts
             if packet.pts is not None:
                 if latest is not None and packet.pts - latest > pause:
-                    raise _LeapError
+                    raise _UntimedError
                 latest = packet.pts if latest is None else max(latest, packet.pts)
             if _is_past(packet, self._end / self._scale, _MAX_REORDER_S / self.time_base / self._scale):
                 self._goes_on = True
@@ -360,10 +362,13 @@ def _packets_from(
     for back_s in _SEEK_BACK_S if has_index else _SEEK_BACK_S[1:]:
         begin_s = max(second - back_s, 0.0)
         begin = math.floor(_to_ticks(source, stream, begin_s, origin))
-        if begin_s == 0:
-            _seek_to_beginning(container, stream, min(begin, stream.start_time or begin))
-        else:
-            container.seek(begin, stream=stream, backward=True)
+        try:
+            if begin_s == 0:
+                _seek_to_beginning(container, stream, min(begin, stream.start_time or begin))
+            else:
+                container.seek(begin, stream=stream, backward=True)
+        except av.error.FFmpegError as error:
+            raise _UntimedError from error
         packets = demux(container, stream)
         first = next(packets, None)
         if first is None:
