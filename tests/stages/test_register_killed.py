@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -33,31 +34,37 @@ VERSION = "POST .*/model-versions/create"
 ALIAS = "POST .*/registered-models/alias"
 
 
-class Gateway(Handler):
-    """A proxy before a server, which loses the answer to the first request that matches a pattern."""
+@dataclass
+class Loss:
+    """What is lost: the answer to the first request that matches a pattern, and what an action ends."""
 
-    server_address: str
-    lost_at: re.Pattern[str] | None
-    on_loss: Callable[[], None]
-    lock = threading.Lock()
+    request: str | None = None
+    action: Callable[[], object] = tuple
+
+    def take(self, request: str) -> bool:
+        """Return whether the answer to a request is lost, after the action."""
+        if self.request is None or re.match(self.request, request) is None:
+            return False
+        self.request = None
+        self.action()
+        return True
+
+
+class Gateway(Handler):
+    """A proxy before a server, which loses an answer."""
+
+    server: str
+    loss: Loss
 
     def respond(self) -> None:
         body = self.read_body()
         headers = {name: value for name, value in self.headers.items() if name.lower() not in {"host", "connection"}}
-        kind = type(self)
         try:
-            answer = httpx.request(
-                self.command, f"{self.server_address}{self.path}", content=body, headers=headers, timeout=60
-            )
+            answer = httpx.request(self.command, f"{self.server}{self.path}", content=body, headers=headers, timeout=60)
         except httpx.TransportError:
             self.close_connection = True
             return
-        with kind.lock:
-            is_lost = kind.lost_at is not None and kind.lost_at.match(f"{self.command} {self.path}") is not None
-            if is_lost:
-                kind.lost_at = None
-                kind.on_loss()
-        if is_lost:
+        if self.loss.take(f"{self.command} {self.path}"):
             self.close_connection = True
             return
         self.answer(answer.status_code, answer.content, {"Content-Type": answer.headers.get("Content-Type", "")})
@@ -72,9 +79,13 @@ class Registry:
         self._folder = folder
         self._port = servers.free_port()
         self._running = contextlib.ExitStack()
-        self.gateway = type(
-            "TheGateway", (Gateway,), {"server_address": f"http://127.0.0.1:{self._port}", "lost_at": None}
-        )
+        self.loss = Loss()
+
+        class OwnGateway(Gateway):
+            server = f"http://127.0.0.1:{self._port}"
+            loss = self.loss
+
+        self.gateway = OwnGateway
 
     def start(self) -> None:
         self._server = self._running.enter_context(
@@ -104,7 +115,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Iterator[
 
 def check_one_whole_version() -> None:
     (version,) = MlflowClient().search_model_versions(f"name='{NAME}'")
-    assert version.description.startswith("4 labels, ")
+    assert (version.description or "").startswith("4 labels, ")
     assert (int(version.version), version.status) == (1, "READY")
     champion = RegisteredModel(NAME).find_alias("champion")
     assert champion is not None
@@ -122,24 +133,21 @@ def test_what_is_lost_is_made_whole(
     """Each is lost after the server has done what a request asks, before its answer; MLflow then asks again."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
-    gateway = registry.gateway
-    with listening(gateway) as address:
+    with listening(registry.gateway) as address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{address}")
-        gateway.lost_at = re.compile(moment)
-        if victim == "answer":
-            gateway.on_loss = staticmethod(lambda: None)
-        elif victim == "server":
-            gateway.on_loss = staticmethod(registry.kill)
+        registry.loss.request, registry.loss.action = moment, tuple
+        if victim == "server":
+            registry.loss.action = registry.kill
             with pytest.raises(StoreError, match="MLflow at "):
                 main()
             registry.start()
-        else:
+        elif victim == "stage":
             lost = threading.Event()
-            gateway.on_loss = staticmethod(lost.set)
+            registry.loss.action = lost.set
             with subprocess.Popen([sys.executable, "-m", "mme.stages.register"]) as process:
                 assert lost.wait(300)
                 process.kill()
         main()
-        assert gateway.lost_at is None
+        assert registry.loss.request is None
         check_one_whole_version()
         MlflowClient().delete_registered_model(NAME)

@@ -95,7 +95,8 @@ def open_span(
     if not _is_long_with_index(source, container, stream):
         whole = read_container_metadata(source)
         # FFmpeg numbers the pictures of bare streams anew from each place that is sought.
-        if container.format.flags & Flags.no_timestamps.value or not whole.pictures.tell_seconds:
+        has_times = not container.format.flags & Flags.no_timestamps.value  # type: ignore[operator]
+        if not has_times or not whole.pictures.tell_seconds:
             return DecodedSpan(source, span_s, whole)
     try:
         return TrimmedPictures(source, container, stream, span_s, whole.pictures.expected()[0] if whole else None)
