@@ -53,14 +53,14 @@ class Loss:
 class Gateway(Handler):
     """A proxy before a server, which loses an answer."""
 
-    server: str
+    target: str
     loss: Loss
 
     def respond(self) -> None:
         body = self.read_body()
         headers = {name: value for name, value in self.headers.items() if name.lower() not in {"host", "connection"}}
         try:
-            answer = httpx.request(self.command, f"{self.server}{self.path}", content=body, headers=headers, timeout=60)
+            answer = httpx.request(self.command, f"{self.target}{self.path}", content=body, headers=headers, timeout=60)
         except httpx.TransportError:
             self.close_connection = True
             return
@@ -82,7 +82,7 @@ class Registry:
         self.loss = Loss()
 
         class OwnGateway(Gateway):
-            server = f"http://127.0.0.1:{self._port}"
+            target = f"http://127.0.0.1:{self._port}"
             loss = self.loss
 
         self.gateway = OwnGateway
