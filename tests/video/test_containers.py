@@ -117,6 +117,25 @@ def test_film_with_a_cover_picture(tmp_path: Path, suffix: str) -> None:
         read_metadata(alone)
 
 
+@pytest.mark.parametrize("num_photos", [1, 8])
+@pytest.mark.parametrize("suffix", [".mp4", ".mov"])
+def test_film_beside_large_photos(tmp_path: Path, suffix: str, num_photos: int) -> None:
+    """Cameras store a preview and phones a few photos as a video stream of their own, whose bit rate is higher."""
+    film = media.write(tmp_path / "film.mp4", num_frames=48)
+    path = tmp_path / f"both{suffix}"
+    with av.open(str(film)) as old, av.open(str(path), "w") as new:
+        photos = new.add_stream("libx264", rate=16, width=640, height=480, pix_fmt="yuv420p", options={"bf": "0"})
+        main = new.add_stream_from_template(old.streams.video[0])
+        for index in range(num_photos):
+            photo = av.VideoFrame.from_ndarray(np.full((480, 640, 3), 20 * index, np.uint8), format="rgb24")
+            photo.pts = index
+            new.mux(photos.encode(photo))
+        new.mux(photos.encode(None))
+        corpus.copy_packets(old, new, main)
+    assert media.frame_numbers(np.stack(list(iter_resampled(path, 16)))) == [*range(48)]
+    assert media.frame_numbers(read_frames(path, [7])) == [7]  # much is skipped, so that decord is preferred
+
+
 def test_stream_without_a_decoder_is_left_for_one_that_has_one(folder: Path) -> None:
     data = corpus.good(folder, "h264.mp4").replace(b"avc1", b"zzzz")
     with pytest.raises(VideoError, match="undecodable: no decoder"):

@@ -217,11 +217,12 @@ def _is_safe_for_decord(container: InputContainer, stream: VideoStream, orientat
 
     Decord seeks by timestamps to the keyframe before. Without timestamps (AVI), and if frames are stored in another
     order than they are shown in, it can return another frame. It converts pixel formats other than these differently,
-    and turns pictures but does not mirror them.
+    turns pictures but does not mirror them, and may take a preview for the film.
     """
     context = stream.codec_context
     return (
         not {"mov", "matroska"}.isdisjoint(container.format.name.split(","))
+        and stream is container.streams.best("video")
         and orientation == UPRIGHT
         and not context.has_b_frames
         and context.pix_fmt in {"yuv420p", "yuvj420p"}

@@ -74,6 +74,10 @@ _SEVERAL_PHOTOS = re.compile(rb"\xff\xd8.{,65536}MPF\x00", re.DOTALL)
 """A JPEG with others behind it that are no later pictures: a thumbnail, a depth or gain map, the other eye's view."""
 
 
+_PREVIEW_SHARE = 0.25
+"""Share of the pictures of the longest stream below which a stream is a preview or a few photos beside the film, as
+phones and cameras keep them. FFmpeg prefers them for their bit rate."""
+
 _JOINED_PHOTOS = re.compile(rb"\xff\xd9[\x00\r\n]{,4096}\xff\xd8\xff")
 """End of a JPEG, padding, and the beginning of the next one; a thumbnail within one is followed by other things."""
 
@@ -195,15 +199,17 @@ def _is_photo(source: VideoSource, container: InputContainer) -> bool:
 
 
 def _best_stream(source: VideoSource, container: InputContainer) -> VideoStream:
-    """Return the stream that FFmpeg prefers, unless it is a cover picture or has no decoder."""
+    """Return the stream that FFmpeg prefers, unless it is a cover picture, a preview or has no decoder."""
     streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
     if not streams:
         raise VideoError("no-video-stream", source, f"{len(container.streams)} streams, none of them video")
     readable = [stream for stream in streams if stream.codec_context is not None]
     if not readable:
         raise VideoError("undecodable", source, "no decoder for its codec")
+    most = max(stream.frames for stream in readable)  # 0 where the container does not say
+    films = [stream for stream in readable if stream.frames >= _PREVIEW_SHARE * most]
     best = container.streams.best("video")
-    return next((stream for stream in readable if stream is best), readable[0])
+    return next((stream for stream in films if stream is best), films[0])
 
 
 def _opening_error(source: VideoSource, error: Exception) -> VideoError:
