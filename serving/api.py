@@ -255,14 +255,18 @@ async def classify_videos(
 @video_router.post(
     "/trajectories",
     summary="Track points through a video",
-    responses=documented(*PER_VIDEO, *PER_UPLOAD, *PER_CALL) | {200: {"model": schemas.TracksAnswer}},
+    responses=documented(*PER_VIDEO, *PER_UPLOAD, *PER_CALL, "invalid-parameter")
+    | {200: {"model": schemas.TracksAnswer}},
     openapi_extra={"requestBody": _BODY_ONE},
 )
-async def trajectories(request: Request) -> JSONResponse:
-    """Get tracks to draw over one video, sent as to `/classify`: the motion that pretraining predicts."""
+async def trajectories(request: Request, options: Annotated[schemas.TracksOptions, Query()]) -> JSONResponse:
+    """Get tracks to draw over one video, sent as to `/classify`: the motion that pretraining predicts.
+
+    They are spread over a long video; with `start_s`, they follow each other from there on.
+    """
     engine, started = engine_of(request), time.perf_counter()
     async with admitted_uploads(request, max_files=1) as (upload,):
-        tracks = await while_connected(request, engine.track(upload))
+        tracks = await while_connected(request, engine.track(upload, options.start_s))
         # Not a pydantic model: validating tens of thousands of numbers takes longer than tracking them.
         document = {
             "video": schemas.VideoFacts.model_validate(tracks.info, from_attributes=True).model_dump(),

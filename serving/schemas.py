@@ -211,6 +211,15 @@ _TRACKS: dict[str, Any] = {
 }
 
 
+class TracksOptions(BaseModel):
+    """Query parameters of tracks."""
+
+    start_s: Annotated[
+        float | None,
+        Field(ge=0, allow_inf_nan=False, description="Where the tracks begin; default: spread over the video."),
+    ] = None
+
+
 class TracksAnswer(BaseModel):
     """Trajectories of points, to be drawn over the video."""
 

@@ -64,11 +64,12 @@ class VideoTracks:
 
 @dataclass(frozen=True)
 class TracksTask:
-    """Track the points of one video, sampled by time at ``fps``."""
+    """Track the points of one video, sampled by time at ``fps``: throughout, or in the stretch from ``start_s`` on."""
 
     path: Path
     fps: float
     limits: VideoLimits
+    start_s: float | None = None
 
     @property
     def max_bytes(self) -> int:
@@ -79,14 +80,17 @@ class TracksTask:
         """Track; return a header for JSON and the arrays' bytes.
 
         Raises:
-            VideoError: the video cannot be decoded, or has one frame only.
+            VideoError: the video cannot be decoded, or has one frame only, from the start of the stretch on.
         """
         info = video.info
         num_frames = video.num_frames(self.fps)
         if min(num_frames, info.num_frames) < 2:
             raise VideoError("too-short", self.path, f"one frame, at {self.fps:g} per second, has no motion")
 
-        starts = window_starts(num_frames)
+        first = round((self.start_s or 0.0) * self.fps)
+        if first > num_frames - 2:
+            raise VideoError("too-short", self.path, f"it ends at {num_frames / self.fps:g} s: no motion from there on")
+        starts = window_starts(num_frames) if self.start_s is None else stretch_starts(num_frames, first)
         tracked = [track(frames) for frames in _windows(video, self.fps, starts)]
         points = np.stack([points for points, _ in tracked])  # (S, P, L + 1, 2)
         num_valid = np.stack([num_valid for _, num_valid in tracked])  # (S, P)
@@ -116,6 +120,11 @@ def window_starts(num_frames: int) -> list[int]:
     if count * LENGTH >= num_frames - 1:
         return [LENGTH * number for number in range(count)]
     return [round(number * (last - LENGTH + 1) / (count - 1)) for number in range(count)]
+
+
+def stretch_starts(num_frames: int, first: int) -> list[int]:
+    """Return start frames of up to ``NUM_WINDOWS`` windows that follow each other from frame ``first`` on."""
+    return list(range(first, min(first + NUM_WINDOWS * LENGTH, num_frames - 1), LENGTH))
 
 
 def tracked_size(height: int, width: int) -> tuple[int, int]:

@@ -332,15 +332,15 @@ class InferenceEngine:
             assert isinstance(end, tuple)
             return ClassifiedWindows(model, windows, end[0], 1000 * end[1])
 
-    async def track(self, upload: Upload) -> VideoTracks:
-        """Decode one video and return tracks of its points, at the frame rate of the model.
+    async def track(self, upload: Upload, start_s: float | None) -> VideoTracks:
+        """Decode one video and return tracks of its points, at the frame rate of the model; see ``TracksTask``.
 
         Raises:
             Problem: it is not a usable video, or the deadline has passed.
         """
         async with self._counted_video(upload):
             fps = self.model().classifier.config.fps
-            tracks = await self._pool.run(TracksTask(upload.path, fps, self._video_limits))
+            tracks = await self._pool.run(TracksTask(upload.path, fps, self._video_limits, start_s))
             self.metrics.tracking_seconds.observe(tracks.seconds)
             return tracks
 

@@ -2,6 +2,7 @@
 // POST /trajectories and draw the tracks.
 
 import { LiveCamera } from "./camera.js";
+import { Motion } from "./motion.js";
 import { Overlay } from "./overlay.js";
 import { ask, send } from "./requests.js";
 import { Timeline, shares } from "./timeline.js";
@@ -20,6 +21,11 @@ const METADATA_MS = 3000;
 const at = (id) => document.getElementById(id);
 const [drop, file, player, stage] = [at("drop"), at("file"), at("player"), document.querySelector(".stage")];
 const overlay = new Overlay(player, at("overlay"));
+const motion = new Motion({
+  video: player,
+  overlay,
+  track: ({ clip, name }, start) => send(`trajectories?start_s=${start}`, clip, name, { signal: uploads.signal }),
+});
 const recent = [];
 const timeline = new Timeline({
   video: player, box: at("along"), bar: at("timeline"), legend: at("legend"), link: at("captions"),
@@ -168,9 +174,9 @@ function showProblem({ title, detail, request_id: id, status }) {
 }
 
 // Draw the answer of /trajectories over the clip, or show its problem; neither if there is none yet.
-function showMotion({ tracks, problem }) {
-  overlay.show(tracks ?? null);
-  at("motion-state").textContent = problem ? problem.title : "";
+function showMotion(found) {
+  motion.show(found.tracks ? found : null);
+  at("motion-state").textContent = found.problem ? found.problem.title : "";
 }
 
 async function outcomeOf(path, clip, name, options) {
@@ -278,7 +284,7 @@ async function classify(clip, name) {
   // After the answer, so as not to delay it.
   const { answer: tracks, problem } = await outcomeOf("trajectories", clip, name, { signal });
   if (mine !== turn) return;
-  entry.motion = { tracks, problem };
+  entry.motion = { clip, name, tracks, problem };
   showMotion(entry.motion);
   if (isLong || outcome.answer.video.duration_s < TIMELINE_S) return;
   entry.windows = (await outcomeOf(windowsPath(seconds), clip, name, { signal })).answer ?? null;

@@ -80,6 +80,28 @@ def test_tracks_are_drawn_over_the_clip(desktop: Browser, address: str, clip: Pa
     wait_until(lambda: painted(desktop) > 50, timeout_s=60)
 
 
+def test_tracks_follow_what_is_played_of_a_long_clip(desktop: Browser, address: str, scenes: Path) -> None:
+    desktop.open(address)
+    choose(desktop, scenes)
+    wait_until(lambda: painted(desktop) > 50, timeout_s=120)
+    desktop.script("const player = document.querySelector('#player'); player.pause(); player.currentTime = 12.4")
+    wait_until(lambda: asked(desktop) >= {"12", "18"}, timeout_s=120)  # what is shown, and what comes next
+    wait_until(lambda: painted(desktop) > 50, timeout_s=120)  # between two of the places that are known at first
+    desktop.script("document.querySelector('#player').currentTime = 23.6")
+    wait_until(lambda: painted(desktop) > 50, timeout_s=120)
+    assert asked(desktop) <= {"0", "6", "12", "18"}
+    assert desktop.text("#motion-state") == ""
+
+
+def asked(browser: Browser) -> set[str]:
+    """Return the seconds from which tracks were asked for, without those of requests that are under way."""
+    return set(
+        browser.script(
+            "return performance.getEntriesByType('resource').map((e) => e.name.split('?start_s=')[1]).filter(Boolean)"
+        )
+    )
+
+
 @pytest.mark.parametrize("numbers", TURNS_AND_MIRRORS)
 def test_clip_is_played_as_it_is_tracked(
     desktop: Browser, address: str, tmp_path: Path, numbers: tuple[int, int, int, int]

@@ -97,6 +97,23 @@ def test_tracks_are_those_of_the_picture_as_it_is_shown(
     assert answers[0]["video"] == answers[1]["video"]
 
 
+def test_stretch_from_a_time_on(client: TestClient, tmp_path: Path) -> None:
+    pictures = textured(128, 64, 96, (0, 0))  # 8 s
+    pictures[100:] = textured(28, 64, 96, (2, 0))
+    write_video(tmp_path / "clip.mp4", pictures, 16, 10, 8)
+    body = (tmp_path / "clip.mp4").read_bytes()
+    assert [window["start_frame"] for window in tracks(client, tmp_path / "clip.mp4")["windows"]][:2] == [0, 16]
+    for start_s, frames in ((0, list(range(0, 96, 12))), (1.5, list(range(24, 120, 12))), (6.25, [100, 112, 124])):
+        answer = client.post(f"/trajectories?start_s={start_s}", content=body, headers=RAW).json()
+        assert [window["start_frame"] for window in answer["windows"]] == frames
+    whole = [path for path in answer["windows"][0]["paths"] if len(path) == LENGTH + 1]
+    moved = np.median([np.subtract(path[-1], path[0]) for path in whole], axis=0) * [96, 64] / LENGTH
+    np.testing.assert_allclose(moved, (2, 0), atol=0.3)
+    for start_s, problem in ((7.93, "too-short"), (1e300, "too-short"), (-1, "invalid-parameter")):
+        refused = client.post("/trajectories", params={"start_s": start_s}, content=body, headers=RAW)
+        assert (refused.status_code, refused.json()["type"]) == (422, f"/problems/{problem}")
+
+
 def test_single_frame_is_too_short(client: TestClient, tmp_path: Path) -> None:
     path = media.write(tmp_path / "clip.mp4", num_frames=1)
     response = client.post("/trajectories", content=path.read_bytes(), headers=RAW)
