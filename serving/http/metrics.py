@@ -53,7 +53,7 @@ class Metrics:
             "shadow_answers", "Videos that both models answered, by whether alike", "champion", "challenger", "agree"
         )
         self.shadow_seconds = self._histogram(
-            "shadow_seconds", "One video in a model, both under the same conditions", _SECONDS, *_BOTH
+            "shadow_seconds", "Processor time of one video in a model, on one thread", _SECONDS, *_BOTH
         )
         self.shadow_confidence = self._histogram(
             "shadow_confidence", "Probability of the most probable label, of the same videos", EDGES, *_BOTH

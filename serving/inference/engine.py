@@ -160,7 +160,9 @@ class InferenceEngine:
         )
         self._batcher.start(lambda: self.admission.num_admitted)
         if self._shadow is not None:
-            self._shadow.start(self.settings.poll_s, lambda: self._batcher.idle)
+            self._shadow.start(
+                self.settings.poll_s, lambda: self._batcher.idle, lambda: not self.admission.num_admitted
+            )
         if self.feedback is not None:
             self._expiry = asyncio.get_running_loop().create_task(_expire_hourly(self.feedback))
 

@@ -33,6 +33,10 @@ MAX_WAITING_BYTES = 2**27
 """Videos that wait for the challenger, and bytes of their views; a further one is dropped."""
 
 IDLE_POLL_S = 0.005
+PAUSE_POLL_S = 0.001
+
+MAX_PAUSE_S = 1.0
+"""Pauses of the challenger per video: without requests in between, it would never answer."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +67,10 @@ class _Waiting:
 class Shadow:
     """Compares the answers of two models on the same videos.
 
-    A pass of the challenger begins when the champion has nothing to do, on one thread. Both models are timed then, one
-    after the other: the champion's own passes are shared by videos and by threads, so that their times do not compare.
+    A pass of the challenger begins when the champion's model has nothing to do, on one thread, and pauses before each
+    block of its encoder while there are requests, ``MAX_PAUSE_S`` at most. Both models are timed then, one after the
+    other, by the thread's processor time: the champion's own passes are shared by videos and by threads, so that their
+    times do not compare.
     """
 
     def __init__(
@@ -88,15 +94,26 @@ class Shadow:
         self._num_bytes = 0
         self._thread = ThreadPoolExecutor(1, "shadow")
         self._task: asyncio.Task[None] | None = None
+        self._pauses: LoadedModel | None = None  # the challenger whose passes pause
+        self._pause_until = 0.0
+        self._unused: Callable[[], bool] = lambda: True
 
-    def start(self, poll_s: float, idle: Callable[[], bool]) -> None:
-        """Poll for the challenger, and begin to compare; ``idle`` is whether the champion has nothing to do."""
+    def start(self, poll_s: float, idle: Callable[[], bool], unused: Callable[[], bool]) -> None:
+        """Poll for the challenger, and begin to compare.
+
+        Args:
+            poll_s: interval of polling.
+            idle: whether the champion's model has nothing to do.
+            unused: whether there are no requests.
+        """
         self.reloader.start(poll_s)
+        self._unused = unused
         self._task = asyncio.get_running_loop().create_task(self._run(idle), name="shadow")
 
     async def close(self) -> None:
         """Stop; videos that wait are forgotten."""
         self.reloader.close()
+        self._unused = lambda: True
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -141,6 +158,10 @@ class Shadow:
             finally:
                 self._discard(waiting)
 
+    def _pause(self) -> None:
+        while not self._unused() and time.perf_counter() < self._pause_until:
+            time.sleep(PAUSE_POLL_S)
+
     async def _compare(self, waiting: _Waiting) -> None:
         video, challenger = waiting.video, waiting.challenger
         views = video.views
@@ -152,12 +173,16 @@ class Shadow:
             )  # fmt: skip
 
         def timed(classifier: Classifier, views: Views) -> tuple[Float32[np.ndarray, " K"], float]:
-            started = time.perf_counter()
+            started = time.thread_time()
             (logits,) = classifier.predict([views], len(views.frames))
-            return logits, time.perf_counter() - started
+            return logits, time.thread_time() - started
 
         def both() -> tuple[float, Float32[np.ndarray, " K"], float]:
             torch.set_num_threads(1)
+            if self._pauses is not challenger:
+                challenger.classifier.pause_between_blocks(self._pause)
+                self._pauses = challenger
+            self._pause_until = time.perf_counter() + MAX_PAUSE_S
             _, champion_s = timed(video.champion.classifier, video.views)
             return champion_s, *timed(challenger.classifier, views)
 

@@ -64,6 +64,14 @@ def test_bf16_answers_as_32_bits_do(folder: Path, classifier: Classifier) -> Non
     assert np.abs(answers - expected).max() > 1e-4  # 32 bits are nearer
 
 
+def test_a_pass_pauses_before_each_block(folder: Path) -> None:
+    pauses, classifier = [], Classifier.load(folder)
+    expected = classifier.classify(moving_frames()).logits
+    classifier.pause_between_blocks(lambda: pauses.append(True))
+    assert np.array_equal(classifier.classify(moving_frames()).logits, expected)
+    assert len(pauses) == classifier.config.model.depth
+
+
 def test_bf16_without_instructions_for_it_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True})
     with pytest.raises(ValueError, match="precision bf16: this processor has no instructions for it"):

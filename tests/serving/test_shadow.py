@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 
 from mme.evaluation.classifier import Classifier
 from serving.app import create_app
-from serving.inference.shadow import MAX_WAITING
+from serving.inference.shadow import MAX_PAUSE_S, MAX_WAITING
 from tests import media
 from tests.serving.registered import register_two_versions
 from tests.serving.service import RAW, make_settings
@@ -108,6 +108,19 @@ def test_agreement_confidence_and_latency_are_counted_by_pair(
             assert sum_of(client, "mme_shadow_seconds_count{", *of_model) == len(videos)
             assert sum_of(client, "mme_shadow_seconds_sum{", *of_model) > 0
         assert list(Path(tmp_path).glob("mme-serving-*/shadow-*")) == []
+
+
+def test_challenger_pauses_while_there_are_requests(
+    folder: Path, other: Path, videos: list[Path], tmp_path: Path
+) -> None:
+    with shadowed(folder, tmp_path, other) as client:
+        send_all(client, videos[:1])
+        with client.app.state.engine.admission.slot():  # type: ignore[attr-defined]
+            started = time.perf_counter()
+            send_all(client, videos[1:2])
+            assert time.perf_counter() - started >= 0.9 * MAX_PAUSE_S
+        computed_s = sum_of(client, "mme_shadow_seconds_sum{", 'role="challenger"')
+        assert computed_s < MAX_PAUSE_S / 2  # pauses do not count
 
 
 def test_share_is_kept(folder: Path, other: Path, videos: list[Path], tmp_path: Path) -> None:

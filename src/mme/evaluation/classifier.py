@@ -159,6 +159,11 @@ class Classifier:
         """
         return self._means(batch, self._model, max_clips)
 
+    def pause_between_blocks(self, pause: Callable[[], None]) -> None:
+        """From now on call ``pause`` before each block of the encoder, in the thread of the pass."""
+        for block in self._model.encoder.blocks:
+            block.register_forward_pre_hook(lambda *_: pause())
+
     def features(
         self, video: VideoInput, segments: int | None = None, crops: int | None = None
     ) -> Float32[np.ndarray, " D"]:
