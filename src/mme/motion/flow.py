@@ -40,11 +40,12 @@ size. With it the median error of the tracks on the sprites of the motion primit
 
 
 _PATCH_STRIDE_PX = 4
-_PATCH_ITERATIONS = 12
+_PATCH_ITERATIONS = 8
 _REFINEMENTS = 3
-"""Of ``medium`` at half resolution, where the preset has 3 px, 25 and 5: 0.55 of the time. On known warps of real
-frames the tracks of six steps that pass the forward-backward test have the same error, 0.192 px per step against 0.190
-in the median and 0.289 against 0.294 on average; 76.8 % of the points pass it, 79.3 % with the preset's values."""
+"""Of ``medium`` at half resolution, where the preset has 3 px, 25 and 5: 0.59 of the time. On 36 known smooth warps
+of twelve real frames, points that pass the forward-backward test of six steps with 12 iterations have the same error
+with 8, 0.208 px per step against 0.207 in the median and 0.278 against 0.275 on average; 78.6 % of the points pass it,
+77.8 % with 12 and 81.4 % with the preset's values."""
 
 
 class DenseFlow:
