@@ -81,7 +81,7 @@ def measure(name: str, at_most: float | None, batch: Batch) -> Iterator[Row]:
     ]  # fmt: skip
     repeats = REPEATS if batch.params.model.dim < 512 else 2
     step, reading, prepared, pixels = cpu_ms(*actions, repeats=repeats)
-    of = f"batch of {len(read['clip'])}, hog_steps: {batch.params.pretrain.hog_steps}"
+    of = f"batch of {len(read['hidden'])}, hog_steps: {batch.params.pretrain.hog_steps}"
     yield Row(f"{name}: step", step, "ms", of=of)
     yield Row(f"{name}: read", reading, "ms per step", of="frames cached")
     yield Row(f"{name}: targets", prepared - pixels, "ms per step")

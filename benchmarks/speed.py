@@ -106,7 +106,7 @@ def time_pretraining(params: Params, manifest: Manifest, tracks: TrackStore) -> 
     sample = median_ms(lambda: [dataset[0, index] for index in range(NUM_VIDEOS)]) / NUM_VIDEOS
     yield timed("pretraining sample", sample, "clip, mask and tracks, frames cached")
     step = step_ms(module, lambda: module.losses(module.prepare(batch))["loss"])
-    yield timed("pretraining step, targets included", step, f"batch of {len(batch['clip'])}")
+    yield timed("pretraining step, targets included", step, f"batch of {len(batch['hidden'])}")
 
 
 def time_finetuning(params: Params, manifest: Manifest) -> Iterator[Row]:
