@@ -5,6 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from mme.evaluation.probe import Features, encode, frozen_features, knn, linear_probe, start_encoder
 from mme.manifest import Manifest
@@ -71,6 +75,26 @@ def test_a_split_without_labels_is_an_error(data: Manifest) -> None:
 def test_the_probe_is_linear_and_blind_to_the_scale_of_a_feature() -> None:
     assert linear_probe(clouds(30, 0), clouds(50, 1)) > 0.9
     assert linear_probe(clouds(30, 0), clouds(50, 1)) == linear_probe(clouds(30, 0), clouds(50, 1))
+
+
+def test_more_features_than_videos_are_probed_as_by_plain_logistic_regression() -> None:
+    """Against the same search without the rotation, over penalties at which both converge."""
+    rng = np.random.default_rng(3)
+    mixing, means = rng.normal(size=(20, 900)), 0.2 * rng.normal(size=(4, 900))
+
+    def draw(count: int) -> Features:
+        labels = rng.integers(0, 4, count)
+        return (rng.normal(size=(count, 20)) @ mixing + means[labels] + rng.normal(size=(count, 900))).astype(
+            np.float32
+        ), labels
+
+    train, test = draw(120), draw(400)
+    plain = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    folds = StratifiedKFold(5, shuffle=True, random_state=0)
+    search = GridSearchCV(plain, {"logisticregression__C": [0.001, 0.01, 0.1, 1.0, 10.0]}, cv=folds)
+    expected = search.fit(*train).score(*test)
+    assert 0.4 < expected < 0.99
+    assert linear_probe(train, test) == pytest.approx(expected, abs=0.01)
 
 
 def test_the_probe_finds_nothing_where_there_is_nothing() -> None:

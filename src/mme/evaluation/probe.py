@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 import torch
 from jaxtyping import Float32, Int64, UInt8
+from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.neighbors import KNeighborsClassifier
@@ -109,7 +110,8 @@ def linear_probe(train: Features, test: Features) -> float:
     if (counts > 0).sum() < 2 or counts.max() < 2:
         raise ValueError(f"a linear probe needs two labels and two videos of one of them, got {counts.tolist()}")
     folds = StratifiedKFold(min(NUM_FOLDS, int(counts.max())), shuffle=True, random_state=0)
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=MAX_ITERATIONS))
+    # A rotation changes no prediction, and leaves no more axes than videos: snippets have thousands of features.
+    model = make_pipeline(StandardScaler(), PCA(), LogisticRegression(max_iter=MAX_ITERATIONS))
     search = GridSearchCV(model, {"logisticregression__C": INVERSE_PENALTIES}, cv=folds)
     with warnings.catch_warnings():
         # A rare label is missing from some folds and counts as wrong there.

@@ -163,11 +163,11 @@ def _part_frames(
     num_parts = _num_parts(clip)
     middles: Float64[np.ndarray, "*segments P"] = (np.arange(num_parts) + position) * (num_frames / num_parts)
     if clip.sampling == "segments":
-        return np.minimum(np.floor(middles).astype(np.int64), num_frames - 1)
+        return np.asarray(np.minimum(np.floor(middles), num_frames - 1), dtype=np.int64)
     slack = max(0, num_frames - clip.span_frames)
     starts = np.clip(np.floor(middles - (clip.span_frames - 1) / 2).astype(np.int64), 0, slack)  # (*segments, P)
-    frames = starts[..., None] + np.arange(clip.num_frames) * clip.stride_frames  # (*segments, P, frames of a snippet)
-    return np.minimum(frames, num_frames - 1).reshape(*starts.shape[:-1], -1)
+    snippets = starts[..., None] + np.arange(clip.num_frames) * clip.stride_frames  # (*segments, P, frames)
+    return np.asarray(np.minimum(snippets, num_frames - 1)).reshape(*starts.shape[:-1], -1)
 
 
 def crop_offsets(long_side: int, size: int, crops: int) -> list[int]:
