@@ -212,5 +212,6 @@ def mlflow(
         sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
         "--backend-store-uri", store, "--artifacts-destination", artifacts,
     ]  # fmt: skip
+    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **environment}  # as in docker/compose.yaml
     with started(Command(words, log, environment), address, answers(f"{address}/health")) as server:
         yield server

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -43,8 +44,9 @@ class Registry:
             "--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db",
             "--artifacts-destination", str(self.folder / "artifacts"),
         ]  # fmt: skip
+        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # as in docker/compose.yaml
         with (self.folder / "mlflow.log").open("a") as log:
-            self.process = psutil.Popen(command, cwd=self.folder, stdout=log, stderr=subprocess.STDOUT)
+            self.process = psutil.Popen(command, cwd=self.folder, env=environment, stdout=log, stderr=subprocess.STDOUT)
         wait_until(self._answers)
 
     def kill(self) -> None:
