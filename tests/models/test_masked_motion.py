@@ -187,8 +187,8 @@ def test_pooling_says_what_happens_to_the_order_of_time(pool: Pooling) -> None:
     model = MotionClassifier(MODEL, CLIP, num_classes=5, pool=pool).eval()
     steps = model.encoder.grid[0]
     clip, _ = clip_and_mask()
-    tokens = model.encoder(clip)  # (B, N, D)
-    features = model.pool_tokens(tokens)
+    tokens = model.encoder(clip)  # (B, N, D), of the only snippet
+    features = model.pool_tokens(tokens[:, None])
     torch.testing.assert_close(model.features(clip), features)
     torch.testing.assert_close(model(clip), features @ model.head.weight.T + model.head.bias)
     if pool == "time":
@@ -196,7 +196,7 @@ def test_pooling_says_what_happens_to_the_order_of_time(pool: Pooling) -> None:
         expected = [model.norm(tokens[:, t * of_step : (t + 1) * of_step].mean(dim=1)) for t in range(steps)]
         torch.testing.assert_close(features, torch.cat(expected, dim=1))
 
-    reversed_in_time = model.pool_tokens(tokens.unflatten(1, (steps, -1)).flip(1).flatten(1, 2))
+    reversed_in_time = model.pool_tokens(tokens.unflatten(1, (steps, -1)).flip(1).flatten(1, 2)[:, None])
     if pool == "time":
         torch.testing.assert_close(reversed_in_time, features.unflatten(1, (steps, -1)).flip(1).flatten(1))
         assert not torch.allclose(reversed_in_time, features, atol=1e-3)
