@@ -52,7 +52,10 @@ def tiny_model(config: FolderConfig, seed: int = 0) -> MotionClassifier:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = MotionClassifier(
-            ModelParams(**config.model.model_dump()), ClipParams(**config.clip.model_dump()), len(config.labels)
+            ModelParams(**config.model.model_dump()),
+            ClipParams(**config.clip.model_dump()),
+            len(config.labels),
+            pool=config.pool,
         )
         torch.nn.init.normal_(model.head.weight, std=1.0)
         torch.nn.init.normal_(model.head.bias, std=0.1)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,11 +13,14 @@ from typer.testing import CliRunner
 from mme.commands.app import app
 from mme.evaluation.classifier import Classifier
 from mme.registry.onnx import export_onnx
-from tests.tiny import LABELS, moving_frames, save_tiny_folder
+from tests.tiny import LABELS, moving_frames, save_tiny_folder, tiny_config
+
+SNIPPETS = tiny_config().clip.model_dump() | {"snippets": 3}
 
 
-def test_the_exported_model_answers_as_the_classifier_does(tmp_path: Path) -> None:
-    folder = save_tiny_folder(tmp_path / "tiny")
+@pytest.mark.parametrize("changes", [{}, {"clip": SNIPPETS, "pool": "time"}, {"clip": SNIPPETS, "pool": "attentive"}])
+def test_the_exported_model_answers_as_the_classifier_does(tmp_path: Path, changes: dict[str, Any]) -> None:
+    folder = save_tiny_folder(tmp_path / "tiny", **changes)
     target = tmp_path / "model.onnx"
     result = CliRunner().invoke(app, ["export", str(target), "--model", str(folder), "--format", "onnx"])
     assert result.exit_code == 0, result.output
