@@ -40,7 +40,10 @@ def test_the_committed_parameters_are_valid_and_complete() -> None:
     assert params.model_dump(mode="json").keys() == raw().keys()
 
 
-DEFAULTS = dict.fromkeys(SECTIONS, frozenset[str]()) | {"clip": frozenset({"snippets"})}
+DEFAULTS = dict.fromkeys(SECTIONS, frozenset[str]()) | {
+    "clip": frozenset({"snippets"}),
+    "ablation": frozenset({"only", "finetuned", "finetune_seeds"}),
+}
 """Keys that files of before lack."""
 
 

@@ -15,6 +15,7 @@ from mme.experiments.ablation.plan import (
     few_labels,
     final_runs,
     finetuned_depends_on,
+    finetuned_runs,
     frozen_depends_on,
     of_fold,
     run_params,
@@ -130,6 +131,51 @@ def test_every_objective_starts_from_every_weights_in_turn_on_each_fold() -> Non
     warm = run_params(PARAMS, single, runs[5])
     assert (warm.pretrain.init, warm.finetune.init) == ("primitives", "pretrain")
     assert run_params(PARAMS, single, runs[3]).finetune.init == "primitives"
+
+
+def test_further_weights_are_measured_as_they_are_once_a_fold() -> None:
+    budget = BUDGET.model_copy(
+        update={
+            "inits": ("random", "primitives"),
+            "only": ("by-pixel", "by-hog"),
+            "lrs": (0.001,),
+            "mask_ratios": (0.5,),
+            "folds": 2,
+            "finetuned": ("primitives, then mme", "by-hog only"),
+            "finetune_seeds": 1,
+        }
+    )
+    runs = final_runs(budget, [])
+    first = ["scratch", "pixel", "mme", "primitives only", "by-pixel only", "by-hog only"]
+    first += ["primitives, then pixel", "primitives, then mme"]
+    names = {
+        seed: [contestant_name(r.objective, r.init) for r in runs if (r.seed, r.fold) == (seed, 1)] for seed in (4, 5)
+    }
+    assert names == {4: first, 5: [name for name in first if not name.endswith("only")]}
+    tuned = finetuned_runs(budget, runs)
+    assert {(contestant_name(r.objective, r.init), r.seed) for r in tuned} == {
+        (name, 4) for name in budget.finetuned or ()
+    }
+    assert len(tuned) == 4
+    both = budget.model_copy(update={"finetune_seeds": None})
+    assert [r.seed for r in final_runs(both, []) if r.init == "by-hog"] == [4, 4, 5, 5]
+    assert finetuned_runs(budget.model_copy(update={"finetune_epochs": None}), runs) == []
+    assert [r.init for r in search_runs(budget.model_copy(update={"lrs": (0.1, 0.2)})) if r.objective == "scratch"] == [
+        "by-hog",
+        "by-hog",
+    ]
+
+
+def test_finetuned_must_name_contestants() -> None:
+    wrong = BUDGET.model_copy(update={"finetuned": ("scratch", "hog")})
+    with pytest.raises(ValueError, match=r"ablation\.finetuned: \['hog'\] are none .* scratch, pixel, mme"):
+        search_runs(wrong)
+
+
+@pytest.mark.parametrize("only", [("random",), ("primitives",)])
+def test_weights_are_not_measured_as_they_are_twice(only: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="only"):
+        Budget.model_validate(BUDGET.model_dump() | {"inits": ("random", "primitives"), "only": only})
 
 
 def test_the_search_of_a_start_decides_its_own_final_runs() -> None:

@@ -104,6 +104,21 @@ def test_run_records_metrics_and_curve_once(
     assert "1 labelled videos per class" in page
     assert "Unfinished" not in page
 
+    few = unfinished.model_copy(update={"finetuned": ("scratch",), "only": ("primitives",)})
+    fixed = scratch.copy()
+    fixed["run"] = {**scratch["run"], "init": "primitives"}
+    write_ablation_report(PARAMS, [], [scratch, fixed, frozen], few, manifest, tmp_path / "few")
+    page = (tmp_path / "few.md").read_text(encoding="utf-8")
+    assert "Unfinished" not in page
+    firsts = [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| ")]
+    assert firsts[2:7] == [
+        "**(a) from random weights**",
+        "`scratch`",
+        "`mme`",
+        "**(b) other weights as they are**",
+        "`primitives only`",
+    ]
+
     write_ablation_report(PARAMS, [], [frozen], unfinished, manifest, tmp_path / "part")
     page = (tmp_path / "part.md").read_text(encoding="utf-8")
     assert "`scratch` lacks 1 of 1 trainings and 1 of 1 finetunings; `mme` lacks 1 of 1 finetunings." in page

@@ -7,6 +7,10 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from mme.config.base import Positive, PositiveFloat, Section
+from mme.config.paths import RANDOM
+
+SCRATCH = "scratch"
+"""Contestant without pretraining beyond its start."""
 
 AblationObjective = Annotated[str, Field(min_length=1)]
 """An objective of pretraining, or ``scratch`` for none."""
@@ -23,13 +27,15 @@ class Budget(Section):
     ``search_epochs``; for ``scratch`` ``lrs`` are rates of finetuning. ``labels_per_class`` limits the labels that are
     finetuned on; None = all.
 
-    Every objective starts from each of ``inits``; ``scratch`` is then those weights as they are. With ``folds`` the
-    labelled videos are tested in so many parts, groups apart; None = the manifest's splits. Without
-    ``finetune_epochs`` the encoders are measured frozen.
+    Every objective starts from each of ``inits``; ``scratch`` is then those weights as they are, and so is each of
+    ``only``. With ``folds`` the labelled videos are tested in so many parts, groups apart; None = the manifest's
+    splits. Without ``finetune_epochs`` the encoders are measured frozen; ``finetuned`` names the contestants that are
+    finetuned, with the first ``finetune_seeds`` seeds; None = all.
     """
 
     objectives: Annotated[tuple[AblationObjective, ...], Field(min_length=1)]
     inits: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
+    only: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     folds: Annotated[int, Field(ge=2)] | None
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
     lrs: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
@@ -38,14 +44,21 @@ class Budget(Section):
     epochs: Positive
     probe_every_epochs: Positive
     finetune_epochs: Positive | None
+    finetuned: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    finetune_seeds: Positive | None = None
     labels_per_class: Positive | None
 
     @model_validator(mode="after")
     def _each_once(self) -> Self:
-        for name in ("objectives", "inits", "seeds", "lrs", "mask_ratios"):
+        for name in ("objectives", "inits", "only", "seeds", "lrs", "mask_ratios"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
                 raise ValueError(f"{name}: {list(values)} name one twice")
+        again = {RANDOM, *(self.inits if SCRATCH in self.objectives else ())} & set(self.only)
+        if again:
+            raise ValueError(
+                f"only: {sorted(again)} are measured as they are anyway, by inits and the objective scratch"
+            )
         return self
 
     def quick(self, lr: float, mask_ratio: float) -> Budget:

@@ -13,13 +13,13 @@ from threadpoolctl import threadpool_limits
 
 import mme
 from mme.config import Params
-from mme.config.ablation import Budget
+from mme.config.ablation import SCRATCH, Budget
 from mme.config.paths import TRACKS_FOLDER
 from mme.experiments.ablation.plan import (
-    SCRATCH,
     AblationRun,
     RunResult,
     final_runs,
+    finetuned_runs,
     labelled_videos,
     search_runs,
 )
@@ -83,8 +83,8 @@ def run_ablation(
         searched = execute(search_runs(budget))
         finals = final_runs(budget, searched)
         finished = execute(finals)
-        if budget.finetune_epochs is not None:
-            tuned = execute(finals, finetuned=True)
+        if tuned_runs := finetuned_runs(budget, finals):
+            tuned = execute(tuned_runs, finetuned=True)
             again = [result["run"] for result in tuned]
             finished = tuned + [result for result in finished if result["run"] not in again]
         if not finished:

@@ -11,14 +11,11 @@ import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
 from mme.config import Params
-from mme.config.ablation import AblationObjective, Budget
+from mme.config.ablation import SCRATCH, AblationObjective, Budget
 from mme.config.edit import with_values
 from mme.config.paths import RANDOM
 from mme.manifest import Manifest, Video
 from mme.targets.base import objective_targets
-
-SCRATCH = "scratch"
-"""Contestant without pretraining beyond its start."""
 
 VALIDATION_PARTS = 6
 """Of the training videos of a fold, one in so many is for validation."""
@@ -82,14 +79,41 @@ class RunResult(TypedDict):
     finetune_s: NotRequired[float]
 
 
+def contestants(budget: Budget) -> list[tuple[str, AblationObjective]]:
+    """Return start and objective of each contestant, by `contestant_group`."""
+    pairs = [*product(budget.inits, budget.objectives), *((init, SCRATCH) for init in budget.only)]
+    return sorted(pairs, key=lambda pair: contestant_group(*pair))
+
+
+def contestant_group(init: str, objective: str) -> int:
+    """Return 0 for random weights, 1 for other weights as they are, 2 for pretraining from these."""
+    return 0 if init == RANDOM else 1 if objective == SCRATCH else 2
+
+
+def is_finetuned(budget: Budget, name: str, seed: int) -> bool:
+    """Return whether the training of a contestant with a seed is finetuned."""
+    return (
+        budget.finetune_epochs is not None
+        and (budget.finetuned is None or name in budget.finetuned)
+        and seed in budget.seeds[: budget.finetune_seeds]
+    )
+
+
 def search_runs(budget: Budget) -> list[AblationRun]:
-    """Return the grid of each objective with the first seed; an objective with a single point needs no search."""
+    """Return the grid of each contestant with the first seed; a grid of a single point needs no search.
+
+    Raises:
+        ValueError: an objective is unknown, or ``finetuned`` names no contestant.
+    """
     runs = []
+    names = [contestant_name(objective, init) for init, objective in contestants(budget)]
+    if unknown := set(budget.finetuned or ()) - set(names):
+        raise ValueError(f"ablation.finetuned: {sorted(unknown)} are none of the contestants: {', '.join(names)}")
     fold = None if budget.folds is None else 0
-    for init, objective in product(budget.inits, budget.objectives):
+    for init, objective in contestants(budget):
         if objective != SCRATCH:
             objective_targets(objective)  # an unknown one ends the ablation before it begins
-        elif budget.finetune_epochs is None:
+        elif not is_finetuned(budget, contestant_name(objective, init), budget.seeds[0]):
             continue  # nothing is trained
         ratios: Sequence[float | None] = [None] if objective == SCRATCH else budget.mask_ratios
         points = list(product(budget.lrs, ratios))
@@ -104,15 +128,18 @@ def search_score(result: RunResult) -> float:
 
 
 def final_runs(budget: Budget, searched: Sequence[RunResult]) -> list[AblationRun]:
-    """Return every objective from every start with every seed and fold, at the best point of its grid.
+    """Return every contestant with every seed and fold, at the best point of its grid.
 
     Of equal points the first is the best. Contestants take turns, so that those of an unfinished ablation have been
-    measured on the same seeds and folds.
+    measured on the same seeds and folds. Weights as they are differ between seeds only when they are finetuned.
     """
     runs = []
     folds = [None] if budget.folds is None else range(budget.folds)
-    for seed, fold, init, objective in product(budget.seeds, folds, budget.inits, budget.objectives):
-        grid = of_contestant(searched, contestant_name(objective, init))
+    for seed, fold, (init, objective) in product(budget.seeds, folds, contestants(budget)):
+        name = contestant_name(objective, init)
+        if contestant_group(init, objective) == 1 and seed != budget.seeds[0] and not is_finetuned(budget, name, seed):
+            continue
+        grid = of_contestant(searched, name)
         if grid:
             best = max(grid, key=search_score)["run"]
             lr, ratio = best["lr"], best["mask_ratio"]
@@ -120,6 +147,11 @@ def final_runs(budget: Budget, searched: Sequence[RunResult]) -> list[AblationRu
             lr, ratio = budget.lrs[0], None if objective == SCRATCH else budget.mask_ratios[0]
         runs.append(AblationRun(objective, seed, lr, ratio, False, init, fold))
     return runs
+
+
+def finetuned_runs(budget: Budget, finals: Sequence[AblationRun]) -> list[AblationRun]:
+    """Return those of the final runs that are finetuned."""
+    return [run for run in finals if is_finetuned(budget, contestant_name(run.objective, run.init), run.seed)]
 
 
 def of_contestant(results: Sequence[RunResult], name: str) -> list[RunResult]:

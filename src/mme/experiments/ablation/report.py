@@ -17,8 +17,11 @@ from mme.config.paths import RANDOM
 from mme.experiments.ablation.plan import (
     VALIDATION_PARTS,
     RunResult,
+    contestant_group,
     contestant_name,
+    contestants,
     final_runs,
+    finetuned_runs,
     of_contestant,
     search_score,
 )
@@ -38,8 +41,7 @@ Summary = Mapping[str, Mapping[str, Mapping[str, float]]]
 PAGE = """\
 # Ablation: what is predicted
 
-The same encoder, decoder, data, masking scheme, number of steps and seeds; only the target and its head differ, and
-each objective has its own learning rate and mask ratio, chosen from one grid.
+The same encoder, decoder, data, masking scheme, number of steps and seeds; only the target and its head differ{own}.
 
 **A miniature, not the paper's benchmark**: a small network, a small budget, the data named below. It shows what the
 objectives do here, and says nothing of the accuracy that any of them reaches on real actions.
@@ -48,10 +50,8 @@ objectives do here, and says nothing of the accuracy that any of them reaches on
 
 Test split, mean and standard deviation over the {trainings}; chance is {chance:.1%}. *Frozen probe*: logistic
 regression on the tokens of the frozen encoder ({pool}), with all labelled training videos. *k-NN*: 20 neighbours
-by cosine on the same features. *Finetuned*: the whole network, on {labels} labelled videos per class, drawn by the
-seed, the epoch chosen on the validation split. All on the centre view. `scratch` has no pretraining: its frozen
-features are those of random weights. Pretraining seconds are wall time without probing, trainings running side by
-side.
+by cosine on the same features. {tuned}All on the centre view. `scratch` has no pretraining: its frozen features are
+those of random weights. Pretraining seconds are wall time without probing, trainings running side by side.
 {folds}{starts}{missing}
 
 ![Probe accuracy over pretraining time, and accuracy by objective]({picture})
@@ -62,27 +62,37 @@ side.
 
 ## How learning rate and mask ratio were chosen
 
-Pretraining of {search_epochs} epochs under seed {search_seed}, each objective on each point of the grid, judged by
-the frozen probe on the validation split; for `scratch`, whose learning rate is that of finetuning, by its accuracy
-there. The test split was not used. The best is bold.
-
 {search}
 
 ## Settings
 
-Pretraining {epochs} epochs, finetuning {finetune_epochs}; {videos} videos of {num_classes} classes (data digest
-`{digest}`); {cores} cores; commit `{commit}`. All else is in `params.yaml`. The JSON file beside this
-page contains every number, also of each seed.
+Pretraining {epochs} epochs of batches of {batch_size}, {finetuning}; {videos} videos of {num_classes}
+classes (data digest `{digest}`); {cores} cores; commit `{commit}`. All else is in `params.yaml`. The JSON file
+beside this page contains every number, also of each seed.
 """
 
 
+OWN_POINTS = """, and
+each objective has its own learning rate and mask ratio, chosen from one grid"""
+TUNED = """*Finetuned*: the whole network, on {labels} labelled videos per class, drawn by the
+seed, the epoch chosen on the validation split. """
+SEARCH = """
+Pretraining of {search_epochs} epochs under seed {search_seed}, each objective on each point of the grid, judged by
+the frozen probe on the validation split; for `scratch`, whose learning rate is that of finetuning, by its accuracy
+there. The test split was not used. The best is bold.
+
+{table}
+"""
 FOLDS = """
 Each of {num_folds} parts of the labelled videos is tested once, groups apart. Of the others {part} in {parts} are for
 validation; neither these nor the tested videos are pretrained on.
 """
 STARTS = """
-*A, then B* continues pretraining from the weights `models/A` with objective B, *A only* is `models/A` as it is.
+*A, then B* continues pretraining from the weights `models/A` with objective B, *A only* is `models/A` as it is, the
+same for every seed until it is finetuned.
 """
+GROUPS = ("(a) from random weights", "(b) other weights as they are", "(c) from other weights")
+"""Of `mme.experiments.ablation.plan.contestant_group`."""
 MISSING = """
 **Unfinished:** {missing}. Compare only contestants with equal numbers of trainings.
 """
@@ -101,9 +111,11 @@ def write_ablation_report(
     Returns:
         Means over the trainings by ``CONTESTANT/MEASURE``.
     """
-    names = [contestant_name(objective, init) for init in budget.inits for objective in budget.objectives]
+    groups = {
+        contestant_name(objective, init): contestant_group(init, objective) for init, objective in contestants(budget)
+    }
     summary: dict[str, dict[str, dict[str, float]]] = {
-        name: summarise(results) for name in names if (results := of_contestant(finished, name))
+        name: summarise(results) for name in groups if (results := of_contestant(finished, name))
     }
     about = {
         "budget": budget.model_dump(mode="json"),
@@ -120,22 +132,22 @@ def write_ablation_report(
     }
     write_json(path.with_suffix(".json"), {**about, "summary": summary, "search": searched, "final": finished})
     save_figure(curve_figure(finished, list(summary)), path.with_suffix(".png"))
-    write_text(path.with_suffix(".md"), report_page(summary, searched, about, path.with_suffix(".png").name))
+    write_text(path.with_suffix(".md"), report_page(summary, groups, searched, about, path.with_suffix(".png").name))
     return {f"{contestant}/{name}": entry["mean"] for contestant, row in summary.items() for name, entry in row.items()}
 
 
 def missing_runs(budget: Budget, searched: Sequence[RunResult], finished: Sequence[RunResult]) -> str:
     """Return how many trainings of each contestant are missing, frozen and finetuned; empty if none is."""
-    counts: Counter[str] = Counter()
-    for run in final_runs(budget, searched):
-        counts[contestant_name(run.objective, run.init)] += 1
+    finals = final_runs(budget, searched)
+    counts = Counter(contestant_name(run.objective, run.init) for run in finals)
+    tuned_counts = Counter(contestant_name(run.objective, run.init) for run in finetuned_runs(budget, finals))
     parts = []
     for name, planned in counts.items():
         results = of_contestant(finished, name)
         tuned = sum("top1" in result["test"] for result in results)
         lacks = [] if len(results) == planned else [f"{planned - len(results)} of {planned} trainings"]
-        if budget.finetune_epochs is not None and tuned < planned:
-            lacks.append(f"{planned - tuned} of {planned} finetunings")
+        if tuned < tuned_counts[name]:
+            lacks.append(f"{tuned_counts[name] - tuned} of {tuned_counts[name]} finetunings")
         if lacks:
             parts.append(f"`{name}` lacks {' and '.join(lacks)}")
     return "; ".join(parts)
@@ -155,25 +167,27 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {name: round(value, 6) for name, value in statistic.items()} | {"trainings": len(values)}
 
 
-def report_page(summary: Summary, searched: Sequence[RunResult], about: Mapping[str, Any], picture: str) -> str:
+def report_page(
+    summary: Summary, groups: Mapping[str, int], searched: Sequence[RunResult], about: Mapping[str, Any], picture: str
+) -> str:
     """Return the report as a Markdown page."""
     budget, data = about["budget"], about["data"]
     return PAGE.format(
-        results=results_table(summary),
+        own=OWN_POINTS if searched else "",
+        results=results_table(summary, groups),
         trainings=trainings_text(budget),
         pool="mean-pooled" if about["pool"] == "mean" else "time steps kept apart",
         folds=FOLDS.format(num_folds=budget["folds"], part=1, parts=VALIDATION_PARTS) if budget["folds"] else "",
-        starts=STARTS if budget["inits"] != [RANDOM] else "",
+        starts=STARTS if any(groups.values()) else "",
         missing=MISSING.format(missing=about["missing"]) if about["missing"] else "",
         chance=1 / len(data["labels"]),
-        labels=budget["labels_per_class"] or "all",
+        tuned=TUNED.format(labels=budget["labels_per_class"] or "all") if budget["finetune_epochs"] else "",
         picture=picture,
         gaps=gaps_table(summary),
-        search_epochs=budget["search_epochs"],
-        search_seed=budget["seeds"][0],
-        search=search_table(searched),
+        search=search_text(searched, budget),
         epochs=budget["epochs"],
-        finetune_epochs=budget["finetune_epochs"],
+        batch_size=about["batch_size"],
+        finetuning=f"finetuning {budget['finetune_epochs']}" if budget["finetune_epochs"] else "no finetuning",
         videos=", ".join(f"{count} {split}" for split, count in data["videos"].items()),
         num_classes=len(data["labels"]),
         digest=data["digest"],
@@ -188,11 +202,16 @@ def trainings_text(budget: Mapping[str, Any]) -> str:
     return f"{seeds} and folds ({budget['folds']})" if budget["folds"] else seeds
 
 
-def results_table(summary: Summary) -> str:
-    """Return the table of results, one row per contestant."""
+def results_table(summary: Summary, groups: Mapping[str, int]) -> str:
+    """Return the table of results, one row per contestant, those of a group together if there are several groups."""
     header = ["objective", *MEASURES.values(), "pretraining, s", "trainings"]
+    grouped = any(groups.values())
     rows = []
+    previous = None
     for contestant, row in summary.items():
+        if grouped and groups[contestant] != previous:
+            previous = groups[contestant]
+            rows.append([f"**{GROUPS[previous]}**", *[""] * (len(header) - 1)])
         shares = [
             f"{100 * row[name]['mean']:.1f} ± {100 * row[name]['std']:.1f} %" if name in row else ""
             for name in MEASURES
@@ -219,10 +238,18 @@ def gaps_table(summary: Summary) -> str:
     return markdown_table([f"`{ahead[-1]}`", *MEASURES.values()], rows)
 
 
+def search_text(searched: Sequence[RunResult], budget: Mapping[str, Any]) -> str:
+    """Say how learning rate and mask ratio were found."""
+    if not searched:
+        return f"No search: all pretrain at the rate {budget['lrs'][0]:g} and hide {budget['mask_ratios'][0]:.0%}."
+    text = SEARCH.format(
+        search_epochs=budget["search_epochs"], search_seed=budget["seeds"][0], table=search_table(searched)
+    )
+    return text.strip()
+
+
 def search_table(searched: Sequence[RunResult]) -> str:
     """Return the table of the search: one row per point of the grid, one column per contestant, the best in bold."""
-    if not searched:
-        return "No search: the grid has one point."
     found: dict[tuple[str, float, float | None], RunResult] = {}
     for point in searched:
         run = point["run"]

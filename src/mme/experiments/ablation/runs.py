@@ -13,12 +13,11 @@ import torch
 from filelock import FileLock
 
 from mme.config import Params
-from mme.config.ablation import Budget
+from mme.config.ablation import SCRATCH, Budget
 from mme.config.paths import start_weights
 from mme.evaluation.multiview import METRIC_DIGITS
 from mme.evaluation.probe import Batch, centre_views, encode, probe_metrics, start_encoder
 from mme.experiments.ablation.plan import (
-    SCRATCH,
     AblationRun,
     RunResult,
     few_labels,
