@@ -18,6 +18,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import json
+import multiprocessing
 import os
 import statistics
 import subprocess
@@ -41,12 +42,14 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import default_collate
+from torch.utils.data import Dataset, default_collate
 
 from benchmarks.assembly import changed
 from benchmarks.feed import HEIGHT, WIDTH, bare_decoding, make_data, vit_b
 from benchmarks.report import REPORT, Row, record
 from mme.config import Params, load_params
+from mme.data.frames import SampleKey
+from mme.data.masked.clips import PretrainDataset
 from mme.manifest import Manifest
 from mme.motion.store import TrackStore
 from mme.system.files import write_json
@@ -198,12 +201,34 @@ def time_steps(folder: Path) -> Iterator[Row]:
         yield Row("memory", torch.cuda.max_memory_allocated() / 2**30, "GiB", of=of)
 
 
-class Steady(Callback):
-    """Time and losses of the steps after the first ones."""
+class Counted(Dataset[dict[str, Tensor]]):
+    """A data set that counts, over all loader processes, the clips that it has made."""
 
-    def __init__(self, skip: int) -> None:
+    collate_fn = staticmethod(PretrainDataset.collate_fn)
+
+    def __init__(self, dataset: PretrainDataset) -> None:
+        self.dataset = dataset
+        self.count = multiprocessing.Value("q", 0)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, keys: list[SampleKey]) -> dict[str, Tensor]:
+        """Make a batch."""
+        batch = self.dataset.__getitems__(keys)
+        with self.count.get_lock():
+            self.count.value += len(keys)
+        return batch
+
+
+class Steady(Callback):
+    """Time and losses of the steps after the first ones, and clips that loader processes made meanwhile."""
+
+    def __init__(self, skip: int, made: Counted) -> None:
         self.skip = skip
+        self.made = made
         self.ends: list[float] = []
+        self.loaded: list[int] = []
         self.waits: list[float] = []
         self.losses: list[float] = []
 
@@ -216,18 +241,23 @@ class Steady(Callback):
         assert isinstance(pl_module, TrainingModule)
         self.losses.append(float(pl_module.step_losses["loss"]))
         self.ends.append(time.perf_counter())
+        self.loaded.append(self.made.count.value)
 
-    def rate(self, clips: int) -> tuple[float, float]:
-        """Return clips per second and the share of waiting, after the first steps."""
+    def rates(self, clips: int) -> tuple[float, float, float]:
+        """Return clips trained and clips loaded per second, and the share of waiting, after the first steps.
+
+        More may be trained than loaded for as long as batches lie ready: the smaller of the two lasts.
+        """
         seconds = self.ends[-1] - self.ends[self.skip]
         steps = len(self.ends) - 1 - self.skip
-        return steps * clips / seconds, sum(self.waits[self.skip + 1 :]) / seconds
+        loaded = self.loaded[-1] - self.loaded[self.skip]
+        return steps * clips / seconds, loaded / seconds, sum(self.waits[self.skip + 1 :]) / seconds
 
 
 def train(params: Params, folder: Path, work: Path, num_steps: int, skip: int) -> Steady:
     """Train from files for some steps, by the loop of `mme`."""
-    dataset = dataset_of(params, folder)
-    steady = Steady(skip)
+    dataset = Counted(dataset_of(params, folder))
+    steady = Steady(skip, dataset)
     trainer = build_trainer(work, params.runtime, params.pretrain, [steady])
     per_pass = len(dataset) * params.pretrain.draws_per_decode
     repeats = -(-num_steps * params.pretrain.batch_size // per_pass)
@@ -244,13 +274,16 @@ def time_training(folder: Path) -> Iterator[Row]:
     workers = CORES if ON_GPU else 1
     # Every worker prepares whole batches: the rate is steady once each has delivered its third.
     skip, measured = (3 * workers, 3 * workers) if ON_GPU else (1, 3)
-    for draws, at_least in ((1, 400.0), (2, 700.0)):
-        params = params_of(draws, workers=workers)
+    for draws, compiled, at_least in ((1, False, 400.0), (2, False, 700.0), (2, True, 700.0)):
+        params = params_of(draws, workers=workers, compile=compiled and ON_GPU)
         with tempfile.TemporaryDirectory() as work:
             steady = train(params, folder, Path(work), skip + measured + 1, skip)
-        rate, waiting = steady.rate(params.pretrain.batch_size)
+        trained, loaded, waiting = steady.rates(params.pretrain.batch_size)
         of = f"{draws} draw{'s' if draws > 1 else ''} per decoding, {workers} loader processes on {CORES} cores"
+        of += ", compiled" if params.runtime.compile else ""
+        rate = min(trained, loaded)
         yield Row("training from files", rate, "clips per second", at_least=at_least if ON_GPU else None, of=of)
+        yield Row("trained", trained, "clips per second", of=f"of the same run, {loaded:.0f} loaded meanwhile")
         yield Row("waiting", waiting, "of the time", of=of)
         yield Row("loss", steady.losses[0], "at first", of=f"{steady.losses[-1]:.3f} after {len(steady.losses)} steps")
 

@@ -58,7 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def expect(tracks: TrackSlice, video_id: str, starts: list[int], length: int) -> None:
     stored = VIDEOS[video_id]
-    assert tracks.displacements.dtype == np.float32
+    assert tracks.displacements.dtype == np.float16
     assert tracks.displacements.shape == (len(starts), HEIGHT // CELL, WIDTH // CELL, length, 2)
     for row, start in enumerate(starts):
         expected = stored[start].displacements[:, :, :length]

@@ -15,7 +15,7 @@ from mme.video.codec import read_frames, write_video
 from mme.video.colour import luma_of
 from mme.video.containers import VideoError
 from mme.video.crop import Crop, apply_crop
-from mme.video.planes import YuvFrame, cut_plane, iter_planes, mirrored
+from mme.video.planes import YuvFrame, cut_plane, iter_planes
 from tests.reference.moving_scene import MovingScene, Similarity
 
 NUM_FRAMES = 21
@@ -66,6 +66,5 @@ def test_a_crop_of_planes_shows_what_a_crop_of_rgb_shows(crop: Crop, video: Path
     out = YuvFrame(np.empty((40, 40), np.uint8), np.empty((20, 20), np.uint8), np.empty((20, 20), np.uint8))
     for plane, scale, target in zip(frame, (1, 2, 2), out, strict=True):
         cut_plane(plane, crop, scale, target)
-    shown = rgb(YuvFrame(*(mirrored(plane) for plane in out)) if crop.flip else out)
     expected = apply_crop(read_frames(video, [0]), crop, 40)[0]
-    assert np.abs(shown.astype(int) - expected).mean() < (2.0 if crop.height == 40 else 6.0)
+    assert np.abs(rgb(out).astype(int) - expected).mean() < (2.0 if crop.height == 40 else 6.0)

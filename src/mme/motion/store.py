@@ -228,7 +228,7 @@ class TrackStore:
         index = np.asarray(starts, dtype=np.int64)
         num_valid = shard.tensor(video_id, "num_valid")[index]
         return TrackSlice(
-            displacements=displacements[index, :, :, :length].astype(np.float32),
+            displacements=displacements[index, :, :, :length],
             num_valid=np.minimum(num_valid, np.uint8(length)),
             homographies=step_homographies(shard.tensor(video_id, "homographies"), index, length),
             starts=index,

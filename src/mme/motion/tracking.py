@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64, UInt8
+from jaxtyping import Bool, Float, Float32, Int64, UInt8
 
 from mme.config import TrajectoriesParams
 from mme.motion.camera import CameraMotion, camera_shift, estimate_homography
@@ -35,7 +35,7 @@ class TrackSlice:
         height, width: frame size, pixels.
     """
 
-    displacements: Float32[np.ndarray, "S h w L 2"]
+    displacements: Float[np.ndarray, "S h w L 2"]
     num_valid: UInt8[np.ndarray, "S h w"]
     homographies: Float32[np.ndarray, "S L 3 3"]
     starts: Int64[np.ndarray, " S"]

@@ -47,7 +47,7 @@ class MaskedBatch(TypedDict):
     hidden: Bool[Tensor, "B N"]
     luma: UInt8[Tensor, "B F H W"]
     chroma: UInt8[Tensor, "B T 2 H/2 W/2"]
-    displacements: NotRequired[Float32[Tensor, "B K R Q L 2"]]
+    displacements: NotRequired[Float[Tensor, "B K R Q L 2"]]
     num_valid: NotRequired[UInt8[Tensor, "B K R Q"]]
     homographies: NotRequired[Float32[Tensor, "B K L 3 3"]]
     grid: NotRequired[Int64[Tensor, "B 2"]]
@@ -197,7 +197,7 @@ def stored_tracks(tracks: TrackSlice, crop: Crop, grid: tuple[int, int], camera:
         camera: add the camera's motion.
     """
     num_tubelets, rows, columns, length, _ = tracks.displacements.shape
-    displacements = np.zeros((num_tubelets, *grid, length, 2), dtype=np.float32)
+    displacements = np.zeros((num_tubelets, *grid, length, 2), tracks.displacements.dtype)
     displacements[:, :rows, :columns] = tracks.displacements
     num_valid = np.zeros((num_tubelets, *grid), dtype=np.uint8)
     num_valid[:, :rows, :columns] = tracks.num_valid
@@ -225,7 +225,7 @@ def token_tracks(batch: MaskedBatch, spec: TargetSpec) -> TokenTracks:
         raise ValueError(f"{stored.shape[1]} start frames for {spec.num_tubelets} tubelets")
     if stored.shape[4] < spec.length:
         raise ValueError(f"tracks of {stored.shape[4]} steps are shorter than length {spec.length}")
-    stored = stored[..., : spec.length, :]
+    stored = stored[..., : spec.length, :].float()
     left, top, crop_width, crop_height = batch["crop"].unbind(dim=1)  # (B) each
     rows, columns = batch["grid"].unbind(dim=1)
     num_clips, num_tubelets, num_rows, num_columns, length, _ = stored.shape

@@ -93,7 +93,7 @@ def _plane(plane: VideoPlane) -> UInt8[np.ndarray, "h w"]:
 
 
 def cut_plane(plane: UInt8[np.ndarray, "h w"], crop: Crop, scale: int, out: UInt8[np.ndarray, "s s"]) -> None:
-    """Cut a crop out of a plane and resize it into ``out``, not flipped.
+    """Cut a crop out of a plane, resize it into ``out`` and flip it.
 
     Args:
         plane: a plane of a frame.
@@ -107,9 +107,5 @@ def cut_plane(plane: UInt8[np.ndarray, "h w"], crop: Crop, scale: int, out: UInt
         out[:] = cut
     else:
         cv2.resize(cut, out.shape[::-1], dst=out, interpolation=resize_rule(cut.shape, out.shape))
-
-
-def mirrored(planes: UInt8[np.ndarray, "*T H W"]) -> UInt8[np.ndarray, "*T H W"]:
-    """Reverse the rows of planes."""
-    width = planes.shape[-1]
-    return np.asarray(cv2.flip(planes.reshape(-1, width), 1), dtype=np.uint8).reshape(planes.shape)
+    if crop.flip:
+        cv2.flip(out, 1, dst=out)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import groupby
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from mme.config import ClipParams, ModelParams, PretrainParams, frames_needed
 from mme.data.frames import SEED_PRETRAIN, PlaneCache, SampleKey, draw_crop, sample_rng, video_bytes
@@ -21,7 +23,15 @@ from mme.targets.base import luma_frames, objective_targets
 from mme.targets.grid import TargetSpec, stored_tracks
 from mme.video.codec import GOP_FRAMES
 from mme.video.crop import Crop
-from mme.video.planes import YuvFrame, cut_plane, mirrored
+from mme.video.planes import YuvFrame, cut_plane
+
+
+def empty_batch(shape: tuple[int, ...]) -> Tensor:
+    """Allocate bytes for a part of a batch; in a loader process in shared memory, from which they are sent uncopied."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # noqa: SLF001 - as default_collate does
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 
 class TrackedVideos:
@@ -70,32 +80,34 @@ class ClipView:
     Args:
         start: frame of the video that is the clip's first.
         crop: part of the frames that the clip shows.
-        luma_frames: frames whose brightness is kept, counted from ``start``.
-        spec: geometry of the clip.
+        luma: where the brightness of ``luma_frames`` goes.
+        chroma: where the colour of ``seen_frames`` goes.
+        luma_frames, seen_frames: frames counted from ``start``.
     """
 
-    def __init__(self, start: int, crop: Crop, luma_frames: Sequence[int], spec: TargetSpec) -> None:
+    def __init__(
+        self,
+        start: int,
+        crop: Crop,
+        luma: UInt8[np.ndarray, "F H W"],
+        chroma: UInt8[np.ndarray, "T 2 H/2 W/2"],
+        luma_frames: Sequence[int],
+        seen_frames: Sequence[int],
+    ) -> None:
         self.start = start
         self.crop = crop
-        self._luma_rows = {frame: row for row, frame in enumerate(luma_frames)}
-        self._chroma_rows = {frame: row for row, frame in enumerate(spec.seen_frames)}
-        self._luma = np.empty((len(self._luma_rows), spec.height, spec.width), np.uint8)
-        self._chroma = np.empty((len(self._chroma_rows), 2, spec.height // 2, spec.width // 2), np.uint8)
+        self._luma = dict(zip(luma_frames, luma, strict=True))
+        self._chroma = dict(zip(seen_frames, chroma, strict=True))
 
     def add(self, number: int, frame: YuvFrame) -> None:
         """Cut and resize what is needed of a frame of the video."""
-        row = self._luma_rows.get(number - self.start)
-        if row is not None:
-            cut_plane(frame.y, self.crop, 1, self._luma[row])
-        row = self._chroma_rows.get(number - self.start)
-        if row is not None:
-            cut_plane(frame.u, self.crop, 2, self._chroma[row, 0])
-            cut_plane(frame.v, self.crop, 2, self._chroma[row, 1])
-
-    def planes(self) -> dict[str, Tensor]:
-        """Fields ``luma`` and ``chroma`` of `mme.targets.grid.MaskedBatch`, without the batch axis."""
-        planes = {"luma": self._luma, "chroma": self._chroma}
-        return {name: torch.from_numpy(mirrored(part) if self.crop.flip else part) for name, part in planes.items()}
+        luma = self._luma.get(number - self.start)
+        if luma is not None:
+            cut_plane(frame.y, self.crop, 1, luma)
+        chroma = self._chroma.get(number - self.start)
+        if chroma is not None:
+            cut_plane(frame.u, self.crop, 2, chroma[0])
+            cut_plane(frame.v, self.crop, 2, chroma[1])
 
 
 class PretrainDataset(Dataset[dict[str, Tensor]]):
@@ -136,21 +148,35 @@ class PretrainDataset(Dataset[dict[str, Tensor]]):
         return len(self.tracked.videos)
 
     def __getitem__(self, key: SampleKey) -> dict[str, Tensor]:
-        return self.__getitems__([key])[0]
+        return {name: values[0] for name, values in self.__getitems__([key]).items()}
 
-    def __getitems__(self, keys: list[SampleKey]) -> list[dict[str, Tensor]]:
-        """Return the samples of a batch; consecutive draws of a video from one decoding are decoded once."""
-        samples: list[dict[str, Tensor]] = []
+    def __getitems__(self, keys: list[SampleKey]) -> dict[str, Tensor]:
+        """Return a whole batch; consecutive draws of a video from one decoding are decoded once.
+
+        Planes, most of a batch, are written where the batch lies: nothing is stacked and copied. So the loader has
+        nothing to collate, see `collate_fn`.
+        """
+        spec, fields = self.spec, []
+        luma = empty_batch((len(keys), len(self.luma_frames), spec.height, spec.width))
+        chroma = empty_batch((len(keys), len(spec.seen_frames), 2, spec.height // 2, spec.width // 2))
+        planes = zip(luma.numpy(), chroma.numpy(), strict=True)
         for (_, index), group in groupby(keys, lambda key: (key[0] // self.pretrain.draws_per_decode, key[1])):
-            video = self.tracked.videos[index]
-            draws = [self._draw(video, draw, index) for draw, _ in group]
-            views = [view for view, _ in draws]
+            video, views = self.tracked.videos[index], []
+            for draw, _ in group:
+                start, crop, drawn = self._draw(video, draw, index)
+                views.append(ClipView(start, crop, *next(planes), self.luma_frames, spec.seen_frames))
+                fields.append(drawn)
             self._read(video, views)
-            samples += [fields | view.planes() for view, fields in draws]
-        return samples
+        batch: dict[str, Tensor] = default_collate(fields)
+        return batch | {"luma": luma, "chroma": chroma}
 
-    def _draw(self, video: Video, draw: int, index: int) -> tuple[ClipView, dict[str, Tensor]]:
-        """Draw a clip, a crop and a mask of a video; all but the planes is read."""
+    @staticmethod
+    def collate_fn(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return what `__getitems__` returned."""
+        return batch
+
+    def _draw(self, video: Video, draw: int, index: int) -> tuple[int, Crop, dict[str, Tensor]]:
+        """Draw first frame, crop and mask of a clip, and read its tracks."""
         pretrain, spec = self.pretrain, self.spec
         rng = sample_rng(SEED_PRETRAIN, self.seed, draw, index)
         start = self._start(rng, video, draw, index)
@@ -164,7 +190,7 @@ class PretrainDataset(Dataset[dict[str, Tensor]]):
         if "tracks" in self.inputs:
             fields |= tracks
         fields["hidden"] = torch.from_numpy(hidden)
-        return ClipView(start, crop, self.luma_frames, spec), fields
+        return start, crop, fields
 
     def _start(self, rng: np.random.Generator, video: Video, draw: int, index: int) -> int:
         """Draw the first frame of a clip, uniformly.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -145,6 +146,8 @@ def training_loader(
 ) -> DataLoader[dict[str, Tensor]]:
     """Build the loader of this process's share of full batches, shuffled anew in each pass over the data set.
 
+    Samples become a batch by the data set's ``collate_fn`` if it has one.
+
     A pass draws each sample ``repeats`` times `OptimisedParams.epochs_per_pass` times, the latter in one process. A
     batch is at most as large as a pass. ``classes`` as in `EpochSampler`.
 
@@ -184,6 +187,7 @@ def _loader(dataset: Dataset[Any], sampler: EpochSampler, batch_size: int, num_w
         batch_size=batch_size,
         sampler=sampler,
         num_workers=num_workers,
+        collate_fn=getattr(dataset, "collate_fn", None),
         persistent_workers=num_workers > 0,
         pin_memory=on_gpu,
         worker_init_fn=_give_way if on_gpu else _use_one_thread,
@@ -191,8 +195,13 @@ def _loader(dataset: Dataset[Any], sampler: EpochSampler, batch_size: int, num_w
 
 
 def _use_one_thread(worker: int) -> None:
-    """Keep OpenCV from starting a thread per core in each loader process; PyTorch has one there already."""
+    """Keep OpenCV from starting a thread per core in each loader process; PyTorch has one there already.
+
+    What the process inherited is kept from the garbage collector, which would look through it again and again, and by
+    that copy its pages.
+    """
     cv2.setNumThreads(0)  # 1 would wait for the threads of the process that was forked, which are not there
+    gc.freeze()
 
 
 def _give_way(worker: int) -> None:
