@@ -42,14 +42,13 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import default_collate
 
 from benchmarks.assembly import changed
 from benchmarks.feed import HEIGHT, WIDTH, bare_decoding, make_data, vit_b
 from benchmarks.report import REPORT, Row, record
 from mme.config import Params, load_params
-from mme.data.frames import SampleKey
-from mme.data.masked.clips import PretrainDataset
+from mme.data.frames import PlaneCache
 from mme.manifest import Manifest
 from mme.motion.store import TrackStore
 from mme.system.files import write_json
@@ -58,6 +57,7 @@ from mme.training.loop.loaders import training_loader
 from mme.training.loop.module import TrainingModule
 from mme.training.loop.trainer import build_trainer, fit, rank_of
 from mme.training.pretrain import PretrainModule, Statistics, pretrain_dataset, target_statistics
+from mme.video.planes import YuvFrame
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
@@ -201,32 +201,26 @@ def time_steps(folder: Path) -> Iterator[Row]:
         yield Row("memory", torch.cuda.max_memory_allocated() / 2**30, "GiB", of=of)
 
 
-class Counted(Dataset[dict[str, Tensor]]):
-    """A data set that counts, over all loader processes, the clips that it has made."""
+class Counted(PlaneCache):
+    """Decodes each time, and counts the decodings of all loader processes."""
 
-    collate_fn = staticmethod(PretrainDataset.collate_fn)
-
-    def __init__(self, dataset: PretrainDataset) -> None:
-        self.dataset = dataset
+    def __init__(self) -> None:
+        super().__init__(0)
         self.count = multiprocessing.Value("q", 0)
 
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitems__(self, keys: list[SampleKey]) -> dict[str, Tensor]:
-        """Make a batch."""
-        batch = self.dataset.__getitems__(keys)
+    def read(self, path: Path, start: int, stop: int, video_bytes: int) -> Iterator[YuvFrame]:
+        """Decode."""
+        yield from super().read(path, start, stop, video_bytes)
         with self.count.get_lock():
-            self.count.value += len(keys)
-        return batch
+            self.count.value += 1
 
 
 class Steady(Callback):
-    """Time and losses of the steps after the first ones, and clips that loader processes made meanwhile."""
+    """Time and losses of the steps after the first ones, and what loader processes decoded meanwhile."""
 
-    def __init__(self, skip: int, made: Counted) -> None:
+    def __init__(self, skip: int, decoded: Counted) -> None:
         self.skip = skip
-        self.made = made
+        self.decoded = decoded
         self.ends: list[float] = []
         self.loaded: list[int] = []
         self.waits: list[float] = []
@@ -241,23 +235,24 @@ class Steady(Callback):
         assert isinstance(pl_module, TrainingModule)
         self.losses.append(float(pl_module.step_losses["loss"]))
         self.ends.append(time.perf_counter())
-        self.loaded.append(self.made.count.value)
+        self.loaded.append(self.decoded.count.value)
 
-    def rates(self, clips: int) -> tuple[float, float, float]:
+    def rates(self, clips: int, draws: int) -> tuple[float, float, float]:
         """Return clips trained and clips loaded per second, and the share of waiting, after the first steps.
 
         More may be trained than loaded for as long as batches lie ready: the smaller of the two lasts.
         """
         seconds = self.ends[-1] - self.ends[self.skip]
         steps = len(self.ends) - 1 - self.skip
-        loaded = self.loaded[-1] - self.loaded[self.skip]
+        loaded = draws * (self.loaded[-1] - self.loaded[self.skip])
         return steps * clips / seconds, loaded / seconds, sum(self.waits[self.skip + 1 :]) / seconds
 
 
 def train(params: Params, folder: Path, work: Path, num_steps: int, skip: int) -> Steady:
     """Train from files for some steps, by the loop of `mme`."""
-    dataset = Counted(dataset_of(params, folder))
-    steady = Steady(skip, dataset)
+    dataset, decoded = dataset_of(params, folder), Counted()
+    dataset.tracked.cache = decoded
+    steady = Steady(skip, decoded)
     trainer = build_trainer(work, params.runtime, params.pretrain, [steady])
     per_pass = len(dataset) * params.pretrain.draws_per_decode
     repeats = -(-num_steps * params.pretrain.batch_size // per_pass)
@@ -278,7 +273,7 @@ def time_training(folder: Path) -> Iterator[Row]:
         params = params_of(draws, workers=workers, compile=compiled and ON_GPU)
         with tempfile.TemporaryDirectory() as work:
             steady = train(params, folder, Path(work), skip + measured + 1, skip)
-        trained, loaded, waiting = steady.rates(params.pretrain.batch_size)
+        trained, loaded, waiting = steady.rates(params.pretrain.batch_size, draws)
         of = f"{draws} draw{'s' if draws > 1 else ''} per decoding, {workers} loader processes on {CORES} cores"
         of += ", compiled" if params.runtime.compile else ""
         rate = min(trained, loaded)
