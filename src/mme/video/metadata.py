@@ -120,7 +120,8 @@ class CodedPictures:
             return False
         stamps = [stamp for stamp in self.timestamps if stamp is not None]
         latest = itertools.accumulate(stamps, max)
-        return all((most - stamp) * self.time_base < 1 for stamp, most in zip(stamps, latest, strict=True))
+        back = max((most - stamp for stamp, most in zip(stamps, latest, strict=True)), default=0)
+        return back * self.time_base < 1
 
     @property
     def tell_seconds(self) -> bool:

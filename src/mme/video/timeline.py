@@ -1,6 +1,7 @@
 """Time of the pictures of a video, and which of them a video of a constant rate shows: sample and hold.
 
 Times are whole ticks of the file's time base and instants exact fractions, so that no rounding error chooses a picture.
+What is computed for every picture is written with whole numbers, of which `Fraction` needs ten times the time.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 
 MAX_PAUSE_S = 3600
 """A longer time between two pictures is no pause but another clock, such as that of the wall after a first zero."""
@@ -47,13 +49,18 @@ def exact_rate(fps: float | Fraction) -> Fraction:
     return rate
 
 
+def _ticks(seconds: int, time_base: Fraction) -> int:
+    """Return the whole ticks in a time."""
+    return seconds * time_base.denominator // time_base.numerator
+
+
 def median_interval(timestamps: Iterable[int], time_base: Fraction) -> int | None:
     """Return the median distance in ticks of timestamps in any order; None if no two differ.
 
     Pauses beyond ``MAX_PAUSE_S`` do not count.
     """
     ordered = sorted(timestamps)
-    longest = MAX_PAUSE_S / time_base
+    longest = _ticks(MAX_PAUSE_S, time_base)
     intervals = [later - earlier for earlier, later in itertools.pairwise(ordered) if later > earlier]
     usual = sorted(interval for interval in intervals if interval <= longest)
     return usual[(len(usual) - 1) // 2] if usual else None
@@ -80,7 +87,7 @@ class Clock:
     def __init__(self, time_base: Fraction, interval: int) -> None:
         """Start a clock that counts in ``time_base`` seconds; ``interval`` ticks are usual between two pictures."""
         self._interval = interval
-        self._longest = MAX_PAUSE_S / time_base
+        self._longest = _ticks(MAX_PAUSE_S, time_base)
         self._back = -_STEP_BACK * interval
         self._shift: int | None = None
         self._time = -interval
@@ -115,17 +122,23 @@ class Instants:
     time_base: Fraction
     interval: int
 
-    @property
-    def _after_s(self) -> Fraction:
-        return _LOOK_AFTER * min(self.interval * self.time_base, 1 / self.fps)
-
     def tick(self, index: int) -> int:
         """Return the last tick of the source that instant ``index`` has reached."""
-        return math.floor((index / self.fps + self._after_s) / self.time_base)
+        step, after, divisor = self._terms
+        return (index * step + after) // divisor
 
     def num_before(self, time: int) -> int:
         """Return the number of instants before a time of the source in ticks."""
-        return max(0, math.ceil((time * self.time_base - self._after_s) * self.fps))
+        step, after, divisor = self._terms
+        return max(0, -((after - time * divisor) // step))
+
+    @cached_property
+    def _terms(self) -> tuple[int, int, int]:
+        """Whole numbers s, a, d: instant k is at tick (k s + a) / d."""
+        after_s = _LOOK_AFTER * min(self.interval * self.time_base, 1 / self.fps)
+        step, after = 1 / self.fps / self.time_base, after_s / self.time_base
+        divisor = math.lcm(step.denominator, after.denominator)
+        return int(step * divisor), int(after * divisor), divisor
 
 
 @dataclass(frozen=True)
