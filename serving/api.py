@@ -11,14 +11,14 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 from asgi_correlation_id import correlation_id
-from fastapi import APIRouter, Depends, Query, Request, Security
+from fastapi import APIRouter, Query, Request, Security
 from fastapi.responses import JSONResponse, Response
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from mme.evaluation.windows import csv_text, joined, vtt_text, windows_document
 from mme.video.windows import WindowPlan
 from serving import schemas
 from serving.decoding.tracks import LENGTH, windows
+from serving.http.routes import DirectRoute, bearer
 from serving.http.uploads import FILE_TYPES, Upload, discard_rest, received
 from serving.inference.engine import Admission, Classified, InferenceEngine, while_connected
 from serving.inference.model_reloader import LoadedModel
@@ -77,44 +77,36 @@ _BODY_FEEDBACK = {
     },
 }
 
-_bearer = HTTPBearer(auto_error=False, description="An API key, if the operator requires one.")
-
-
 def engine_of(request: Request) -> InferenceEngine:
     """Return the application's engine."""
     engine: InferenceEngine = request.app.state.engine
     return engine
 
 
-# Dependencies are coroutines: FastAPI runs plain functions in threads, where they wait for Python's lock.
-async def check_caller(
-    request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
-) -> None:
-    """Refuse callers without a valid key, and callers above their rate."""
-    caller = request.app.state.api_keys.check(credentials.credentials if credentials else None)
-    address = request.client.host if request.client else "unknown"
-    request.app.state.rate_limit.check(caller or address)
+def check_view_options(request: Request, options: schemas.ViewOptions) -> None:
+    """Check the query parameters against the operator's limit on segments.
 
-
-async def view_options(request: Request, options: Annotated[schemas.ViewOptions, Query()]) -> schemas.ViewOptions:
-    """Return the query parameters, with the operator's limit on segments checked."""
+    Raises:
+        Problem: they are above it.
+    """
     max_segments = engine_of(request).settings.max_segments
     if options.segments is not None and options.segments > max_segments:
         errors = [{"location": ["query", "segments"], "message": f"must be at most {max_segments}"}]
         raise Problem("invalid-parameter", f"segments: {options.segments} is above {max_segments}", errors=errors)
-    return options
 
 
-async def classify_options(
-    request: Request, options: Annotated[schemas.ClassifyOptions, Query()]
-) -> schemas.ClassifyOptions:
-    """Return the query parameters, with the operator's limits and those of the model checked."""
-    await view_options(request, options)
+def check_classify_options(request: Request, options: schemas.ClassifyOptions) -> None:
+    """Check the query parameters against the operator's limits and those of the model.
+
+    Raises:
+        Problem: they contradict each other or exceed a limit.
+    """
+    check_view_options(request, options)
     if options.window_s is None:
         for name in ("hop_s", "format"):
             if getattr(options, name) is not None:
                 raise _invalid(name, "needs window_s")
-        return options
+        return
     if options.logits:
         raise _invalid("logits", "cannot be combined with window_s")
     config = engine_of(request).model().classifier.config
@@ -125,7 +117,6 @@ async def classify_options(
         raise _invalid(name, message) from error
     if plan.length * (options.crops or config.views.crops) * 3 * config.clip.size**2 > MAX_WINDOW_BYTES:
         raise _invalid("window_s", f"{options.window_s:g} s need too much memory: ask for shorter windows")
-    return options
 
 
 def _invalid(name: str, message: str, place: str = "query") -> Problem:
@@ -153,7 +144,7 @@ async def admitted_uploads(request: Request, max_files: int) -> AsyncIterator[li
         yield uploads
 
 
-video_router = APIRouter(dependencies=[Depends(check_caller)])
+video_router = APIRouter(route_class=DirectRoute, dependencies=[Security(bearer)])
 
 
 @video_router.post(
@@ -165,13 +156,14 @@ video_router = APIRouter(dependencies=[Depends(check_caller)])
     openapi_extra={"requestBody": _BODY_ONE},
 )
 async def classify_video(
-    request: Request, options: Annotated[schemas.ClassifyOptions, Depends(classify_options)]
+    request: Request, options: Annotated[schemas.ClassifyOptions, Query()]
 ) -> schemas.ClassificationAnswer | Response:
     """Send one video, `curl -F file=@clip.mp4` or the bytes themselves with a `video/*` type; get the likely labels.
 
     With `window_s` and `hop_s`, get labels of windows along the video and segments of one label, as JSON, CSV (a row
     per window) or WebVTT (a cue per segment).
     """
+    check_classify_options(request, options)
     if options.window_s is not None:
         return await _classify_windows(request, options, options.window_s)
     engine, started = engine_of(request), time.perf_counter()
@@ -230,9 +222,10 @@ def _accepted_format(request: Request) -> schemas.AnswerFormat:
     openapi_extra={"requestBody": _BODY_MANY},
 )
 async def classify_videos(
-    request: Request, options: Annotated[schemas.ViewOptions, Depends(view_options)]
+    request: Request, options: Annotated[schemas.ViewOptions, Query()]
 ) -> schemas.BatchAnswer:
     """Each file has its own entry with a result or a problem; a bad file does not fail the others."""
+    check_view_options(request, options)
     engine, started = engine_of(request), time.perf_counter()
 
     async def entry(index: int, upload: Upload, uploaded: float) -> schemas.BatchEntry:
@@ -279,7 +272,7 @@ async def trajectories(request: Request, options: Annotated[schemas.TracksOption
         return JSONResponse(document)
 
 
-feedback_router = APIRouter(dependencies=[Depends(check_caller)])
+feedback_router = APIRouter(route_class=DirectRoute, dependencies=[Security(bearer)])
 
 
 @feedback_router.post(

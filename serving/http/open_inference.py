@@ -6,13 +6,14 @@ import asyncio
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Request, Security
 from jaxtyping import UInt8
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mme.config.base import faults
 from mme.video.sampling import Views
-from serving.api import PER_CALL, admission_slot, check_caller, engine_of
+from serving.api import PER_CALL, admission_slot, engine_of
+from serving.http.routes import bearer, check_caller
 from serving.http.uploads import body_bytes
 from serving.inference.engine import while_connected
 from serving.inference.model_reloader import LoadedModel
@@ -112,7 +113,7 @@ server_router = APIRouter(prefix="/v2", tags=_TAGS)
 model_router = APIRouter(
     prefix="/v2/models/{name}",
     tags=_TAGS,
-    dependencies=[Depends(check_caller)],
+    dependencies=[Security(bearer), Depends(check_caller)],
     responses=documented("not-found", *PER_CALL),
 )
 
