@@ -77,6 +77,7 @@ _BODY_FEEDBACK = {
     },
 }
 
+
 def engine_of(request: Request) -> InferenceEngine:
     """Return the application's engine."""
     engine: InferenceEngine = request.app.state.engine
@@ -221,9 +222,7 @@ def _accepted_format(request: Request) -> schemas.AnswerFormat:
     responses=documented(*PER_UPLOAD, *PER_CALL, "invalid-parameter"),
     openapi_extra={"requestBody": _BODY_MANY},
 )
-async def classify_videos(
-    request: Request, options: Annotated[schemas.ViewOptions, Query()]
-) -> schemas.BatchAnswer:
+async def classify_videos(request: Request, options: Annotated[schemas.ViewOptions, Query()]) -> schemas.BatchAnswer:
     """Each file has its own entry with a result or a problem; a bad file does not fail the others."""
     check_view_options(request, options)
     engine, started = engine_of(request), time.perf_counter()

@@ -8,7 +8,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -83,7 +83,8 @@ class FeedbackStore:
             known = self.find(sha256)
             if known is None and clip is None:
                 raise Problem("overloaded", "the clip was removed meanwhile; send it again", retry_after_s=1)
-            self._check_space(0 if clip is None or known is not None else len(clip))
+            sizes = self._sizes()
+            self._check_space(sizes, 0 if clip is None or known is not None else len(clip))
             record = (
                 FeedbackRecord(sha256=sha256, duration_s=duration_s, corrections=(correction,))
                 if known is None
@@ -93,8 +94,11 @@ class FeedbackStore:
                 if known is None and clip is not None:
                     with atomic_path(self._folder / record.clip_name) as temporary:
                         temporary.write_bytes(clip)
-                write_json(record_path(self._folder, sha256), record.model_dump(mode="json"))
-            self._count()
+                    sizes[record.clip_name] = len(clip)
+                path = record_path(self._folder, sha256)
+                write_json(path, record.model_dump(mode="json"))
+                sizes[path.name] = path.stat().st_size
+            self._show(sizes)
             return None if known is None else known.last
 
     def expire(self) -> None:
@@ -112,17 +116,19 @@ class FeedbackStore:
             for unfinished in self._folder.glob(".*.mp4.*"):
                 if unfinished.stat().st_mtime < time.time() - SECONDS_PER_DAY:
                     shutil.rmtree(unfinished, ignore_errors=True)
-            self._count()
+            self._show(self._sizes())
 
-    def _check_space(self, num_bytes: int) -> None:
-        used = self._count()
+    def _check_space(self, sizes: Mapping[str, int], num_bytes: int) -> None:
+        used = sum(sizes.values())
         if used + num_bytes > self._max_bytes:
             detail = f"{used} of {self._max_bytes} bytes are taken, {num_bytes} are needed"
             raise Problem("feedback-full", detail, max_bytes=self._max_bytes)
 
-    def _count(self) -> int:
-        """Return the bytes of the folder, and set the gauges."""
-        sizes = {entry.name: entry.stat().st_size for entry in os.scandir(self._folder) if entry.is_file()}
+    def _sizes(self) -> dict[str, int]:
+        """Return the bytes of each file of the folder."""
+        return {entry.name: entry.stat().st_size for entry in os.scandir(self._folder) if entry.is_file()}
+
+    def _show(self, sizes: Mapping[str, int]) -> None:
+        """Set the gauges."""
         self._metrics.feedback_bytes.set(sum(sizes.values()))
         self._metrics.feedback_clips.set(sum(name.endswith(".json") for name in sizes))
-        return sum(sizes.values())

@@ -103,8 +103,13 @@ class ViewsTask:
         Raises:
             VideoError: the video cannot be decoded.
         """
-        views = sample_open_video(video, self.clip, self.fps, self.segments, self.crops)
-        header = {"shape": views.frames.shape, "info": dataclasses.asdict(video.info), "decode_ms": views.decode_ms}
+        return self.answer(sample_open_video(video, self.clip, self.fps, self.segments, self.crops))
+
+    @staticmethod
+    def answer(views: Views) -> tuple[dict[str, Any], memoryview]:
+        """Return header and payload for views of a file."""
+        assert views.info is not None
+        header = {"shape": views.frames.shape, "info": dataclasses.asdict(views.info), "decode_ms": views.decode_ms}
         return header, views.frames.data.cast("B")
 
     def parse(self, header: dict[str, Any], payload: bytes | bytearray) -> Views:

@@ -38,7 +38,7 @@ def query_options(request: Request, model: type[Options]) -> Options:
     try:
         return model.model_validate(dict(request.query_params))
     except ValidationError as error:
-        errors = [fault | {"loc": ("query", *fault["loc"])} for fault in error.errors(include_url=False)]  # type: ignore[operator]
+        errors = [fault | {"loc": ("query", *fault["loc"])} for fault in error.errors(include_url=False)]
         raise RequestValidationError(errors) from error
 
 

@@ -30,7 +30,7 @@ from mme.video.metadata import VideoInfo
 from mme.video.sampling import Views
 from mme.video.windows import Window, WindowPlan
 from serving.decoding.child import VideoLimits, ViewsTask
-from serving.decoding.normal import NormalFormTask
+from serving.decoding.normal import CorrectionTask
 from serving.decoding.pool import DecodeLimits, DecodePool
 from serving.decoding.tracks import TracksTask, VideoTracks
 from serving.decoding.windows import WindowsTask
@@ -225,7 +225,9 @@ class InferenceEngine:
             Problem: it is not a usable video, or the deadline has passed.
         """
         async with self._counted_video(upload):
-            classified, views = await self._answer(upload, options)
+            model, started = self.model(), time.perf_counter()
+            views = await self._pool.run(self._views_task(model, upload, options))
+            classified = await self._answer(model, views, started)
             own = classified.model.classifier.config.views
             comparable = options.segments in (None, own.segments) and options.crops in (None, own.crops)
             self._count(classified.model, classified.logits, "video", comparable=comparable)
@@ -235,25 +237,23 @@ class InferenceEngine:
                 self._shadow.offer(answered, upload.path)
             return classified
 
-    async def _answer(self, upload: Upload, options: ViewOptions) -> tuple[Classified, Views]:
-        model = self.model()
+    def _views_task(self, model: LoadedModel, upload: Upload, options: ViewOptions) -> ViewsTask:
         config = model.classifier.config
         segments = config.views.segments if options.segments is None else options.segments
         crops = config.views.crops if options.crops is None else int(options.crops)
+        return ViewsTask(upload.path, config.clip, config.fps, segments, crops, self._video_limits)
 
-        started = time.perf_counter()
-        task = ViewsTask(upload.path, config.clip, config.fps, segments, crops, self._video_limits)
-        views = await self._pool.run(task)
+    async def _answer(self, model: LoadedModel, views: Views, started: float) -> Classified:
+        """Run the model on the views of a file; ``started`` is when decoding was asked for."""
         decode_wait_ms = max(0.0, 1000 * (time.perf_counter() - started) - views.decode_ms)
         self.metrics.decode_seconds.observe(views.decode_ms / 1000)
         assert views.info is not None
 
         row = await self._batcher.predict(model.classifier, views)
-        classified = Classified(
+        return Classified(
             model, row.logits, views.info, len(views.frames),
             decode_wait_ms, views.decode_ms, row.queue_ms, row.inference_ms,
         )  # fmt: skip
-        return classified, views
 
     async def correct(self, upload: Upload, label: str, note: str) -> Corrected:
         """Keep a video with its right label and the model's answer, which is no answer to count.
@@ -267,14 +267,15 @@ class InferenceEngine:
         check_label(label, model.classifier.labels)
         async with self._counted_video(upload):
             sha256 = await asyncio.to_thread(sha256_file, upload.path)
-            classified, _ = await self._answer(upload, ViewOptions())
-            (answered,) = classified.model.classifier.rank(classified.logits, 1)
-            clip = None
-            if await asyncio.to_thread(self.feedback.find, sha256) is None:
-                limits = self._video_limits
+            known, started = await asyncio.to_thread(self.feedback.find, sha256), time.perf_counter()
+            task, clip = self._views_task(model, upload, ViewOptions()), None
+            if known is not None:
+                views = await self._pool.run(task)
+            else:
                 side, max_bytes = self.settings.feedback_short_side, self.settings.max_upload_bytes
-                task = NormalFormTask(upload.path, model.classifier.config.fps, side, max_bytes, limits)
-                clip = await self._pool.run(task)
+                views, clip = await self._pool.run(CorrectionTask(task, side, max_bytes))
+            classified = await self._answer(model, views, started)
+            (answered,) = classified.model.classifier.rank(classified.logits, 1)
             correction = Correction(
                 label=label, note=note, answered=answered.label, probability=answered.probability,
                 model=classified.model.name, version=classified.model.version, model_digest=classified.model.digest,

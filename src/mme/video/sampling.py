@@ -55,7 +55,7 @@ def sample_views(source: VideoInput, clip: ClipParams, fps: float, segments: int
     if isinstance(source, np.ndarray):
         indices = view_indices(num_frames_of(source), clip, segments)
         needed, positions = np.unique(indices, return_inverse=True)
-        views = _cut_views(source[needed], positions.reshape(indices.shape), clip.size, crops)
+        views = cut_views(source[needed], positions.reshape(indices.shape), clip.size, crops)
         return Views(views, None, 1000 * (time.perf_counter() - started))
     with open_video(Path(source) if isinstance(source, str) else source) as video:
         return sample_open_video(video, clip, fps, segments, crops)
@@ -70,18 +70,18 @@ def sample_open_video(video: OpenVideo, clip: ClipParams, fps: float, segments: 
     indices = view_indices(video.num_frames(fps), clip, segments)
     needed, positions = np.unique(indices, return_inverse=True)
     frames = video.read([int(index) for index in needed], fps)
-    views = _cut_views(frames, positions.reshape(indices.shape), clip.size, crops, video.info.pixel_aspect)
+    views = cut_views(frames, positions.reshape(indices.shape), clip.size, crops, video.info.pixel_aspect)
     return Views(views, video.info, 1000 * (time.perf_counter() - video.opened_s))
 
 
-def _cut_views(
+def cut_views(
     frames: UInt8[np.ndarray, "U H W 3"],
     positions: Int64[np.ndarray, "segments T"],
     size: int,
     crops: int,
     pixel_aspect: float = 1.0,
 ) -> UInt8[np.ndarray, "V T S S 3"]:
-    """Cut views out of the frames at ``positions``."""
+    """Cut views out of the frames at ``positions``, a row of them per segment."""
     squares = square_crops(frames, size, crops, pixel_aspect)  # (C, U, S, S, 3)
     views = squares[:, positions]  # (C, segments, T, S, S, 3)
     return np.ascontiguousarray(views.swapaxes(0, 1)).reshape(-1, *views.shape[2:])  # (V, T, S, S, 3)
