@@ -36,9 +36,10 @@ def module_and_data(manifest: Manifest, **pretrain: Any) -> tuple[PretrainModule
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_head_target_and_loss_agree(objective: str, hog_steps: str, precision: str, data: Manifest) -> None:
     module, dataset = module_and_data(data, objective=objective, hog_steps=hog_steps, precision=precision)
+    clips = dataset.__getitems__([(0, index) for index in range(4)])
     torch.manual_seed(0)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
-        batch = module.prepare(default_collate([dataset[0, index] for index in range(4)]))
+        batch = module.prepare(clips)
         predictions = module.model(batch["tubelets"], batch["hidden"])
         losses = module.losses(batch)
     assert list(predictions) == [target.name for target in OBJECTIVES[objective]]
