@@ -54,7 +54,7 @@ by cosine on the same features. {tuned}All on the centre view. `scratch` has no 
 those of random weights. Pretraining seconds are wall time without probing, trainings running side by side.
 {folds}{starts}{missing}
 
-![Probe accuracy over pretraining time, and accuracy by objective]({picture})
+![Accuracy by objective]({picture})
 
 ## How far `mme` is ahead
 
@@ -272,33 +272,38 @@ def curve_figure(finished: Sequence[RunResult], contestants: Sequence[str]) -> F
     """Draw probe accuracy over pretraining time (band: lowest to highest training), and accuracies by measure.
 
     Contestants of one objective have one colour; those that do not start from random weights are hatched and dashed.
+    Measures without a value are left out, and so is the time if nothing was probed before the end.
     """
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=[3, 2])
-    width = 0.8 / len(contestants)
-    for index, contestant in enumerate(contestants):
+    found = {name for result in finished for name in result["test"]}
+    measures = [name for name in MEASURES if name in found]
+    timed = any(len(result["curve"]) > 1 for result in finished)
+    height = max(4.5, 1.2 + 0.3 * len(contestants))
+    figure = Figure(figsize=(2 + 3 * len(measures) + 5 * timed, height), layout="constrained")
+    parts = figure.subfigures(1, 2, width_ratios=[5, 2 + 3 * len(measures)]) if timed else [figure]
+    left = parts[0].subplots() if timed else None
+    bars = dict(zip(measures, parts[-1].subplots(1, len(measures), sharey=True, squeeze=False)[0], strict=True))
+    for place, contestant in enumerate(contestants):
         results = of_contestant(finished, contestant)
         run = results[0]["run"]
         colour, warm = COLOURS[run["objective"]], run["init"] != RANDOM
         curves = [result["curve"] for result in results if result["curve"]]
-        if curves:
+        if left is not None and curves:
             points = list(zip(*curves, strict=True))  # one entry per probed epoch, over the trainings
             seconds = [statistics.mean(row["seconds"] for row in point) for point in points]
             shares = [[100 * row["test/probe_top1"] for row in point] for point in points]
             left.plot(seconds, [statistics.mean(s) for s in shares], "o--" if warm else "o-", color=colour)
             left.fill_between(seconds, [min(s) for s in shares], [max(s) for s in shares], color=colour, alpha=0.2)
-        for place, name in enumerate(MEASURES):
+        for name, axes in bars.items():
             values = [100 * result["test"][name] for result in results if name in result["test"]]
-            x = place + (index - len(contestants) / 2 + 0.5) * width
-            label = contestant if place == 0 else None
             if values:
                 hatch = "//" if warm else None
-                right.bar(
-                    x, statistics.mean(values), 0.9 * width, color=colour, hatch=hatch, edgecolor="white", label=label
-                )
-                right.plot([x] * len(values), values, ".", color="black", markersize=4)
-    left.set(xlabel="pretraining, s", ylabel="frozen probe, %", ylim=(0, 100), title="over pretraining time")
-    right.set_xticks(range(len(MEASURES)), list(MEASURES.values()))
-    right.set(ylabel="test top-1, %", ylim=(0, 100), title="after training; one dot per training")
-    figure.legend(*right.get_legend_handles_labels(), loc="outside upper center", ncols=min(4, len(contestants)))
+                axes.barh(place, statistics.mean(values), color=colour, hatch=hatch, edgecolor="white")
+                axes.plot(values, [place] * len(values), ".", color="black", markersize=4)
+    for name, axes in bars.items():
+        axes.set(xlabel="test top-1, %", xlim=(0, 100), title=MEASURES[name])
+    first = bars[measures[0]]
+    first.set_yticks(range(len(contestants)), list(contestants))
+    first.invert_yaxis()
+    if left is not None:
+        left.set(xlabel="pretraining, s", ylabel="frozen probe, %", ylim=(0, 100), title="over pretraining time")
     return figure
