@@ -115,6 +115,10 @@ class Manifest:
         good = (row for row in self.rows if row.status == "ok")
         return [row for row in good if row.split in wanted and row.num_frames >= min_frames]
 
+    def labelled(self, split: str | Sequence[str], min_frames: int = 1) -> list[Video]:
+        """Return the videos of `videos` that have a label."""
+        return [video for video in self.videos(split, min_frames) if video.label is not None]
+
     @property
     def quarantined(self) -> list[Video]:
         """Videos that cannot be used; each has a ``reason``."""

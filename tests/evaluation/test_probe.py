@@ -6,11 +6,19 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from mme.evaluation.probe import Features, encode, frozen_features, knn, linear_probe, start_encoder
+from mme.evaluation.probe import (
+    Features,
+    cross_validated_metrics,
+    encode,
+    frozen_features,
+    knn,
+    linear_probe,
+    start_encoder,
+)
 from mme.manifest import Manifest
 from mme.models.checkpoints import save_weights
 from mme.models.classifier import MotionClassifier
@@ -110,6 +118,40 @@ def test_a_label_with_one_video_is_probed_along() -> None:
         linear_probe((features, np.zeros_like(labels)), clouds(50, 1))
     with pytest.raises(ValueError, match=r"\[1, 1, 1\]"):
         linear_probe((features[::10], labels[::10]), clouds(50, 1))
+
+
+def test_every_video_is_tested_once_by_the_fit_to_the_other_folds() -> None:
+    """Against a loop over the folds and penalties."""
+    features, labels = clouds(30, 2, spread=0.6)
+    groups = [str(index) for index in range(len(labels))]
+    folds = list(StratifiedGroupKFold(5).split(features, labels, groups))
+    right = []
+    for penalty in (0.001, 0.01, 0.1, 1.0, 10.0):
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=2000))
+        right.append([model.fit(features[a], labels[a]).score(features[b], labels[b]) for a, b in folds])
+    near = [knn((features[a], labels[a]), (features[b], labels[b])) for a, b in folds]
+    metrics = cross_validated_metrics((features, labels), groups)
+    assert metrics == {"probe_top1": pytest.approx(max(np.mean(right, axis=1)), abs=0.012), "knn_top1": np.mean(near)}
+    assert 0.5 < metrics["probe_top1"] < 1
+
+
+def test_groups_are_kept_apart() -> None:
+    """Each group of four videos is a corner of its own: known groups tell the label, new ones do not."""
+    rng = np.random.default_rng(0)
+    labels, groups = np.repeat(np.arange(2).repeat(10), 4), np.repeat([f"group {index}" for index in range(20)], 4)
+    features = (10 * np.eye(20)[np.repeat(np.arange(20), 4)] + rng.normal(size=(80, 20))).astype(np.float32)
+    alone = [str(index) for index in range(80)]
+    assert cross_validated_metrics((features, labels), alone)["probe_top1"] > 0.95
+    assert cross_validated_metrics((features, labels), list(groups))["probe_top1"] < 0.7
+
+
+def test_few_videos_have_fewer_folds() -> None:
+    features, labels = clouds(2, 0)
+    assert cross_validated_metrics((features, labels), list("abcdef"))["probe_top1"] >= 0
+    with pytest.raises(ValueError, match="1 groups of labelled videos"):
+        cross_validated_metrics((features, labels), ["a"] * 6)
+    with pytest.raises(ValueError, match=r"\[1, 1, 1\]"):
+        cross_validated_metrics((features[::2], labels[::2]), list("abc"))
 
 
 def test_neighbours_vote_by_angle_not_by_distance() -> None:

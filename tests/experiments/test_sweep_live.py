@@ -22,7 +22,8 @@ from mlflow.tracking import MlflowClient
 from optuna.storages import RDBStorage
 
 from mme.config import Params, load_params
-from mme.experiments.sweep.study import RUN_ID, WORKER, open_storage
+from mme.experiments.sweep.points import best_point, measured_points, points_to_repeat, standard_error
+from mme.experiments.sweep.study import REPEAT_OF, RUN_ID, SEED, WORKER, is_repeat, open_storage
 from mme.experiments.sweep.trial import METRIC
 from tests import servers
 from tests.small_data import make_small_data, small_params
@@ -42,7 +43,8 @@ def params(runtime: dict[str, Any] | None = None, **sweep: Any) -> Params:
         runtime=runtime or {},
         sweep={
             "trials": NUM_TRIALS, "startup_trials": 2, "num_clips": 8, "probe_epochs": 1,
-            "prune_after_epochs": 1, "fixed": {"pretrain.epochs": 4, "pretrain.warmup_epochs": 1},
+            "prune_after_epochs": 1, "reduction_factor": 2, "repeat_best": 1, "repeat_seeds": 2,
+            "fixed": {"pretrain.epochs": 4, "pretrain.warmup_epochs": 1},
             "first": ({"pretrain.mask_ratio": 0.7, "pretrain.length": 3},),
             "space": {
                 "pretrain.mask_ratio": {"steps": (0.3, 0.9, 0.1)},
@@ -139,13 +141,13 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) ->
 
 
 def study(folder: Path) -> optuna.Study:
-    """The study of the sweep, not that of its repetitions."""
+    """The study of the sweep."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         storage = open_storage(load_params(folder / "params.yaml"))
         if isinstance(storage, RDBStorage):
             OPENED.append(storage)
-        (name,) = [name for name in optuna.get_all_study_names(storage) if not name.endswith("-repeats")]
+        (name,) = optuna.get_all_study_names(storage)
         return optuna.load_study(study_name=name, storage=storage)
 
 
@@ -163,7 +165,7 @@ def check_runs(found: dict[str, list[Run]], done: optuna.Study) -> None:
     """Check that there is one parent run, and one child run with the right status per counted trial."""
     (parent,) = found["sweep"]
     assert parent.info.status == "FINISHED"
-    ended = [trial for trial in done.get_trials() if trial.state.name in STATUS]
+    ended = ended_trials(done)
     assert len(ended) == NUM_TRIALS
     children = {child.info.run_id: child for child in found["sweep-trial"]}
     assert {trial.user_attrs[RUN_ID] for trial in ended} == set(children)
@@ -175,6 +177,32 @@ def check_runs(found: dict[str, list[Run]], done: optuna.Study) -> None:
         assert float(child.data.params["pretrain.mask_ratio"]) == pytest.approx(trial.params["pretrain.mask_ratio"])
         assert child.data.params["pretrain.length"] == str(trial.params["pretrain.length"])
         assert child.data.params["pretrain.epochs"] == "4"
+
+
+def ended_trials(done: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    """Finished and pruned trials, without repetitions."""
+    return [trial for trial in done.get_trials() if trial.state.name in STATUS and not is_repeat(trial)]
+
+
+def check_repeats(found: dict[str, list[Run]], done: optuna.Study, num_seeds: int) -> None:
+    """Check that the best point and the median one were repeated, once with each seed."""
+    expected = {
+        (point.trial.number, seed)
+        for point in points_to_repeat(measured_points(done), 1)
+        for seed in range(1, 1 + num_seeds)
+    }
+    finished = [trial for trial in done.get_trials() if is_repeat(trial) and trial.state.name == "COMPLETE"]
+    keys = [(trial.user_attrs[REPEAT_OF], trial.user_attrs[SEED]) for trial in finished]
+    assert sorted(keys) == sorted(expected)
+    repeats = {run.info.run_id: run for run in found["sweep-repeat"]}
+    assert {trial.user_attrs[RUN_ID] for trial in finished} == set(repeats)
+    for trial in finished:
+        run = repeats[trial.user_attrs[RUN_ID]]
+        assert run.info.status == "FINISHED"
+        assert run.data.params["seed"] == str(trial.user_attrs[SEED])
+        assert run.data.params["pretrain.length"] == str(trial.params["pretrain.length"])
+        assert run.info.run_name == f"trial {trial.user_attrs[REPEAT_OF]:02d}, seed {trial.user_attrs[SEED]}"
+        assert run.data.metrics[METRIC] == trial.value
 
 
 def has_probed(folder: Path) -> bool:
@@ -215,11 +243,13 @@ def test_killed_worker_is_replaced_and_its_trial_run_again(data: Path, tmp_path:
     finish(process, project)
     done = study(project)
     assert retried(done) == {running.number}
-    assert sum(trial.state.name in STATUS for trial in done.get_trials()) == 2
+    assert len(ended_trials(done)) == 2
 
 
 def test_finished_sweep_runs_nothing_again(swept: Path) -> None:
-    check_runs(runs(f"sqlite:///{swept}/mlflow.db"), study(swept))
+    found = runs(f"sqlite:///{swept}/mlflow.db")
+    check_runs(found, study(swept))
+    check_repeats(found, study(swept), 2)
     before = len(study(swept).get_trials())
     finish(start(swept, "sweep", "--workers", "1"), swept)
     assert len(study(swept).get_trials()) == before
@@ -228,30 +258,45 @@ def test_finished_sweep_runs_nothing_again(swept: Path) -> None:
 def test_finished_sweep_runs_additional_trials(swept: Path) -> None:
     write(swept, params(trials=NUM_TRIALS + 1))
     finish(start(swept, "sweep", "--workers", "1"), swept)
-    assert sum(trial.state.name in STATUS for trial in study(swept).get_trials()) == NUM_TRIALS + 1
+    assert len(ended_trials(study(swept))) == NUM_TRIALS + 1
 
 
-def test_trial_is_repeated_with_another_seed_and_the_report_compares_the_spreads(swept: Path) -> None:
-    output = finish(start(swept, "sweep", "repeat", "--seeds", "1", "--workers", "1"), swept)
-    assert "seed 1" in output
+def test_killed_repetitions_are_continued(swept: Path) -> None:
+    write(swept, params(repeat_seeds=3))
+    process = start(swept, "sweep", "--workers", "1")
+    wait_until(lambda: any(trial.state.name == "RUNNING" for trial in study(swept).get_trials()), process)
+    process.kill()
+    process.wait()
+    finish(start(swept, "sweep", "--workers", "1"), swept)
+    found = runs(f"sqlite:///{swept}/mlflow.db")
+    check_runs(found, study(swept))
+    check_repeats(found, study(swept), 3)
+
+
+def test_trial_is_repeated_with_a_further_seed_and_reported(swept: Path) -> None:
+    point = best_point(measured_points(study(swept)))
+    output = finish(start(swept, "sweep", "repeat", "--seeds", "3", "--workers", "1"), swept)
+    assert ["seed 3" in line for line in output.splitlines() if line.startswith("trial")] == [True]
+    repeated = next(each for each in measured_points(study(swept)) if each.trial.number == point.trial.number)
+    assert set(repeated.repeats) == {1, 2, 3}
+
     store = f"sqlite:///{swept}/mlflow.db"
-    (repeated,) = runs(store)["sweep-repeat"]
-    assert repeated.data.params["seed"] == "1"
-    best = study(swept).best_trial
-    assert repeated.data.params["pretrain.length"] == str(best.params["pretrain.length"])
-    assert repeated.info.run_name == f"trial {best.number:02d}, seed 1"
-
     finish(start(swept, "sweep", "report"), swept)
     folder = swept / "reports/sweep"
     text = (folder / "report.md").read_text(encoding="utf-8")
-    assert f"Best: trial {best.number}" in text
-    assert "Over 2 seeds of trial" in text
+    points = measured_points(study(swept))
+    best = best_point(points)
+    error = standard_error(points, best)
+    assert error is not None
+    assert f"Best: trial {best.trial.number}, {METRIC} {100 * best.estimate:.1f} ± {100 * error:.1f} with" in text
+    assert "median finished trial" in text
     for picture in ("history.png", "contour.png"):
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
         assert f"({picture})" in text
     with (folder / "trials.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert sum(row["state"] in ("complete", "pruned") for row in rows) == NUM_TRIALS
+    assert sum(row["state"] in ("complete", "pruned") and not row["repeat_of"] for row in rows) == NUM_TRIALS
+    assert {row["seed"] for row in rows} == {"", "1", "2", "3"}
     (parent,) = runs(store)["sweep"]
     listed = MlflowClient(store).list_artifacts(parent.info.run_id, "report")
     assert {"report/report.md", "report/history.png"} <= {entry.path for entry in listed}
@@ -259,10 +304,13 @@ def test_trial_is_repeated_with_another_seed_and_the_report_compares_the_spreads
 
 def test_best_values_are_applied_and_the_study_is_still_found(swept: Path) -> None:
     before = (swept / "params.yaml").read_text(encoding="utf-8")
-    best = study(swept).best_trial.params
+    best = best_point(measured_points(study(swept))).trial.params
     finish(start(swept, "sweep", "apply", "--dry-run"), swept)
     assert (swept / "params.yaml").read_text(encoding="utf-8") == before
-    finish(start(swept, "sweep", "apply"), swept)
+    (pruned, *_) = [trial.number for trial in ended_trials(study(swept)) if trial.state.name == "PRUNED"]
+    refused = start(swept, "sweep", "apply", "--trial", str(pruned))
+    assert "is not finished" in refused.communicate(timeout=PATIENCE_S)[0]
+    finish(start(swept, "sweep", "apply", "--force"), swept)
     pretrain = load_params(swept / "params.yaml").pretrain
     assert pretrain.mask_ratio == pytest.approx(best["pretrain.mask_ratio"])
     assert pretrain.length == best["pretrain.length"]
@@ -295,6 +343,7 @@ def test_two_hosts_share_a_sweep_through_postgresql_mlflow_and_s3(
         done = study(folders[0])
         found = runs(recorder.address)
         check_runs(found, done)
+        check_repeats(found, done, 2)
         client = MlflowClient(recorder.address)
         names = {entry.path for entry in client.list_artifacts(found["sweep-trial"][0].info.run_id)}
         assert "params.yaml" in names

@@ -18,19 +18,25 @@ from mme.experiments.sweep import study as studies
 from mme.experiments.sweep.study import (
     INTERRUPTED,
     MAX_RETRIES,
+    REPEAT_OF,
     RUN_ID,
+    SEED,
     WORKER,
     enqueue_missing,
+    enqueue_repeats,
+    has_twin,
+    is_running,
     join_study,
     open_storage,
     retry_unfinished,
 )
 from tests.small_data import small_params
 
+PROBES = [0.5, 0.4, 0.6, 0.55, 0.3, 0.62, 0.58, 0.7]
 SPACE = {"pretrain.mask_ratio": {"steps": (0.3, 0.9, 0.1)}}
 PARAMS = small_params(
-    sweep={"trials": 5, "startup_trials": 2, "space": SPACE, "fixed": {},
-           "first": ({"pretrain.mask_ratio": 0.7},)},
+    sweep={"trials": 5, "startup_trials": 2, "space": SPACE, "fixed": {}, "prune_after_epochs": 6,
+           "reduction_factor": 2, "first": ({"pretrain.mask_ratio": 0.7},)},
 )  # fmt: skip
 
 
@@ -146,6 +152,75 @@ def test_trial_is_retried_at_most_three_times() -> None:
         trial.set_user_attr(WORKER, abandoned())
         retry_unfinished(study, shared=False)
     assert states(study) == ["FAIL"] * (MAX_RETRIES + 1)
+
+
+def test_repetitions_are_queued_once_with_the_values_of_their_trial() -> None:
+    study = opened()
+    enqueue_missing(study, PARAMS)
+    study.optimize(value, n_trials=2)
+    trials = study.get_trials()[:2]
+    enqueue_repeats(study, trials, [1])
+    enqueue_repeats(opened(), trials, [1, 2])
+    queued = opened().get_trials()[5:]
+    assert [(trial.user_attrs[REPEAT_OF], trial.user_attrs[SEED]) for trial in queued] == [
+        (0, 1),
+        (1, 1),
+        (0, 2),
+        (1, 2),
+    ]
+    assert [trial.params for trial in queued] == [trials[0].params, trials[1].params] * 2
+    enqueue_missing(opened(), with_sweep(trials=6))
+    assert len(opened().get_trials()) == 10  # a repetition is no trial of the sweep
+    study.optimize(value, n_trials=4)
+    assert study.get_trials()[5].params == trials[0].params
+
+
+def test_of_a_repetition_that_two_hosts_have_queued_one_is_run() -> None:
+    study = opened()
+    enqueue_missing(study, PARAMS)
+    study.optimize(value, n_trials=1)
+    repeats = {REPEAT_OF: 0, SEED: 1}
+    for _ in range(2):
+        study.add_trial(optuna.create_trial(state=TrialState.WAITING, user_attrs=repeats))
+    first, second = study.get_trials()[5:]
+    assert (has_twin(study, first), has_twin(study, second)) == (False, True)
+    assert not has_twin(study, study.get_trials()[0])
+
+
+def test_dead_process_of_a_repetition_is_replaced() -> None:
+    study = opened()
+    enqueue_missing(study, with_sweep(trials=1))
+    study.optimize(value, n_trials=1)
+    enqueue_repeats(study, study.get_trials(), [1])
+    trial = study.ask()
+    trial.set_user_attr(WORKER, abandoned())
+    assert is_running(opened())
+    assert retry_unfinished(opened(), shared=False) == [1]
+    again = opened().get_trials()[-1]
+    assert (again.user_attrs, again.state) == ({REPEAT_OF: 0, SEED: 1}, TrialState.WAITING)
+    assert not has_twin(study, again)
+    assert not is_running(opened())
+    enqueue_repeats(study, study.get_trials()[:1], [1])
+    assert len(study.get_trials()) == 3
+
+
+def test_half_of_the_trials_go_on() -> None:
+    """Against the rule of successive halving: the best half of those that were compared so far."""
+    study = opened()
+
+    def objective(trial: optuna.Trial) -> float:
+        trial.report(PROBES[trial.number], 6)
+        if trial.should_prune():
+            raise optuna.TrialPruned
+        return PROBES[trial.number]
+
+    study.optimize(objective, n_trials=len(PROBES))
+    expected = []
+    for number, probe in enumerate(PROBES):
+        seen = sorted(PROBES[: number + 1], reverse=True)
+        expected.append("COMPLETE" if probe >= seen[max(1, len(seen) // 2) - 1] else "PRUNED")
+    assert states(study) == expected
+    assert set(expected) == {"COMPLETE", "PRUNED"}
 
 
 def test_study_is_found_again_after_its_best_values_were_applied() -> None:

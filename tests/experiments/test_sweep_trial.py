@@ -13,7 +13,14 @@ from mlflow.tracking import MlflowClient
 from mme.experiments.sweep import run as running
 from mme.experiments.sweep import trial as trials
 from mme.experiments.sweep.report import write_sweep_report
-from mme.experiments.sweep.study import INTERRUPTED, RUN_ID, enqueue_missing, is_queued, open_storage
+from mme.experiments.sweep.study import (
+    INTERRUPTED,
+    RUN_ID,
+    enqueue_missing,
+    is_queued,
+    open_storage,
+    retry_unfinished,
+)
 from mme.experiments.sweep.trial import METRIC, StudyRun, TrialObjective, limit_pretraining_videos
 from mme.manifest import Manifest
 from mme.tracking import start_run
@@ -117,3 +124,27 @@ def test_trials_are_recorded_and_reported(monkeypatch: pytest.MonkeyPatch) -> No
     assert "Best: trial 0" in text
     assert Path("reports/sweep/contour.png").is_file() is False  # one finished trial gives no contour
     assert {entry.path for entry in MlflowClient().list_artifacts(parent.id)} == {"params.yaml", "report"}
+
+
+def test_trials_with_equal_values_have_folders_of_their_own_and_a_retried_one_has_its_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    study = optuna.create_study(direction="maximize")
+    for _ in range(2):
+        study.enqueue_trial({"pretrain.length": 3, "pretrain.mask_ratio": 0.7})
+    folders: list[Path] = []
+
+    def stop(*arguments: Any) -> None:
+        folders.append(arguments[3])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trials, "run_pretraining", stop)
+    with start_run("sweep", PARAMS) as parent:
+        pass
+    objective = TrialObjective(StudyRun(PARAMS, "sweep-y", parent.id), lambda: None)
+    for _ in range(4):
+        with pytest.raises(KeyboardInterrupt):
+            study.optimize(objective, n_trials=1)
+        retry_unfinished(study, shared=False)
+    assert folders[0] != folders[1]
+    assert folders[2:] == folders[:2]

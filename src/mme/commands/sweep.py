@@ -24,33 +24,34 @@ sweep_app = typer.Typer(invoke_without_command=True, help="Search pretraining's 
 
 @sweep_app.callback()
 def sweep_command(context: typer.Context, workers: WorkersOption = None) -> None:
-    """Run the missing trials of the section `sweep` of params.yaml.
+    """Run the missing trials of the section `sweep` of params.yaml, and the best ones again with other seeds.
 
     An interrupted sweep is continued. Other hosts that use the same database run a share of the trials.
     """
     if context.invoked_subcommand is not None:
         return
-    from mme.experiments.sweep.run import format_values, run_sweep
+    from mme.experiments.sweep.points import compare, measured_points
+    from mme.experiments.sweep.run import finished_point, format_values, run_sweep
 
     params = load_params(PARAMS_YAML)
     study = run_sweep(params, workers or params.runtime.num_workers, _show_trial)
-    best = study.best_trial
-    _say(f"best is trial {best.number}, {best.value:.1%}: {format_values(best.params)}")
-    _say("now `mme sweep repeat`, `mme sweep report`, `mme sweep apply`")
+    best = finished_point(study, None)
+    _say(f"best is trial {best.trial.number}, {best.estimate:.1%}: {format_values(best.trial.params)}")
+    _say(str(compare(measured_points(study), best) or "too little was repeated to tell it from the median one"))
+    _say("now `mme sweep report`, `mme sweep apply`")
 
 
 @sweep_app.command("repeat")
 def repeat_command(
     trial: TrialOption = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Number of further seeds.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds after that of the trial.")] = 3,
     workers: WorkersOption = None,
 ) -> None:
-    """Run a trial again with other seeds: smaller differences between trials are not significant."""
+    """Run a trial again with other seeds, beyond those that the sweep has repeated."""
     from mme.experiments.sweep.run import repeat_trial
 
     params = load_params(PARAMS_YAML)
-    further = range(params.seed + 1, params.seed + 1 + seeds)
-    repeat_trial(params, trial, further, workers or params.runtime.num_workers, _show_trial)
+    repeat_trial(params, trial, seeds, workers or params.runtime.num_workers, _show_trial)
 
 
 @sweep_app.command("report")
@@ -65,12 +66,21 @@ def report_command() -> None:
 def apply_command(
     trial: TrialOption = None,
     dry_run: Annotated[bool, typer.Option(help="Show the difference, write nothing.")] = False,
+    force: Annotated[bool, typer.Option(help="Apply values that are not better by two standard errors.")] = False,
 ) -> None:
-    """Write a trial's values into params.yaml and show the difference; comments are kept."""
-    from mme.config.edit import write_values
-    from mme.experiments.sweep.run import trial_values
+    """Write a trial's values into params.yaml and show the difference; comments are kept.
 
-    difference = write_values(PARAMS_YAML, trial_values(load_params(PARAMS_YAML), trial), write=not dry_run)
+    They must be better than the median finished ones by two standard errors.
+    """
+    from mme.config.edit import write_values
+    from mme.experiments.sweep.run import check_significance, finished_point, load_study, trial_values
+
+    study = load_study(load_params(PARAMS_YAML))
+    point = finished_point(study, trial)
+    difference = write_values(PARAMS_YAML, trial_values(point), write=False)
+    if difference and not (dry_run or force):
+        check_significance(study, point)
+    write_values(PARAMS_YAML, trial_values(point), write=not dry_run)
     typer.echo(difference or f"{PARAMS_YAML} has these values already", nl=not difference)
     if difference and not dry_run:
         _say("now `dvc repro register` trains with them")

@@ -89,7 +89,10 @@ class SweepParams(Section):
     startup_trials: Annotated[int, Field(ge=0)]
     num_clips: Positive
     probe_epochs: Positive
-    prune_after_epochs: Annotated[int, Field(ge=0)]
+    prune_after_epochs: Positive
+    reduction_factor: Annotated[int, Field(ge=2)]
+    repeat_best: Annotated[int, Field(ge=0)]
+    repeat_seeds: Positive
     fixed: dict[str, Scalar]
     first: tuple[dict[str, Scalar], ...]
     space: Annotated[dict[str, Steps | LogRange | Choices], Field(min_length=1)]

@@ -20,7 +20,6 @@ from mme.experiments.ablation.plan import (
     RunResult,
     final_runs,
     finetuned_runs,
-    labelled_videos,
     search_runs,
 )
 from mme.experiments.ablation.report import write_ablation_report
@@ -68,7 +67,7 @@ def run_ablation(
     manifest = Manifest.load(data / MANIFEST_FILE)
     if budget.folds is not None:
         tracks = TrackStore(data / TRACKS_FOLDER.name)
-        untracked = [v for v in labelled_videos(manifest, span_frames(params)) if v.id not in tracks]
+        untracked = [v for v in manifest.labelled(("train", "val", "test"), span_frames(params)) if v.id not in tracks]
         if untracked:
             raise ValueError(
                 f"{data}: no trajectories of {len(untracked)} labelled videos, which folds train on in turn; set"

@@ -14,7 +14,7 @@ from mme.config import Params
 from mme.config.ablation import SCRATCH, AblationObjective, Budget
 from mme.config.edit import with_values
 from mme.config.paths import RANDOM
-from mme.manifest import Manifest, Video
+from mme.manifest import Manifest
 from mme.targets.base import objective_targets
 
 VALIDATION_PARTS = 6
@@ -159,11 +159,6 @@ def of_contestant(results: Sequence[RunResult], name: str) -> list[RunResult]:
     return [r for r in results if contestant_name(r["run"]["objective"], r["run"]["init"]) == name]
 
 
-def labelled_videos(manifest: Manifest, min_frames: int = 1) -> list[Video]:
-    """Return the videos with labels, which folds divide, of at least ``min_frames``."""
-    return [video for video in manifest.videos(("train", "val", "test"), min_frames) if video.label is not None]
-
-
 def of_fold(manifest: Manifest, num_folds: int, fold: int) -> Manifest:
     """Divide the labelled videos anew: one part is the test split, the others are training and validation.
 
@@ -174,7 +169,7 @@ def of_fold(manifest: Manifest, num_folds: int, fold: int) -> Manifest:
     Raises:
         ValueError: there are fewer groups than folds.
     """
-    videos = labelled_videos(manifest)
+    videos = manifest.labelled(("train", "val", "test"))
     labels = np.array([video.label for video in videos])
     groups = np.array([video.group or video.id for video in videos])
     num_groups = len(set(groups))

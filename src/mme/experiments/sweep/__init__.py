@@ -1,4 +1,4 @@
-"""Sweeps: many short pretrainings, ranked by a linear probe on the validation split.
+"""Sweeps: many short pretrainings, ranked by a linear probe, the best repeated with other seeds.
 
 No other package imports optuna.
 """

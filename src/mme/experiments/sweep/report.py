@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import csv
-import statistics
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib as mpl
@@ -21,9 +19,10 @@ from optuna.trial import FrozenTrial, TrialState
 from optuna.visualization.matplotlib import plot_contour, plot_optimization_history, plot_param_importances
 
 from mme.config import Params
-from mme.experiments.sweep.run import REPEATS, format_values, load_study
-from mme.experiments.sweep.study import RUN_ID, is_queued, open_storage
-from mme.experiments.sweep.trial import METRIC, REPEAT_OF, SEED, manifest_path
+from mme.experiments.sweep.points import Point, compare, measured_points, seed_deviation, standard_error
+from mme.experiments.sweep.run import format_values, load_study
+from mme.experiments.sweep.study import REPEAT_OF, RUN_ID, SEED, is_queued, is_repeat
+from mme.experiments.sweep.trial import METRIC, manifest_path
 from mme.manifest import Manifest
 from mme.system.files import atomic_path, write_text
 from mme.system.markdown import markdown_table
@@ -32,15 +31,7 @@ from mme.viz.plots import save_figure
 
 REPORT = Path("reports/sweep")
 NUM_BEST = 10
-PROBE_LABEL = "top-1 of the probe, validation"
-
-
-@dataclass(frozen=True)
-class SeedSpread:
-    """Probes of one trial with several seeds, that of the trial itself first."""
-
-    number: int
-    probes: list[float]
+PROBE_LABEL = "top-1 of the probe, cross-validated"
 
 
 def write_sweep_report(params: Params, output: Path = REPORT) -> Path:
@@ -54,20 +45,19 @@ def write_sweep_report(params: Params, output: Path = REPORT) -> Path:
     """
     study = load_study(params)
     run = open_run(study.user_attrs[RUN_ID], params)
-    finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    if not finished:
+    points = measured_points(study)
+    if not points:
         raise ValueError(f"{study.study_name}: no trial has finished")
-    spread = _seed_spread(study, params)
     chance = 1 / len(Manifest.load(manifest_path(params)).labels)
 
     output.mkdir(parents=True, exist_ok=True)
     names = []
     with _optuna_figures():
-        for name, figure in _figures(study, params, chance, spread):
+        for name, figure in _figures(study, points, params, chance):
             save_figure(figure, output / name)
             names.append(name)
     _write_trials(study, output / "trials.csv")
-    write_text(output / "report.md", _page(study, finished, spread, chance, names))
+    write_text(output / "report.md", _page(study, points, chance, names))
     run.log_artifact(output, "report")
     return output / "report.md"
 
@@ -85,22 +75,35 @@ def _optuna_figures() -> Iterator[None]:
 
 
 def _figures(
-    study: optuna.Study, params: Params, chance: float, spread: SeedSpread | None
+    study: optuna.Study, points: Sequence[Point], params: Params, chance: float
 ) -> Iterator[tuple[str, Figure]]:
     """Yield file names and figures; those that too few trials allow are left out."""
-    yield "history.png", _figure(_draw_history(study, chance, spread))
+    trials = _averaged(study, points)
+    yield "history.png", _figure(_draw_history(trials, points, chance))
 
-    importances = _importances(study)
+    importances = _importances(trials)
     if importances:
-        axes = plot_param_importances(study, evaluator=_evaluator(), target_name=PROBE_LABEL)
+        axes = plot_param_importances(trials, evaluator=_evaluator(), target_name=PROBE_LABEL)
         axes.set_title("", loc="left")
         axes.set(xlabel="share of the variance explained", ylabel="")
         axes.legend().remove()
         yield "importances.png", _figure(axes)
 
-    names = _contour_names(study, params, importances)
+    names = _contour_names(trials, params, importances)
     if names is not None:
-        yield "contour.png", _figure(_draw_contour(study, names))
+        yield "contour.png", _figure(_draw_contour(trials, points, names))
+
+
+def _averaged(study: optuna.Study, points: Sequence[Point]) -> optuna.Study:
+    """Return a study in memory in which a repeated trial has its mean, and repetitions are failed trials: not drawn."""
+    estimates = {point.trial.number: point.estimate for point in points}
+    averaged = optuna.create_study(direction="maximize")
+    for trial in study.get_trials():
+        if trial.number in estimates:
+            trial.value = estimates[trial.number]
+        drawn = trial.state.is_finished() and not is_repeat(trial)
+        averaged.add_trial(trial if drawn else optuna.create_trial(state=TrialState.FAIL))  # all keep their numbers
+    return averaged
 
 
 def _figure(axes: Axes) -> Figure:
@@ -110,31 +113,38 @@ def _figure(axes: Axes) -> Figure:
     return figure
 
 
-def _draw_history(study: optuna.Study, chance: float, spread: SeedSpread | None) -> Axes:
-    """Draw the probe of each trial in order, the best so far, pruned trials, chance, and the range over seeds."""
-    axes = plot_optimization_history(study, target_name="finished")
-    pruned = {trial.number: trial.value or 0.0 for trial in _probed(study, TrialState.PRUNED)}
+def _draw_history(trials: optuna.Study, points: Sequence[Point], chance: float) -> Axes:
+    """Draw the probe of each trial in order with its standard error, the best so far, pruned trials and chance."""
+    axes = plot_optimization_history(trials, target_name="finished")
+    pruned = {trial.number: trial.value or 0.0 for trial in _probed(trials, TrialState.PRUNED)}
     axes.plot(list(pruned), list(pruned.values()), "x", color="gray", label="pruned")
+    errors = [(point.trial.number, point.estimate, standard_error(points, point)) for point in points]
+    known = [(number, probe, error) for number, probe, error in errors if error is not None]
+    if known:
+        numbers, probes, bars = zip(*known, strict=True)
+        axes.errorbar(numbers, probes, bars, fmt="none", color="tab:blue", capsize=3, label="standard error over seeds")
     axes.axhline(chance, color="black", linestyle=":", linewidth=1, label="chance")
-    if spread is not None:
-        label = f"trial {spread.number} with {len(spread.probes)} seeds"
-        axes.axhspan(min(spread.probes), max(spread.probes), color="tab:orange", alpha=0.2, linewidth=0, label=label)
     axes.set(title="", xlabel="trial", ylabel=PROBE_LABEL, ylim=(0, None))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(fontsize="small")
     return axes
 
 
-def _draw_contour(study: optuna.Study, names: Sequence[str]) -> Axes:
-    """Draw the probe over two parameters; each trial is marked with its number, pruned ones with a cross."""
-    axes = plot_contour(study, params=list(names), target_name=PROBE_LABEL)
+def _draw_contour(trials: optuna.Study, points: Sequence[Point], names: Sequence[str]) -> Axes:
+    """Draw the probe over two parameters.
+
+    Finished trials are marked with number, probe and standard error, pruned ones with a cross and their number.
+    """
+    axes = plot_contour(trials, params=list(names), target_name=PROBE_LABEL)
     assert isinstance(axes, Axes)
     axes.set(title="")
+    labels = {point.trial.number: f"{point.trial.number}: {_with_error(points, point)}" for point in points}
     for state, marker in ((TrialState.COMPLETE, "o"), (TrialState.PRUNED, "x")):
-        for trial in _probed(study, state):
+        for trial in _probed(trials, state):
             place = (trial.params[axes.get_xlabel()], trial.params[axes.get_ylabel()])
             axes.plot(*place, marker, color="black", markersize=5)
-            axes.annotate(str(trial.number), place, xytext=(5, 5), textcoords="offset points", fontsize="small")
+            text = labels.get(trial.number, str(trial.number))
+            axes.annotate(text, place, xytext=(5, 5), textcoords="offset points", fontsize="small")
     return axes
 
 
@@ -166,31 +176,15 @@ def _contour_names(study: optuna.Study, params: Params, importances: dict[str, f
     return sorted(names[:2], reverse=True) if len(names) > 1 else None
 
 
-def _seed_spread(study: optuna.Study, params: Params) -> SeedSpread | None:
-    """Return the probes of the trial that was repeated most often; None if no trial was repeated."""
-    storage, name = open_storage(params), study.study_name + REPEATS
-    if name not in optuna.get_all_study_names(storage):
-        return None
-    probes: dict[int, dict[int, float]] = {}
-    for trial in _probed(optuna.load_study(study_name=name, storage=storage), TrialState.COMPLETE):
-        assert trial.value is not None
-        probes.setdefault(trial.user_attrs[REPEAT_OF], {})[trial.user_attrs[SEED]] = trial.value
-    if not probes:
-        return None
-    number = max(probes, key=lambda key: (len(probes[key]), -key))
-    own = study.get_trials(deepcopy=False)[number].value
-    assert own is not None
-    return SeedSpread(number, [own, *(probes[number][seed] for seed in sorted(probes[number]))])
-
-
 def _write_trials(study: optuna.Study, path: Path) -> None:
     trials = study.get_trials(deepcopy=False)
     names = sorted({name for trial in trials for name in trial.params})
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["trial", "state", *names, METRIC, "probes", "seconds", "run_id"])
+        writer.writerow(["trial", "state", REPEAT_OF, SEED, *names, METRIC, "probes", "seconds", "run_id"])
         for trial in trials:
-            values = [trial.params.get(name, "") for name in names]
+            values = [trial.user_attrs.get(name, "") for name in (REPEAT_OF, SEED)]
+            values += [trial.params.get(name, "") for name in names]
             value = "" if trial.value is None else f"{trial.value:.4f}"
             probes = " ".join(f"{epoch}:{probe:.4f}" for epoch, probe in sorted(trial.intermediate_values.items()))
             seconds = "" if trial.duration is None else f"{trial.duration.total_seconds():.0f}"
@@ -198,40 +192,51 @@ def _write_trials(study: optuna.Study, path: Path) -> None:
             writer.writerow([trial.number, trial.state.name.lower(), *values, value, probes, seconds, run_id])
 
 
-def _page(
-    study: optuna.Study, finished: Sequence[FrozenTrial], spread: SeedSpread | None, chance: float, figures: list[str]
-) -> str:
-    ranked = [
-        (trial.number, f"{trial.value:.1%}", format_values(trial.params))
-        for trial in sorted(finished, key=lambda trial: -(trial.value or 0.0))
+def _page(study: optuna.Study, points: Sequence[Point], chance: float, figures: list[str]) -> str:
+    ranked = sorted(points, key=lambda point: (point.mean is None, -point.estimate))
+    rows = [
+        (
+            point.trial.number,
+            f"{point.probe:.1%}",
+            _with_error(points, point) if point.repeats else "",
+            len(point.repeats) or "",
+            format_values(point.trial.params),
+        )
+        for point in ranked
     ]
-    states = [trial.state for trial in study.get_trials(deepcopy=False) if is_queued(trial)]
-    pruned, failed = states.count(TrialState.PRUNED), states.count(TrialState.FAIL)
-    counts = f"{len(finished)} trials finished, {pruned} were pruned, {failed} failed or were interrupted."
-    best, probe, values = ranked[0]
+    trials = [trial for trial in study.get_trials(deepcopy=False) if is_queued(trial)]
+    states = [trial.state for trial in trials if not is_repeat(trial)]
+    finished, pruned, failed = (
+        states.count(state) for state in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+    )
+    counts = f"{finished} trials finished, {pruned} were pruned, {failed} failed or were interrupted."
+    repeats = sum(is_repeat(trial) and trial.state == TrialState.COMPLETE for trial in trials)
+    best = ranked[0]
+    values = format_values(best.trial.params)
     paragraphs = [
         f"# Sweep `{study.study_name}`",
-        f"{counts} Chance is {chance:.1%}.",
-        f"Best: trial {best}, {METRIC} {probe} with {values}.",
-        _spread_text([trial.value for trial in finished if trial.value is not None], spread),
-        markdown_table(["trial", "probe", "values"], ranked[:NUM_BEST]),
+        f"{counts} {repeats} repeated some of them with other seeds. Chance is {chance:.1%}.",
+        f"Best: trial {best.trial.number}, {METRIC} {_with_error(points, best)} with {values}.",
+        _significance_text(points, best),
+        markdown_table(["trial", "probe", "other seeds, %", "seeds", "values"], rows[:NUM_BEST]),
         *[f"![{name}]({name})" for name in figures],
     ]
     return "\n\n".join(paragraphs) + "\n"
 
 
-def _spread_text(probes: list[float], spread: SeedSpread | None) -> str:
-    """Compare the spread over trials with the spread over seeds."""
-    if len(probes) < 2:
-        return "One trial has no spread."
-    trials = f"Over trials the probe has a standard deviation of {_deviation(probes)}."
-    if spread is None:
-        return f"{trials} `mme sweep repeat` measures how much of it is due to the seed."
+def _significance_text(points: Sequence[Point], best: Point) -> str:
+    """Say how much of the differences is due to seeds, and whether the best point is better than the median one."""
+    deviation, comparison = seed_deviation(points), compare(points, best)
+    if deviation is None or comparison is None:
+        return "Too little was repeated to tell how much is due to seeds: `mme sweep` repeats the best points."
+    verdict = "more" if comparison.is_significant else "not more"
     return (
-        f"{trials} Over {len(spread.probes)} seeds of trial {spread.number} it is {_deviation(spread.probes)}:"
-        " smaller differences between trials are not significant."
+        f"Seeds cause a standard deviation of {100 * deviation:.1f} points in the probe of a point."
+        f" {str(comparison).capitalize()}: {verdict} than two of them."
     )
 
 
-def _deviation(probes: list[float]) -> str:
-    return f"{100 * statistics.stdev(probes):.1f} points ({min(probes):.1%} to {max(probes):.1%})"
+def _with_error(points: Sequence[Point], point: Point) -> str:
+    """Return the probe in percent, with its standard error if that is known."""
+    error = standard_error(points, point)
+    return f"{100 * point.estimate:.1f}" + ("" if error is None else f" ± {100 * error:.1f}")

@@ -6,11 +6,11 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any
 
 import cv2
 import optuna
@@ -21,11 +21,21 @@ from optuna.trial import FrozenTrial, TrialState
 from mme.config import Params
 from mme.config.edit import Values
 from mme.config.paths import TRACKS_FOLDER
+from mme.experiments.sweep.points import (
+    Point,
+    best_point,
+    compare,
+    measured_points,
+    points_to_repeat,
+)
 from mme.experiments.sweep.space import STEP_DIGITS, check_space
 from mme.experiments.sweep.study import (
     RUN_ID,
+    SEED,
     enqueue_missing,
+    enqueue_repeats,
     is_queued,
+    is_running,
     is_shared,
     is_waiting,
     join_study,
@@ -36,9 +46,6 @@ from mme.experiments.sweep.study import (
 )
 from mme.experiments.sweep.trial import (
     METRIC,
-    REPEAT_OF,
-    SEED,
-    VALUES,
     StudyRun,
     TrialObjective,
     manifest_path,
@@ -52,20 +59,18 @@ POLL_S = 2.0
 STOP_S = 60.0
 """Seconds that a terminated worker has to record the interruption."""
 
-REPEATS = "-repeats"
-"""Suffix of the study of a study's repetitions."""
-
 ShowTrial = Callable[[FrozenTrial], None]
 """Called with each trial after its end."""
 
 
 def name_of_study(params: Params) -> str:
     """Return the name of the study of ``params`` and the data in the working folder."""
-    return study_name(params, [Manifest.load(manifest_path(params)).digest, TrackStore(TRACKS_FOLDER).params])
+    data = [Manifest.load(manifest_path(params)).digest, TrackStore(TRACKS_FOLDER).params]
+    return study_name(params, [METRIC, params.evaluate.pool, *data])
 
 
 def run_sweep(params: Params, num_workers: int, show: ShowTrial) -> optuna.Study:
-    """Run the missing trials, together with other hosts if the storage is a database.
+    """Run the missing trials, then the best points again with other seeds, together with other hosts of a database.
 
     A study that was interrupted or killed at any point is continued, in the same MLflow run.
 
@@ -75,7 +80,7 @@ def run_sweep(params: Params, num_workers: int, show: ShowTrial) -> optuna.Study
     """
     check_space(params)
     open_store()
-    name = name_of_study(params)
+    name, sweep = name_of_study(params), params.sweep
     study = join_study(params, name, open_storage(params))
     with start_run("sweep", params, tags={"study": name}, resume_run_id=study.user_attrs.get(RUN_ID)) as run:
         study_run = StudyRun(params, name, run.id)
@@ -84,22 +89,26 @@ def run_sweep(params: Params, num_workers: int, show: ShowTrial) -> optuna.Study
         study.set_user_attr(RUN_ID, run.id)
 
         _run_queue(study_run, study, num_workers, show)
-        finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if not finished:
+        points = measured_points(study)
+        if not points:
             raise RuntimeError(f"{name}: no trial finished; the workers' logs are in {study_run.work}")
-        run.log_metrics({METRIC: study.best_value, "sweep/finished": len(finished)})
+        repeated = [point.trial for point in points_to_repeat(points, sweep.repeat_best)]
+        enqueue_repeats(study, repeated, further_seeds(params, sweep.repeat_seeds))
+        _run_queue(study_run, study, num_workers, show)
+
+        points = measured_points(study)
+        best = best_point(points)
+        run.log_metrics({METRIC: best.estimate, "sweep/finished": len(points)})
     return study
 
 
-def repeat_trial(
-    params: Params, number: int | None, seeds: Sequence[int], num_workers: int, show: ShowTrial
-) -> optuna.Study:
-    """Run a trial again with other seeds, in a study of its own, to measure the spread over seeds.
+def repeat_trial(params: Params, number: int | None, num_seeds: int, num_workers: int, show: ShowTrial) -> optuna.Study:
+    """Run a trial again with other seeds.
 
     Args:
         params: parameters of the pipeline.
         number: number of the trial; None = the best.
-        seeds: values of ``seed``.
+        num_seeds: number of further seeds.
         num_workers: processes.
         show: called with each repetition.
 
@@ -108,22 +117,16 @@ def repeat_trial(
     """
     open_store()  # asked before any work; the repetitions are recorded by the workers
     study = load_study(params)
-    trial = finished_trial(study, number)
-    repeats = optuna.create_study(
-        study_name=study.study_name + REPEATS,
-        storage=open_storage(params),
-        direction="maximize",
-        load_if_exists=True,
-    )
-    study_run = StudyRun(params, repeats.study_name, study.user_attrs[RUN_ID])
-    _retry(study_run, repeats)
-    known = {(old.user_attrs[REPEAT_OF], old.user_attrs[SEED]) for old in repeats.get_trials(deepcopy=False)}
-    for seed in seeds:
-        if (trial.number, seed) not in known:
-            attributes = {REPEAT_OF: trial.number, SEED: seed, VALUES: trial.params}
-            repeats.add_trial(optuna.create_trial(state=TrialState.WAITING, user_attrs=attributes))
-    _run_queue(study_run, repeats, num_workers, show)
-    return repeats
+    study_run = StudyRun(params, study.study_name, study.user_attrs[RUN_ID])
+    _retry(study_run, study)
+    enqueue_repeats(study, [finished_point(study, number).trial], further_seeds(params, num_seeds))
+    _run_queue(study_run, study, num_workers, show)
+    return study
+
+
+def further_seeds(params: Params, count: int) -> range:
+    """Return the seeds of repetitions."""
+    return range(params.seed + 1, params.seed + 1 + count)
 
 
 def load_study(params: Params) -> optuna.Study:
@@ -141,22 +144,42 @@ def load_study(params: Params) -> optuna.Study:
     return optuna.load_study(study_name=name, storage=storage)
 
 
-def finished_trial(study: optuna.Study, number: int | None) -> FrozenTrial:
-    """Return a finished trial by its number, or the best one.
+def finished_point(study: optuna.Study, number: int | None) -> Point:
+    """Return the point of a finished trial, or the best one.
 
     Raises:
-        ValueError: there is no such trial.
+        ValueError: there is no such trial, or it repeats another one.
     """
-    finished = {trial.number: trial for trial in study.get_trials(states=(TrialState.COMPLETE,))}
-    if not finished or (number is not None and number not in finished):
-        raise ValueError(f"{study.study_name}: trial {number} is not finished; finished are {sorted(finished)}")
-    return study.best_trial if number is None else finished[number]
+    points = {point.trial.number: point for point in measured_points(study)}
+    if not points or (number is not None and number not in points):
+        raise ValueError(f"{study.study_name}: trial {number} is not finished; finished are {sorted(points)}")
+    return best_point(list(points.values())) if number is None else points[number]
 
 
-def trial_values(params: Params, number: int | None) -> Values:
-    """Return the values of a finished trial, or of the best; raises as `load_study` and `finished_trial`."""
-    values = finished_trial(load_study(params), number).params
+def trial_values(point: Point) -> Values:
+    """Return the values of a point, to be written into ``params.yaml``."""
+    values = point.trial.params
     return {name: round(value, STEP_DIGITS) if isinstance(value, float) else value for name, value in values.items()}
+
+
+def check_significance(study: optuna.Study, point: Point) -> None:
+    """Check that a point is above the median one by two standard errors.
+
+    Raises:
+        ValueError: it is not, or was not repeated with other seeds; the message says what to do.
+    """
+    number = point.trial.number
+    comparison = compare(measured_points(study), point)
+    if comparison is None:
+        raise ValueError(
+            f"trial {number} and the median finished one were not repeated with the same seeds; run `mme sweep` or"
+            f" `mme sweep repeat --trial NUMBER` for both, or apply it with --force"
+        )
+    if not comparison.is_significant:
+        raise ValueError(
+            f"{comparison}, so it may be luck; raise sweep.repeat_seeds or pretrain.epochs in sweep.fixed and run"
+            " `mme sweep` again, or apply it with --force"
+        )
 
 
 def describe_trial(trial: FrozenTrial) -> str:
@@ -165,7 +188,7 @@ def describe_trial(trial: FrozenTrial) -> str:
     probe = "" if trial.value is None else f"{trial.value:.1%}"
     seconds = f"{trial.duration.total_seconds():.0f} s" if trial.duration else ""
     seed = {SEED: trial.user_attrs[SEED]} if SEED in trial.user_attrs else {}
-    values = format_values({**trial.user_attrs.get(VALUES, {}), **trial.params, **seed})
+    values = format_values({**trial.params, **seed})
     return f"trial {trial.number:>3}  {state:<8}  {probe:>6}  {seconds:>7}  {values}"
 
 
@@ -176,6 +199,16 @@ def format_values(values: Values) -> str:
 
 
 def _run_queue(study_run: StudyRun, study: optuna.Study, num_workers: int, show: ShowTrial) -> None:
+    """Run the queued trials, and wait for those that other processes and hosts have taken."""
+    while is_waiting(study) or is_running(study):
+        if is_waiting(study):
+            _run_workers(study_run, study, num_workers, show)
+        else:
+            time.sleep(POLL_S)
+        _retry(study_run, study)
+
+
+def _run_workers(study_run: StudyRun, study: optuna.Study, num_workers: int, show: ShowTrial) -> None:
     """Run the queued trials in worker processes; replace a worker that was killed and run its trial again."""
     num_threads = max(1, len(os.sched_getaffinity(0)) // num_workers)
 
@@ -240,12 +273,8 @@ def _work(study_run: StudyRun, index: int, num_threads: int) -> None:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
 
-    is_repeats = study_run.study.endswith(REPEATS)
-    no_pruner: dict[str, Any] = {"pruner": optuna.pruners.NopPruner()}
     study = optuna.load_study(
-        study_name=study_run.study,
-        storage=open_storage(study_run.params),
-        **(no_pruner if is_repeats else sampler_and_pruner(study_run.params)),
+        study_name=study_run.study, storage=open_storage(study_run.params), **sampler_and_pruner(study_run.params)
     )
     lock = _queue_lock(study_run)
     objective = TrialObjective(study_run, on_taken=lambda: lock.release(force=True))

@@ -6,7 +6,7 @@ import os
 import socket
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,9 @@ PARENT_WAIT_S = 60.0
 
 RUN_ID, WORKER, INTERRUPTED = "run_id", "worker", "interrupted"
 """Optuna user attributes: MLflow run id (also of the study), owning process, ended by a signal."""
+
+SEED, REPEAT_OF = "seed", "repeat_of"
+"""User attributes of a repetition: its seed, and the number of the repeated trial."""
 
 
 def study_name(params: Params, data: object) -> str:
@@ -112,7 +115,7 @@ def sampler_and_pruner(params: Params) -> dict[str, Any]:
     sweep = params.sweep
     return {
         "sampler": TrialSampler(params.seed, sweep.startup_trials),
-        "pruner": optuna.pruners.MedianPruner(sweep.startup_trials, sweep.prune_after_epochs),
+        "pruner": optuna.pruners.SuccessiveHalvingPruner(sweep.prune_after_epochs, sweep.reduction_factor),
     }
 
 
@@ -133,9 +136,47 @@ def enqueue_missing(study: optuna.Study, params: Params) -> None:
     """Fill the queue up to ``sweep.trials``; the workers of all hosts take trials from it, each once."""
     sweep = params.sweep
     trials = study.get_trials(deepcopy=False)
-    planned = [trial for trial in trials if is_queued(trial)]
-    for number in range(len(planned) - len(_retried(trials)), sweep.trials):
+    retried = _retried(trials)
+    planned = [trial for trial in trials if is_queued(trial) and not is_repeat(trial) and trial.number not in retried]
+    for number in range(len(planned), sweep.trials):
         study.enqueue_trial(dict(sweep.first[number]) if number < len(sweep.first) else {})
+
+
+def enqueue_repeats(study: optuna.Study, trials: Iterable[FrozenTrial], seeds: Sequence[int]) -> None:
+    """Add the missing repetitions of some trials to the queue: one seed of all trials after the other.
+
+    Hosts that do so at the same moment add them twice; see `has_twin`.
+    """
+    known = {_repeat_key(trial) for trial in study.get_trials(deepcopy=False)}
+    for seed in seeds:
+        for trial in trials:
+            if (trial.number, seed) not in known:
+                attributes = {REPEAT_OF: trial.number, SEED: seed}
+                study.add_trial(
+                    optuna.create_trial(
+                        state=TrialState.WAITING,
+                        params=trial.params,
+                        distributions=trial.distributions,
+                        user_attrs=attributes,
+                    )
+                )
+
+
+def is_repeat(trial: FrozenTrial) -> bool:
+    """Return True for a repetition of another trial."""
+    return REPEAT_OF in trial.user_attrs
+
+
+def has_twin(study: optuna.Study, trial: FrozenTrial) -> bool:
+    """Return True if another host has added the same repetition before."""
+    return is_repeat(trial) and any(
+        _repeat_key(other) == _repeat_key(trial) and other.state != TrialState.FAIL
+        for other in study.get_trials(deepcopy=False)[: trial.number]
+    )
+
+
+def _repeat_key(trial: FrozenTrial) -> tuple[int | None, int | None]:
+    return trial.user_attrs.get(REPEAT_OF), trial.user_attrs.get(SEED)
 
 
 def retry_unfinished(study: optuna.Study, *, shared: bool) -> list[int]:
@@ -175,6 +216,14 @@ def is_queued(trial: FrozenTrial) -> bool:
 def is_waiting(study: optuna.Study) -> bool:
     """Return True if the queue has a trial."""
     return bool(study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+
+
+def is_running(study: optuna.Study) -> bool:
+    """Return True if a process of any host runs a trial; those whose heartbeat has stopped are queued again first."""
+    with _allow_experimental():
+        optuna.storages.fail_stale_trials(study)
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    return any(WORKER in trial.user_attrs for trial in running)
 
 
 def this_process() -> dict[str, Any]:

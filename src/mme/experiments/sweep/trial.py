@@ -1,4 +1,4 @@
-"""One trial: a short pretraining, probed on the validation split every few epochs."""
+"""One trial: a short pretraining, probed every few epochs by cross-validation over training and validation videos."""
 
 from __future__ import annotations
 
@@ -15,9 +15,18 @@ from mme.config import Params
 from mme.config.edit import with_values
 from mme.config.paths import TRACKS_FOLDER, WORK_FOLDER
 from mme.data.frames import SEED_ORDER
-from mme.evaluation.probe import centre_views, encode, probe_metrics
+from mme.evaluation.probe import centre_views, cross_validated_metrics, encode
 from mme.experiments.sweep.space import suggest
-from mme.experiments.sweep.study import INTERRUPTED, RUN_ID, WORKER, is_queued, this_process
+from mme.experiments.sweep.study import (
+    INTERRUPTED,
+    REPEAT_OF,
+    RUN_ID,
+    SEED,
+    WORKER,
+    has_twin,
+    is_queued,
+    this_process,
+)
 from mme.manifest import MANIFEST_FILE, Manifest
 from mme.models.encoder import VideoEncoder
 from mme.motion.store import TrackStore
@@ -25,13 +34,13 @@ from mme.tracking import Run, StoreError, is_interrupt, start_run
 from mme.training.loop.callbacks import PeriodicProbe
 from mme.training.pretrain import run_pretraining
 
-METRIC = "val/probe_top1"
+METRIC = "cv/probe_top1"
 """Metric that ranks trials. Losses do not: they depend on the mask ratio and on the length of the tracks."""
 
-WORK = WORK_FOLDER / "sweep"
+PROBED_SPLITS = ("train", "val")
+"""Splits of the labelled videos that the probe is cross-validated over; the gate needs the test split unseen."""
 
-SEED, VALUES, REPEAT_OF = "seed", "values", "repeat_of"
-"""User attributes of a repetition: its seed, and the values and the number of the repeated trial."""
+WORK = WORK_FOLDER / "sweep"
 
 
 @dataclass(frozen=True)
@@ -84,17 +93,21 @@ class TrialObjective:
         """Run a trial.
 
         Raises:
-            TrialPruned: its probe is below the median of the other trials at the same epoch.
+            TrialPruned: other trials had better probes at the same epoch, or another host repeats the same trial.
             KeyboardInterrupt: a signal ended it, or runs cannot be recorded; it will be run again.
             LookupError: the trial did not come from the queue.
         """
-        if not is_queued(trial.study.get_trials(deepcopy=False)[trial.number]):
+        taken = trial.study.get_trials(deepcopy=False)[trial.number]
+        if not is_queued(taken):
             raise LookupError("the queue is empty")
+        if has_twin(trial.study, taken):
+            raise optuna.TrialPruned("another host has queued this repetition before")
         trial.set_user_attr(WORKER, this_process())
         self.on_taken()
 
         params = self._trial_params(trial)
-        work = self.study_run.work / params.digest()
+        first = taken.system_attrs.get("failed_trial", trial.number)  # of the attempts at this trial
+        work = self.study_run.work / f"{first:03d}-{params.digest()}"  # two trials may have equal values
         try:
             with start_run(
                 "sweep-repeat" if SEED in trial.user_attrs else "sweep-trial",
@@ -118,10 +131,8 @@ class TrialObjective:
         return result
 
     def _trial_params(self, trial: optuna.Trial) -> Params:
-        fixed, attributes = self.params.sweep.fixed, trial.user_attrs
-        if SEED in attributes:
-            return with_values(self.params, {**fixed, **attributes[VALUES], "seed": attributes[SEED]})
-        return with_values(self.params, {**fixed, **suggest(trial, self.params.sweep.space)})
+        values = {**self.params.sweep.fixed, **suggest(trial, self.params.sweep.space)}
+        return with_values(self.params, {**values, "seed": trial.user_attrs.get(SEED, self.params.seed)})
 
     def _train(self, trial: optuna.Trial, params: Params, work: Path, run: Run) -> float:
         run.rename(_run_name(trial))
@@ -132,8 +143,8 @@ class TrialObjective:
             run.log_metrics(metrics, epochs - 1)  # curves count epochs from 0
             if epochs not in reported:  # it is, if the trial resumes after an interruption
                 trial.report(metrics[METRIC], epochs)
-            if epochs < params.pretrain.epochs and trial.should_prune():
-                raise optuna.TrialPruned(f"worse than the median after {epochs} epochs")
+            if epochs < params.pretrain.epochs and SEED not in trial.user_attrs and trial.should_prune():
+                raise optuna.TrialPruned(f"others were better after {epochs} epochs")
 
         probe = PeriodicProbe(params.sweep.probe_epochs, lambda encoder: self._measure(encoder, params), log_probe)
         work.mkdir(parents=True, exist_ok=True)
@@ -143,11 +154,10 @@ class TrialObjective:
     def _measure(self, encoder: VideoEncoder, params: Params) -> dict[str, float]:
         key = params.clip.digest()
         if key not in self._views:  # decoded once per process; trials may differ in ``clip``
-            self._views = {key: {split: list(centre_views(self.manifest, split, params)) for split in ("train", "val")}}
-        train, val = (
-            encode(encoder, self._views[key][split], params.clip, params.evaluate.pool) for split in ("train", "val")
-        )
-        return {f"val/{name}": value for name, value in probe_metrics(train, val).items()}
+            self._views = {key: list(centre_views(self.manifest, PROBED_SPLITS, params))}
+        features = encode(encoder, self._views[key], params.clip, params.evaluate.pool)
+        groups = [video.group or video.id for video in self.manifest.labelled(PROBED_SPLITS)]
+        return {f"cv/{name}": value for name, value in cross_validated_metrics(features, groups).items()}
 
 
 def _run_name(trial: optuna.Trial) -> str:
