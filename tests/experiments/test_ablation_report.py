@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mme.experiments.ablation.plan import RunResult
@@ -28,4 +29,6 @@ def test_figure_shows_what_was_measured(tuned: dict[str, float], probed: int, pa
     assert [axes.get_title() for axes in figure.axes] == panels
     probe = next(axes for axes in figure.axes if axes.get_title() == "frozen probe")
     assert [label.get_text() for label in probe.get_yticklabels()] == ["scratch", "mme"]
-    assert [bar.get_width() for bar in probe.patches] == [12.5, 50.0]
+    assert len(probe.patches) == 2
+    points = [np.asarray(line.get_xydata()) for line in probe.lines]
+    assert np.concatenate(points).tolist() == [[12.5, 0], [50, 1]]

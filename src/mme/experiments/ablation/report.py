@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mme.config import Params
@@ -279,9 +280,12 @@ def curve_figure(finished: Sequence[RunResult], contestants: Sequence[str]) -> F
     timed = any(len(result["curve"]) > 1 for result in finished)
     height = max(4.5, 1.2 + 0.3 * len(contestants))
     figure = Figure(figsize=(2 + 3 * len(measures) + 5 * timed, height), layout="constrained")
-    parts = figure.subfigures(1, 2, width_ratios=[5, 2 + 3 * len(measures)]) if timed else [figure]
-    left = parts[0].subplots() if timed else None
-    bars = dict(zip(measures, parts[-1].subplots(1, len(measures), sharey=True, squeeze=False)[0], strict=True))
+    grid = figure.add_gridspec(1, timed + len(measures), width_ratios=[5] * timed + [3] * len(measures))
+    left = figure.add_subplot(grid[0]) if timed else None
+    bars: dict[str, Axes] = {}
+    for index, name in enumerate(measures, start=timed):
+        bars[name] = figure.add_subplot(grid[index], sharey=next(iter(bars.values()), None))
+        bars[name].tick_params(labelleft=not bars.keys() - {name})
     for place, contestant in enumerate(contestants):
         results = of_contestant(finished, contestant)
         run = results[0]["run"]
