@@ -26,7 +26,8 @@ class TrackSlice:
     """Tracks from S start frames of one video, in pixels of its frames.
 
     Attributes:
-        displacements: ``p_{t+1} - p_t`` on the raw flow; zero from the first invalid step.
+        displacements: ``p_{t+1} - p_t`` on the raw flow, in half precision if they were stored; zero from the first
+            invalid step.
         num_valid: number of leading steps that are valid: the point stays within the pixel centres of the frame and,
             if this was extracted, the flow is forward-backward consistent.
         homographies: camera motion of each step; identity where untrusted or past the end of the video.
