@@ -89,9 +89,9 @@ def repository_page(path: Path) -> str:
 
     def moved(found: re.Match[str]) -> str:
         target = found[1].removeprefix("docs/")
-        return f"]({REPOSITORY_PAGES.get(target, target)})"
+        return f"]({REPOSITORY_PAGES.get(target, target)}{found[2]})"
 
-    return re.sub(r"\]\(((?!\w+://)[^)#]+)\)", moved, path.read_text(encoding="utf-8"))
+    return re.sub(r"\]\(((?!\w+://)[^)#]+)(#?[^)]*)\)", moved, path.read_text(encoding="utf-8"))
 
 
 def table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:

@@ -226,6 +226,7 @@ def test_generated_pages_are_complete() -> None:
     for path in document["paths"]:
         assert path in pages["api.md"]
     assert "](images/tracks.png)" in pages["index.md"]
+    assert not re.findall(r"\]\(docs/[^)]*", pages["index.md"])
 
 
 @pytest.mark.slow
