@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import tempfile
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
+import joblib  # type: ignore[import-untyped]
 from pydantic import BeforeValidator, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -17,11 +17,6 @@ from mme.config.base import NonNegative, Positive, PositiveFloat, Ratio
 
 _SHA256_DIGITS = 64
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:\d+)?")
-
-
-def available_cpus() -> int:
-    """Return the number of cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _split(value: Any) -> Any:
@@ -53,7 +48,7 @@ class Settings(BaseSettings):
         max_queue: requests in progress or waiting; one more is answered with 503.
         max_batch: views in the model at a time, over all concurrent forward passes.
         max_wait_ms: time for which the first view of a batch waits for others.
-        num_decode_workers, torch_threads: 0 = the number of cores.
+        num_decode_workers, torch_threads: 0 = the number of cores that this process may use, container limits included.
         temp_dir: folder of uploads while they are decoded.
         api_keys: SHA-256 (hexadecimal, comma-separated) of the accepted keys; none = open to all.
         rate_per_minute: requests per key or address; 0 = unlimited.
@@ -174,12 +169,12 @@ class Settings(BaseSettings):
     @property
     def num_decoders(self) -> int:
         """Number of decoding processes."""
-        return self.num_decode_workers or available_cpus()
+        return self.num_decode_workers or joblib.cpu_count()
 
     @property
     def num_threads(self) -> int:
         """Threads of the model, over all concurrent forward passes."""
-        return self.torch_threads or available_cpus()
+        return self.torch_threads or joblib.cpu_count()
 
 
 def stated_faults(error: ValidationError) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import cv2
+import joblib  # type: ignore[import-untyped]
 import torch
 from threadpoolctl import threadpool_limits
 
@@ -111,7 +111,7 @@ def execute_runs(
     if stored_only:
         return [result for run in runs if (result := stored_result(*call[run])) is not None]
     results: dict[AblationRun, RunResult] = {}
-    num_threads = max(1, (os.cpu_count() or 1) // workers)
+    num_threads = max(1, joblib.cpu_count() // workers)
     with open_process_pool(workers, execute_run.__module__, _limit_threads, num_threads) as pool:
         for run, result in pool.call_all(execute_run, call.items()):
             results[run] = result

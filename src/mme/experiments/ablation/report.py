@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import joblib  # type: ignore[import-untyped]
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -124,7 +124,7 @@ def write_ablation_report(
         "batch_size": params.pretrain.batch_size,
         "missing": missing_runs(budget, searched, finished),
         "commit": git_commit(),
-        "cores": os.cpu_count(),
+        "cores": joblib.cpu_count(),
         "data": {
             "digest": manifest.digest,
             "labels": manifest.labels,

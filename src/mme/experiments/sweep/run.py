@@ -13,6 +13,7 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import cv2
+import joblib  # type: ignore[import-untyped]
 import optuna
 import torch
 from filelock import FileLock
@@ -210,7 +211,7 @@ def _run_queue(study_run: StudyRun, study: optuna.Study, num_workers: int, show:
 
 def _run_workers(study_run: StudyRun, study: optuna.Study, num_workers: int, show: ShowTrial) -> None:
     """Run the queued trials in worker processes; replace a worker that was killed and run its trial again."""
-    num_threads = max(1, len(os.sched_getaffinity(0)) // num_workers)
+    num_threads = max(1, joblib.cpu_count() // num_workers)
 
     def start(index: int) -> SpawnProcess:
         process = multiprocessing.get_context("spawn").Process(target=_work, args=(study_run, index, num_threads))
