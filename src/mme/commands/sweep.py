@@ -77,10 +77,12 @@ def apply_command(
 
     study = load_study(load_params(PARAMS_YAML))
     point = finished_point(study, trial)
-    difference = write_values(PARAMS_YAML, trial_values(point), write=False)
-    if difference and not (dry_run or force):
-        check_significance(study, point)
-    write_values(PARAMS_YAML, trial_values(point), write=not dry_run)
+    values = trial_values(point)
+    difference = write_values(PARAMS_YAML, values, write=False)
+    if difference and not dry_run:
+        if not force:
+            check_significance(study, point)
+        write_values(PARAMS_YAML, values, write=True)
     typer.echo(difference or f"{PARAMS_YAML} has these values already", nl=not difference)
     if difference and not dry_run:
         _say("now `dvc repro register` trains with them")

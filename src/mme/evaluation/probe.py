@@ -62,7 +62,8 @@ def centre_views(manifest: Manifest, split: str | Sequence[str], params: Params)
     """
     videos = manifest.labelled(split)
     if not videos:
-        raise ValueError(f"{manifest.folder}: no labelled videos in split '{split}'")
+        names = ", ".join(f"'{name}'" for name in ([split] if isinstance(split, str) else split))
+        raise ValueError(f"{manifest.folder}: no labelled videos in split {names}")
 
     def view(video: Video) -> UInt8[np.ndarray, "T S S 3"]:
         centre: UInt8[np.ndarray, "T S S 3"] = sample_views(

@@ -6,6 +6,7 @@ import functools
 import logging
 import multiprocessing
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
@@ -22,6 +23,10 @@ _CALLS_PER_WORKER = 4
 
 _OBJECT_STORE_BYTES = 80 * 2**20
 """Object store of a Ray on this machine: arguments and results are tiny, and this is about the least Ray accepts."""
+
+
+_GRACE_S = 3.0
+"""Time that interrupted processes have to record it."""
 
 
 @dataclass(frozen=True)
@@ -84,15 +89,32 @@ def open_pool(executor: Executor, num_workers: int, preload: str) -> Iterator[Po
 def open_process_pool(
     num_workers: int, preload: str, initializer: Callable[..., None] | None = None, *initargs: Any
 ) -> Iterator[Pool]:
-    """Open a pool of processes of this machine, which end with it; each first calls ``initializer(*initargs)``."""
+    """Open a pool of processes of this machine, which end with it; each first calls ``initializer(*initargs)``.
+
+    An error waits for the calls that have begun; Ctrl-C and SIGTERM end them.
+    """
     # Not fork: a fork of a process that has threads (progress bar, OpenCV) may hang.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([preload])
     processes = ProcessPoolExecutor(num_workers, context, _initialize, (initializer, *initargs))
     try:
         yield Pool(processes.submit, num_workers)
+    except KeyboardInterrupt:
+        _end_children()
+        raise
     finally:
         processes.shutdown(cancel_futures=True)
+
+
+def _end_children() -> None:
+    """End all child processes: by SIGTERM, on which runs are recorded as interrupted, then by SIGKILL."""
+    children = multiprocessing.active_children()
+    for child in children:
+        child.terminate()
+    last = time.monotonic() + _GRACE_S
+    for child in children:
+        child.join(max(0.0, last - time.monotonic()))
+        child.kill()  # one that is still there: it would begin the next call
 
 
 def _initialize(initializer: Callable[..., None] | None, *initargs: Any) -> None:
