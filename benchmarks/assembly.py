@@ -77,7 +77,7 @@ def measure(name: str, at_most: float | None, batch: Batch) -> Iterator[Row]:
     read = batch.read()
     actions: list[Callable[[], object]] = [
         lambda: batch.step(read), batch.read, lambda: batch.module.prepare(read),
-        lambda: batch.module.pixels(read, ~read["hidden"]),
+        lambda: batch.module.visible_pixels(read),
     ]  # fmt: skip
     repeats = REPEATS if batch.params.model.dim < 512 else 2
     step, reading, prepared, pixels = cpu_ms(*actions, repeats=repeats)

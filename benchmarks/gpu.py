@@ -185,7 +185,7 @@ def time_steps(folder: Path) -> Iterator[Row]:
     pinned = {name: value.cpu().pin_memory() if ON_GPU else value for name, value in batch.items()}
     of = f"{size} clips, {params.pretrain.precision}, {params.pretrain.mask_ratio:.0%} hidden"
     copy = median_ms(lambda: [value.to(DEVICE, non_blocking=True) for value in pinned.values()])
-    pixels = median_ms(lambda: module.pixels(batch, ~batch["hidden"]))
+    pixels = median_ms(lambda: module.visible_pixels(batch))
     targets = median_ms(lambda: module.prepare(batch)) - pixels
     whole = median_ms(lambda: step(lambda: module.prepare(batch)))
     bare = median_ms(lambda: step(lambda: prepared))

@@ -41,7 +41,7 @@ def clip_and_mask(batch: int = 2, seed: int = 0) -> tuple[Float[Tensor, "B 3 T H
 def visible(
     model: MaskedMotionModel, clip: Float[Tensor, "B 3 T H W"], hidden: Bool[Tensor, "B N"]
 ) -> Float[Tensor, "B V P"]:
-    return gather_tokens(model.encoder.patchify(clip), ~hidden)
+    return gather_tokens(model.encoder.patchify(clip), ~hidden, int((~hidden[0]).sum()))
 
 
 @pytest.mark.parametrize(
@@ -115,10 +115,10 @@ def test_tokens_of_planes_are_patches_of_the_normalised_rgb_clip(kept: int) -> N
     frames = rgb_of(luma, chroma)
     assert ((frames == 0) | (frames == 255)).any()  # colours out of range are clipped
     params = CLIP.model_copy(update={"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.25)})
-    expected = gather_tokens(VideoEncoder(MODEL, CLIP).patchify(model_input(frames, params)), chosen)
+    expected = gather_tokens(VideoEncoder(MODEL, CLIP).patchify(model_input(frames, params)), chosen, kept)
     half_a_level = 0.5 / (255 * 0.2)
     torch.testing.assert_close(
-        token_input(luma, chroma, chosen, params, MODEL), expected, atol=1.01 * half_a_level, rtol=0
+        token_input(luma, chroma, chosen, kept, params, MODEL), expected, atol=1.01 * half_a_level, rtol=0
     )
 
 

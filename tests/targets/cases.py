@@ -110,7 +110,8 @@ def compute_batch(
             sample["luma"] = torch.from_numpy(luma(view[spec.dense_frames]).astype(np.uint8))
     batch = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
     targets: list[Target] = [POSITION] if frames is None else [POSITION, HOG]
-    computed = compute_targets(targets, HiddenTokens(cast(MaskedBatch, batch), spec))
+    tokens = HiddenTokens(cast(MaskedBatch, batch), spec, int(hidden[0].sum()))
+    computed = compute_targets(targets, tokens)
     position, valid = (part.numpy() for part in computed["position"])
     hog = np.zeros((*valid.shape, 0, 9), np.float32)
     if frames is not None:

@@ -489,7 +489,7 @@ def test_video_of_another_aspect_than_the_clip() -> None:
         ).items()
     }
     batch["hidden"] = torch.ones((1, 24), dtype=torch.bool)
-    found = token_tracks(cast(MaskedBatch, batch), spec)
+    found = token_tracks(cast(MaskedBatch, batch), spec, 24)
     assert np.abs(found.displacements[found.valid].numpy() - [0.0, 0.75]).max() < 1e-5
     path = cell_grid(found.path[0].numpy(), spec)
     np.testing.assert_allclose(path[0, 0, :, 0, 0], 8 * np.arange(8) + 3.5, atol=1e-4)

@@ -57,6 +57,19 @@ def test_loss_and_gradient_are_those_of_the_cpu() -> None:
     assert 0 < distance(half, expected) < 0.05
 
 
+def test_a_step_does_not_wait_for_the_device() -> None:
+    params = params_with("cuda")
+    module = PretrainModule(params, STATISTICS, 1).to("cuda")
+    batch = torch.utils.data.default_collate(Noise(params).samples)
+    batch = {name: value.to("cuda") for name, value in batch.items()}
+    module.losses(module.prepare(batch))["loss"].backward()  # fills the caches of constants, compiles the kernels
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        module.losses(module.prepare(batch))["loss"].backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 @pytest.mark.filterwarnings("ignore")  # the compiler's use of PyTorch, none of ours
 @pytest.mark.parametrize(("precision", "near"), [(torch.float32, 1e-4), (torch.bfloat16, 0.05)])
 def test_compiled_blocks_give_the_same_gradient(precision: torch.dtype, near: float) -> None:

@@ -8,6 +8,7 @@ from typing import Any, get_args
 import jaxtyping
 import pytest
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils.data import default_collate
 
 from mme.config import PretrainParams
@@ -78,3 +79,16 @@ def test_unknown_objective_and_weight_are_named() -> None:
     with pytest.raises(ValueError, match=r"^pretrain\.weights: shape is none of pixel, position, hog$"):
         target_weights(OBJECTIVES["mme"], {"position": 1.0, "shape": 0.3})
     assert target_weights(OBJECTIVES["mme"], {"hog": 0.3}) == {"position": 1.0, "hog": 0.3}
+
+
+@pytest.mark.parametrize("objective", ["trajectory", "pixel"])
+def test_a_step_reads_nothing_back_from_its_device(objective: str, data: Manifest) -> None:
+    """Fake tensors have no values: an operation that needs one, and would make the host wait for a GPU, raises."""
+    module, dataset = module_and_data(data, objective=objective)
+    batch = dataset.__getitems__([(0, index) for index in range(4)])
+    module.losses(module.prepare(batch))  # fills the caches of constants
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        prepared = module.prepare({name: mode.from_tensor(value) for name, value in batch.items()})
+        module.losses(prepared)["loss"].backward()
+        with pytest.raises(DataDependentOutputException):
+            float(prepared["tubelets"].sum())

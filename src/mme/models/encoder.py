@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Int64, UInt8
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -27,9 +29,10 @@ def token_input(
     luma: UInt8[Tensor, "B T H W"],
     chroma: UInt8[Tensor, "B T 2 H/2 W/2"],
     chosen: Bool[Tensor, "B N"],
+    count: int,
     clip: ClipParams,
     model: ModelParams,
-) -> Float[Tensor, "B M P"]:
+) -> Float[Tensor, "B {count} P"]:
     """Normalise the pixels of some tokens, from the planes of the normal form; the others cost nothing.
 
     What comes out is `VideoEncoder.patchify` of `model_input`, within one grey level of RGB that is rounded.
@@ -37,7 +40,8 @@ def token_input(
     Args:
         luma: brightness of the frames that the model sees.
         chroma: their planes of colour.
-        chosen: tokens, in (time, y, x) order, the same number M in each row.
+        chosen: tokens, in (time, y, x) order.
+        count: their number, the same in each row.
         clip: mean and deviation of pixels.
         model: size of a token.
 
@@ -46,28 +50,40 @@ def token_input(
     """
     p, s = model.tubelet_frames, model.patch_size
     batch, frames, height, width = luma.shape
-    places = chosen.view(batch, frames // p, height // s, width // s)
+    rows, columns = height // s, width // s
 
     # Cut into tubelets and keep the chosen ones.
-    cut = luma.view(*places.shape[:2], p, places.shape[2], s, places.shape[3], s)
-    y = cut.permute(0, 1, 3, 5, 2, 4, 6)[places].float()  # (K, p, s, s)
-    cut = chroma.view(*places.shape[:2], p, 2, places.shape[2], s // 2, places.shape[3], s // 2)
-    uv = cut.permute(0, 1, 4, 6, 3, 2, 5, 7)[places].float()  # (K, 2, p, s/2, s/2)
+    place = token_places(chosen, count).flatten()  # (B * M)
+    clip_number = torch.arange(batch, device=luma.device).repeat_interleave(count, output_size=len(place))
+    token = (clip_number, place // (rows * columns), place // columns % rows, place % columns)
+    cut = luma.view(batch, frames // p, p, rows, s, columns, s)
+    y = cut.permute(0, 1, 3, 5, 2, 4, 6)[token].float()  # (B * M, p, s, s)
+    cut = chroma.view(batch, frames // p, p, 2, rows, s // 2, columns, s // 2)
+    uv = cut.permute(0, 1, 4, 6, 3, 2, 5, 7)[token].float()  # (B * M, 2, p, s/2, s/2)
 
     # RGB is linear in the planes, and normalised pixels are linear in RGB; one matrix does both.
-    mean, std = (torch.tensor(values, device=luma.device) for values in (clip.mean, clip.std))  # (3) each
+    mean, std = pixel_moments(clip.mean, clip.std, luma.device)  # (3) each
     matrix, offset = rgb_matrix(luma.device)
     matrix, offset = matrix / (255 * std[:, None]), (offset / 255 - mean) / std
-    flat = (len(y), 2, -1)
+    flat = (len(place), 2, -1)
     colour = (matrix[:, 1:] @ uv.reshape(flat) + offset[:, None]).view(-1, 3, p, s // 2, 1, s // 2, 1)
     per_channel = (3, 1, 1, 1, 1, 1)
     pixels = torch.addcmul(
         colour, y.view(-1, 1, p, s // 2, 2, s // 2, 2), matrix[:, 0].view(per_channel)
-    )  # (K, 3, p, s/2, 2, s/2, 2): a value of colour covers four pixels
+    )  # (B * M, 3, p, s/2, 2, s/2, 2): a value of colour covers four pixels
     black, white = (-mean / std).view(per_channel), ((1 - mean) / std).view(per_channel)
-    return pixels.clamp_(black, white).view(batch, -1, 3 * p * s * s)
+    return pixels.clamp_(black, white).view(batch, count, 3 * p * s * s)
 
 
+@functools.cache
+def pixel_moments(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[Float[Tensor, " 3"], Float[Tensor, " 3"]]:
+    """Return mean and deviation of pixels as tensors; making them anew would let the host wait for the device."""
+    return torch.tensor(mean, device=device), torch.tensor(std, device=device)
+
+
+@functools.cache
 def rgb_matrix(device: torch.device) -> tuple[Float[Tensor, "3 3"], Float[Tensor, " 3"]]:
     """Return matrix and offset from BT.709 planes (y, u, v) in limited range to RGB from 0 to 255."""
     red, green, blue = LUMA_WEIGHTS
@@ -155,10 +171,22 @@ def run_blocks(blocks: nn.ModuleList, tokens: Float[Tensor, "B N D"], recompute:
     return tokens
 
 
-def gather_tokens(tokens: Float[Tensor, "B N D"], chosen: Bool[Tensor, "B N"]) -> Float[Tensor, "B M D"]:
-    """Return the chosen tokens of each clip, in order; every row of ``chosen`` has the same number of true entries."""
-    # A boolean index flattens the batch, so the equal number per row restores it.
-    return tokens[chosen].view(tokens.shape[0], -1, tokens.shape[-1])
+def token_places(chosen: Bool[Tensor, "B N"], count: int) -> Int64[Tensor, "B {count}"]:
+    """Return the places of the chosen tokens of each clip, in order.
+
+    Args:
+        chosen: mask of tokens.
+        count: its true entries, the same number in each row. It is given because a device that had to report it would
+            make the host wait.
+    """
+    return chosen.nonzero_static(size=len(chosen) * count)[:, 1].view(len(chosen), count)
+
+
+def gather_tokens(
+    tokens: Float[Tensor, "B N D"], chosen: Bool[Tensor, "B N"], count: int
+) -> Float[Tensor, "B {count} D"]:
+    """Return the chosen tokens of each clip, in order; see `token_places`."""
+    return tokens.take_along_dim(token_places(chosen, count)[..., None], dim=1)
 
 
 class VideoEncoder(nn.Module):
@@ -220,7 +248,9 @@ class VideoEncoder(nn.Module):
             The last block's output for the visible tokens, in order, without a final norm.
         """
         tubelets = self.patchify(clip)  # (B, N, P)
-        return self.forward_tubelets(tubelets if hidden is None else gather_tokens(tubelets, ~hidden), hidden)
+        if hidden is not None:
+            tubelets = gather_tokens(tubelets, ~hidden, self.num_tokens - int(hidden[0].sum()))
+        return self.forward_tubelets(tubelets, hidden)
 
     def forward_tubelets(
         self, tubelets: Float[Tensor, "B V P"], hidden: Bool[Tensor, "B N"] | None = None
@@ -229,6 +259,6 @@ class VideoEncoder(nn.Module):
         # With 75 % hidden, attention among the visible tokens costs a sixteenth.
         positions = self.positions.expand(tubelets.shape[0], -1, -1)  # (B, N, D)
         if hidden is not None:
-            positions = gather_tokens(positions, ~hidden)
+            positions = gather_tokens(positions, ~hidden, tubelets.shape[1])
         tokens: Tensor = self.embed(tubelets) + positions  # (B, V, D)
         return run_blocks(self.blocks, tokens, self.gradient_checkpointing)

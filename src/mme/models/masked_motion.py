@@ -10,7 +10,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mme.config import ClipParams, ModelParams, PretrainParams
-from mme.models.encoder import VideoEncoder, build_blocks, gather_tokens, init_weights, position_table, run_blocks
+from mme.models.encoder import (
+    VideoEncoder,
+    build_blocks,
+    gather_tokens,
+    init_weights,
+    position_table,
+    run_blocks,
+    token_places,
+)
 from mme.targets.base import objective_targets, target_weights
 from mme.targets.grid import TargetSpec
 
@@ -89,11 +97,11 @@ class MaskedMotionModel(nn.Module):
     def forward_decoder(self, visible: Float[Tensor, "B V D"], hidden: Bool[Tensor, "B N"]) -> Float[Tensor, "B M E"]:
         """Decode visible tokens and mask tokens together; keep the hidden ones."""
         embedded = self.decoder_embed(visible)  # (B, V, E)
-        tokens = self.mask_token.to(embedded.dtype).expand(*hidden.shape, -1).clone()  # (B, N, E)
-        tokens[~hidden] = embedded.flatten(0, 1)
-        tokens = tokens + self.positions
+        tokens = self.mask_token.to(embedded.dtype).expand(*hidden.shape, -1)  # (B, N, E)
+        places = token_places(~hidden, visible.shape[1])[..., None].expand_as(embedded)
+        tokens = tokens.scatter(1, places, embedded) + self.positions
         tokens = run_blocks(self.decoder_blocks, tokens, self.encoder.gradient_checkpointing)
-        return self.decoder_norm(gather_tokens(tokens, hidden))  # type: ignore[no-any-return]
+        return self.decoder_norm(gather_tokens(tokens, hidden, hidden.shape[1] - visible.shape[1]))  # type: ignore[no-any-return]
 
     def forward_heads(self, decoded: Float[Tensor, "B M E"]) -> dict[str, Tensor]:
         """Apply the head of each target."""

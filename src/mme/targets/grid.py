@@ -160,20 +160,26 @@ class HiddenTokens:
     Args:
         batch: as the loader read it, on the device of the model.
         spec: geometry of the tokens.
+        count: hidden tokens of each clip, M.
         read_tubelets: gives the normalised pixels of the tokens; called only if a target reads them.
     """
 
     def __init__(
-        self, batch: MaskedBatch, spec: TargetSpec, read_tubelets: Callable[[], Float[Tensor, "B M P"]] | None = None
+        self,
+        batch: MaskedBatch,
+        spec: TargetSpec,
+        count: int,
+        read_tubelets: Callable[[], Float[Tensor, "B M P"]] | None = None,
     ) -> None:
         self.batch = batch
         self.spec = spec
+        self.count = count
         self._read_tubelets = read_tubelets
 
     @functools.cached_property
     def tracks(self) -> TokenTracks:
         """Tracks of the tokens' cells."""
-        return token_tracks(self.batch, self.spec)
+        return token_tracks(self.batch, self.spec, self.count)
 
     @property
     def luma(self) -> UInt8[Tensor, "B F H W"]:
@@ -214,8 +220,8 @@ def stored_tracks(tracks: TrackSlice, crop: Crop, grid: tuple[int, int], camera:
     return fields
 
 
-def token_tracks(batch: MaskedBatch, spec: TargetSpec) -> TokenTracks:
-    """Interpolate the stored tracks at the cells of the hidden tokens, and bring them into the clip's frame.
+def token_tracks(batch: MaskedBatch, spec: TargetSpec, count: int) -> TokenTracks:
+    """Interpolate the stored tracks at the cells of the ``count`` hidden tokens, and bring them into the clip's frame.
 
     A track is the bilinear mean of the four stored ones around the cell's centre, extrapolated linearly beyond the
     outermost nodes. Its number of valid steps is the smallest of the four.
@@ -229,7 +235,8 @@ def token_tracks(batch: MaskedBatch, spec: TargetSpec) -> TokenTracks:
     left, top, crop_width, crop_height = batch["crop"].unbind(dim=1)  # (B) each
     rows, columns = batch["grid"].unbind(dim=1)
     num_clips, num_tubelets, num_rows, num_columns, length, _ = stored.shape
-    tokens = hidden.nonzero()[:, 1].view(num_clips, -1)  # (B, M)
+    # Their number is given: a device that had to report it would make the host wait.
+    tokens = hidden.nonzero_static(size=num_clips * count)[:, 1].view(num_clips, count)  # (B, M)
     tubelet, y, x = _cells(spec, hidden.device)[:, tokens]  # (B, M, C) each
 
     # Centres of the clip's rows and columns of cells in the source frame, and the nodes on either side of each.
@@ -263,7 +270,7 @@ def token_tracks(batch: MaskedBatch, spec: TargetSpec) -> TokenTracks:
         displacements = displacements - camera_shift_of(steps[:, :, None], path[..., :-1, :])
 
     # Source pixels to clip pixels: shift, scale, mirror.
-    size = torch.tensor([spec.width, spec.height], device=hidden.device, dtype=torch.float32)
+    size = _frame_size(spec, hidden.device)
     scale = (size / torch.stack([crop_width, crop_height], dim=-1)).float().view(-1, 1, 1, 1, 2)
     origin = torch.stack([left - 0.5, top - 0.5], dim=-1).float().view(-1, 1, 1, 1, 2)
     mirrored = batch["flip"].float()
@@ -284,6 +291,12 @@ def camera_shift_of(homography: Float[Tensor, "*#S 3 3"], points: Float[Tensor, 
     shift_x = (h[..., 0, 0] - 1 - perspective) * x + h[..., 0, 1] * y + h[..., 0, 2]
     shift_y = h[..., 1, 0] * x + (h[..., 1, 1] - 1 - perspective) * y + h[..., 1, 2]
     return torch.stack([shift_x, shift_y], dim=-1) / (perspective + 1)[..., None]
+
+
+@functools.lru_cache(maxsize=8)
+def _frame_size(spec: TargetSpec, device: torch.device) -> Float32[Tensor, " 2"]:
+    """Width and height of a clip."""
+    return torch.tensor([spec.width, spec.height], dtype=torch.float32, device=device)
 
 
 @functools.lru_cache(maxsize=8)

@@ -72,13 +72,8 @@ class Hog:
         if list(luma.shape[1:]) != expected:
             raise ValueError(f"frames of {list(luma.shape[1:])}, expected {expected}")
 
-        # Frame of each point: raw frames of the tubelet's steps, as places among those that are read.
-        read = torch.tensor(spec.dense_frames, device=luma.device)
-        steps = torch.tensor(spec.starts(0), device=luma.device)[:, None] + torch.arange(
-            spec.num_hog_steps, device=luma.device
-        )  # (K, S)
         points = tracks.path[..., : spec.num_hog_steps, :]  # (B, M, C, S, 2)
-        frames = torch.searchsorted(read, steps)[tracks.tubelet][:, :, None].expand(points.shape[:-1])
+        frames = _step_frames(spec, luma.device)[tracks.tubelet][:, :, None].expand(points.shape[:-1])
 
         # A few clips at once, so that the memory has a bound.
         parts = []
@@ -99,6 +94,13 @@ class Hog:
                 continue
             for centre, steps in zip(canvas.cells[canvas.valid], values[canvas.valid], strict=True):
                 draw_star(canvas, centre, steps[0], 0.55 * canvas.spec.cell, colour)
+
+
+@functools.lru_cache(maxsize=8)
+def _step_frames(spec: TargetSpec, device: torch.device) -> Int64[Tensor, "K S"]:
+    """Raw frames of the steps of each tubelet, as places among those that are read."""
+    steps = [[spec.dense_frames.index(start + step) for step in range(spec.num_hog_steps)] for start in spec.starts(0)]
+    return torch.tensor(steps, device=device)
 
 
 def hog_at(

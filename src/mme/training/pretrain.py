@@ -16,6 +16,7 @@ from torchmetrics import SumMetric
 from mme.config import Params, frames_needed
 from mme.config.paths import start_weights
 from mme.data.masked.clips import PretrainDataset, TrackedVideos
+from mme.data.masked.masking import num_hidden
 from mme.manifest import Manifest
 from mme.models.checkpoints import fill_module, read_state
 from mme.models.encoder import token_input
@@ -55,7 +56,7 @@ def target_statistics(dataset: PretrainDataset) -> Statistics:
     collected: dict[str, list[Tensor]] = {target.name: [] for target in targets}
     for begin in range(0, count, _STATISTICS_BATCH):
         batch = default_collate([dataset[0, index] for index in range(begin, min(begin + _STATISTICS_BATCH, count))])
-        tokens = HiddenTokens(batch, dataset.spec)
+        tokens = HiddenTokens(batch, dataset.spec, dataset.num_hidden)
         for name, (values, valid) in compute_targets(targets, tokens).items():
             collected[name].append(values[valid].flatten(0, -2))  # (points, components)
 
@@ -83,12 +84,18 @@ class PretrainModule(TrainingModule):
     """
 
     model: MaskedMotionModel
+    seen: Tensor
 
     def __init__(self, params: Params, statistics: Statistics, steps_per_pass: int) -> None:
         model = MaskedMotionModel(params.model, params.clip, params.pretrain)
         super().__init__(params.pretrain, params.runtime, model, steps_per_pass, params.seed)
         self.params = params
         self.standardised = list(statistics)
+        spec, pretrain = self.model.spec, params.pretrain
+        self.num_hidden = num_hidden(spec.grid, pretrain.mask_ratio, pretrain.mask)
+        read = luma_frames(self.model.targets, spec)
+        seen = torch.tensor([read.index(frame) for frame in spec.seen_frames])
+        self.register_buffer("seen", seen, persistent=False)  # places of the frames that the model sees
         self.moving = nn.ModuleDict({name: SumMetric() for name in ("error", "power", "cosine", "points")})
         for name, (mean, deviation) in statistics.items():
             self.register_buffer(f"{name}_mean", mean)
@@ -110,8 +117,13 @@ class PretrainModule(TrainingModule):
         """
         hidden = batch["hidden"]
         with torch.autocast(self.device.type, enabled=False):  # targets keep their precision whatever the model has
-            tokens = HiddenTokens(cast(MaskedBatch, batch), self.model.spec, lambda: self.pixels(batch, hidden))
-            prepared = {"tubelets": self.pixels(batch, ~hidden), "hidden": hidden}
+            tokens = HiddenTokens(
+                cast(MaskedBatch, batch),
+                self.model.spec,
+                self.num_hidden,
+                lambda: self._pixels(batch, hidden, self.num_hidden),
+            )
+            prepared = {"tubelets": self.visible_pixels(batch), "hidden": hidden}
             for name, (values, valid) in compute_targets(self.model.targets, tokens).items():
                 prepared[name] = values
                 if name in self.standardised:
@@ -121,14 +133,16 @@ class PretrainModule(TrainingModule):
                 prepared["length_px"] = tokens.tracks.displacements.norm(dim=-1).sum(dim=-1)  # (B, M, C)
         return prepared
 
-    def pixels(self, batch: Batch, chosen: Tensor) -> Tensor:
-        """Return the normalised pixels of some tokens ``[B, M, P]``."""
-        luma, spec = batch["luma"], self.model.spec
-        read = luma_frames(self.model.targets, spec)
-        if len(read) > len(spec.seen_frames):
-            seen = torch.tensor([read.index(frame) for frame in spec.seen_frames], device=luma.device)
-            luma = luma.index_select(1, seen)
-        return token_input(luma, batch["chroma"], chosen, self.params.clip, self.params.model)
+    def visible_pixels(self, batch: Batch) -> Tensor:
+        """Return the normalised pixels of the visible tokens ``[B, V, P]``."""
+        hidden = batch["hidden"]
+        return self._pixels(batch, ~hidden, hidden.shape[1] - self.num_hidden)
+
+    def _pixels(self, batch: Batch, chosen: Tensor, count: int) -> Tensor:
+        luma = batch["luma"]
+        if luma.shape[1] > len(self.seen):
+            luma = luma.index_select(1, self.seen)
+        return token_input(luma, batch["chroma"], chosen, count, self.params.clip, self.params.model)
 
     def unstandardise(self, name: str, values: Tensor) -> Tensor:
         """Values of a target in its own units, from those of the loss."""
@@ -188,7 +202,6 @@ def pretrain_dataset(params: Params, manifest: Manifest, tracks: TrackStore, spl
         params.clip,
         params.model,
         params.pretrain,
-        mask_ratio=params.pretrain.mask_ratio,
         seed=params.seed,
     )
 

@@ -79,7 +79,7 @@ class Pretrained:
             return None
         pixels = model_input(torch.from_numpy(clip)[None], self.clip)
         chosen = torch.from_numpy(hidden)[None]
-        visible = gather_tokens(self.network.encoder.patchify(pixels), ~chosen)
+        visible = gather_tokens(self.network.encoder.patchify(pixels), ~chosen, int((~hidden).sum()))
         predicted = self.network(visible, chosen)[POSITION.name][0]
         return np.asarray(predicted.numpy() * self.deviation, dtype=np.float32)
 
@@ -184,7 +184,8 @@ def _hidden_tubelets(
     tracks = inspection.tracks.select(spec.starts(start), spec.length)
     _, *grid = tracks.num_valid.shape
     batch = stored_tracks(tracks, crop, (grid[0], grid[1]), camera=True) | {"hidden": torch.from_numpy(hidden)}
-    tokens = HiddenTokens(cast(MaskedBatch, {name: value[None] for name, value in batch.items()}), spec)
+    batch = {name: value[None] for name, value in batch.items()}
+    tokens = HiddenTokens(cast(MaskedBatch, batch), spec, int(hidden.sum()))
     true, valid = (part[0].numpy() for part in compute_targets([POSITION], tokens)[POSITION.name])
     predicted = None
     if pretrained is not None:

@@ -35,7 +35,7 @@ def test_a_sample_holds_what_its_objective_reads(folder: Path, hog_steps: str, o
     params = small_params(pretrain={"hog_steps": hog_steps, "objective": objective, "min_scale": 0.6})
     manifest = Manifest.load(folder / "manifest.parquet")
     tracked = TrackedVideos(manifest, TrackStore(folder / "trajectories"), ["pretrain"], 1, frame_cache_mb=0)
-    dataset = PretrainDataset(tracked, params.clip, params.model, params.pretrain, mask_ratio=0.6, seed=0)
+    dataset = PretrainDataset(tracked, params.clip, params.model, params.pretrain, seed=0)
     inputs = {name for target in OBJECTIVES[objective] for name in target.inputs}
     for key in [(epoch, index) for epoch in range(2) for index in (3, 0, 7)]:
         sample, again = dataset[key], dataset[key]
@@ -55,7 +55,7 @@ def test_a_sample_shows_the_crop_of_its_frames(folder: Path, frame_cache_mb: flo
     params = small_params(pretrain={"objective": "mme", "min_scale": 0.6})
     manifest = Manifest.load(folder / "manifest.parquet")
     tracked = TrackedVideos(manifest, TrackStore(folder / "trajectories"), ["pretrain"], 1, frame_cache_mb)
-    dataset = PretrainDataset(tracked, params.clip, params.model, params.pretrain, mask_ratio=0.6, seed=0)
+    dataset = PretrainDataset(tracked, params.clip, params.model, params.pretrain, seed=0)
     sample, video = dataset[0, 3], tracked.videos[3]
     left, top, width, height = sample["crop"].tolist()
     assert [edge % 2 for edge in (left, top, width, height)] == [0, 0, 0, 0]

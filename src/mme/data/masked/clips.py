@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from mme.config import ClipParams, ModelParams, PretrainParams, frames_needed
 from mme.data.frames import SEED_PRETRAIN, PlaneCache, SampleKey, draw_crop, sample_rng, video_bytes
-from mme.data.masked.masking import draw_mask
+from mme.data.masked.masking import draw_mask, num_hidden
 from mme.data.masked.motion_map import motion_map
 from mme.manifest import Manifest, Video
 from mme.motion.store import TrackStore
@@ -119,8 +119,7 @@ class PretrainDataset(Dataset[dict[str, Tensor]]):
         tracked: videos and tracks.
         clip: frames and size of a clip.
         model: size of a token.
-        pretrain: objective, crop and flip.
-        mask_ratio: share of hidden tokens.
+        pretrain: objective, mask, crop and flip.
         seed: of every draw.
     """
 
@@ -130,15 +129,14 @@ class PretrainDataset(Dataset[dict[str, Tensor]]):
         clip: ClipParams,
         model: ModelParams,
         pretrain: PretrainParams,
-        mask_ratio: float,
         seed: int,
     ) -> None:
         self.tracked = tracked
         self.clip = clip
         self.pretrain = pretrain
-        self.mask_ratio = mask_ratio
         self.seed = seed
         self.spec = TargetSpec.from_params(clip, model, pretrain)
+        self.num_hidden = num_hidden(self.spec.grid, pretrain.mask_ratio, pretrain.mask)
         targets = objective_targets(pretrain.objective)
         self.inputs = {name for target in targets for name in target.inputs}
         self.luma_frames = luma_frames(targets, self.spec)
@@ -186,7 +184,7 @@ class PretrainDataset(Dataset[dict[str, Tensor]]):
         if "tracks" in self.inputs or pretrain.mask == "motion":
             tracks = stored_tracks(self._tracks(video, start), crop, self.tracked.grid, self.tracked.camera)
         motion = motion_map(tracks, spec) if pretrain.mask == "motion" else None
-        hidden = draw_mask(rng, spec.grid, self.mask_ratio, pretrain.mask, motion)
+        hidden = draw_mask(rng, spec.grid, pretrain.mask_ratio, pretrain.mask, motion)
         if "tracks" in self.inputs:
             fields |= tracks
         fields["hidden"] = torch.from_numpy(hidden)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import cast
 
@@ -25,8 +26,9 @@ def motion_map(tracks: Mapping[str, Tensor], spec: TargetSpec) -> Float32[np.nda
         all tubelets, clip pixels per frame; 0 where no point is valid.
     """
     batch = {name: value[None] for name, value in tracks.items()}
-    batch["hidden"] = torch.ones((1, int(np.prod(spec.grid))), dtype=torch.bool)
-    found = token_tracks(cast(MaskedBatch, batch), spec)
+    num_tokens = math.prod(spec.grid)
+    batch["hidden"] = torch.ones((1, num_tokens), dtype=torch.bool)
+    found = token_tracks(cast(MaskedBatch, batch), spec, num_tokens)
 
     speed = found.displacements.norm(dim=-1).mean(dim=-1) * found.valid  # (1, N, C)
     total = speed.view(*spec.grid, -1).sum(dim=(0, 3))  # (H, W)
