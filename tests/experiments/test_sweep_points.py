@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import optuna
 import pytest
-from optuna.distributions import IntDistribution
+from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
 from mme.experiments.sweep.points import (
@@ -54,6 +54,19 @@ def test_points_are_in_the_order_of_their_trials_and_equal_values_are_one_point(
     study = finished_study([0.5, 0.7, 0.6])
     add(study, 2, 0.9)  # the values of trial 1 again
     assert [point.trial.number for point in measured_points(study)] == [1, 2, 0]
+
+
+def test_values_that_differ_in_their_last_digits_are_one_point() -> None:
+    study = optuna.create_study(direction="maximize")
+    for ratio in (0.6, 0.3 + 3 * 0.1, 0.7):
+        study.add_trial(
+            optuna.create_trial(
+                state=TrialState.COMPLETE, value=ratio, params={"pretrain.mask_ratio": ratio},
+                distributions={"pretrain.mask_ratio": FloatDistribution(0.0, 1.0)},
+            )
+        )  # fmt: skip
+    assert study.trials[0].params != study.trials[1].params
+    assert [point.trial.number for point in measured_points(study)] == [2, 0]
 
 
 @pytest.mark.parametrize(("count", "expected"), [(1, [0]), (2, [0, 1]), (3, [1]), (4, [1, 2]), (7, [3])])

@@ -92,8 +92,14 @@ def measured_points(study: optuna.Study) -> list[Point]:
             repeats.setdefault(trial.user_attrs[REPEAT_OF], {})[trial.user_attrs[SEED]] = trial.value
         else:
             point = Point(trial, repeats.setdefault(trial.number, {}))
-            points.setdefault(repr(sorted(trial.params.items())), point)
+            points.setdefault(_rounded(trial), point)
     return sorted(points.values(), key=lambda point: -point.probe)
+
+
+def _rounded(trial: FrozenTrial) -> str:
+    """Return the values of a trial without the last digits: 0.6 in steps of 0.1 from 0.3 is 0.6000000000000001."""
+    values = {name: round(value, 12) if isinstance(value, float) else value for name, value in trial.params.items()}
+    return repr(sorted(values.items()))
 
 
 def best_point(points: Sequence[Point]) -> Point:
