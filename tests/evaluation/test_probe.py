@@ -81,8 +81,8 @@ def test_a_split_without_labels_is_an_error(data: Manifest) -> None:
 
 
 def test_the_probe_is_linear_and_blind_to_the_scale_of_a_feature() -> None:
-    assert linear_probe(clouds(30, 0), clouds(50, 1)) > 0.9
-    assert linear_probe(clouds(30, 0), clouds(50, 1)) == linear_probe(clouds(30, 0), clouds(50, 1))
+    assert linear_probe(clouds(30, 0)).score(*clouds(50, 1)) > 0.9
+    assert linear_probe(clouds(30, 0)).score(*clouds(50, 1)) == linear_probe(clouds(30, 0)).score(*clouds(50, 1))
 
 
 def test_more_features_than_videos_are_probed_as_by_plain_logistic_regression() -> None:
@@ -102,22 +102,22 @@ def test_more_features_than_videos_are_probed_as_by_plain_logistic_regression() 
     search = GridSearchCV(plain, {"logisticregression__C": [0.001, 0.01, 0.1, 1.0, 10.0]}, cv=folds)
     expected = search.fit(*train).score(*test)
     assert 0.4 < expected < 0.99
-    assert linear_probe(train, test) == pytest.approx(expected, abs=0.01)
+    assert linear_probe(train).score(*test) == pytest.approx(expected, abs=0.01)
 
 
 def test_the_probe_finds_nothing_where_there_is_nothing() -> None:
     rng = np.random.default_rng(0)
     draws = [(rng.normal(size=(300, 8)).astype(np.float32), rng.integers(0, 3, 300)) for _ in range(2)]
-    assert abs(linear_probe(*draws) - 1 / 3) < 0.1
+    assert abs(linear_probe(draws[0]).score(*draws[1]) - 1 / 3) < 0.1
 
 
 def test_a_label_with_one_video_is_probed_along() -> None:
     features, labels = clouds(10, 0)
-    assert linear_probe((features[:21], labels[:21]), clouds(50, 1)) > 0.5
+    assert linear_probe((features[:21], labels[:21])).score(*clouds(50, 1)) > 0.5
     with pytest.raises(ValueError, match=r"two labels.*\[30\]"):
-        linear_probe((features, np.zeros_like(labels)), clouds(50, 1))
+        linear_probe((features, np.zeros_like(labels)))
     with pytest.raises(ValueError, match=r"\[1, 1, 1\]"):
-        linear_probe((features[::10], labels[::10]), clouds(50, 1))
+        linear_probe((features[::10], labels[::10]))
 
 
 def test_every_video_is_tested_once_by_the_fit_to_the_other_folds() -> None:
@@ -129,7 +129,7 @@ def test_every_video_is_tested_once_by_the_fit_to_the_other_folds() -> None:
     for penalty in (0.001, 0.01, 0.1, 1.0, 10.0):
         model = make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=2000))
         right.append([model.fit(features[a], labels[a]).score(features[b], labels[b]) for a, b in folds])
-    near = [knn((features[a], labels[a]), (features[b], labels[b])) for a, b in folds]
+    near = [knn((features[a], labels[a])).score(features[b], labels[b]) for a, b in folds]
     metrics = cross_validated_metrics((features, labels), groups)
     assert metrics == {"probe_top1": pytest.approx(max(np.mean(right, axis=1)), abs=0.012), "knn_top1": np.mean(near)}
     assert 0.5 < metrics["probe_top1"] < 1
@@ -158,8 +158,8 @@ def test_neighbours_vote_by_angle_not_by_distance() -> None:
     features = np.array([[1, 0.1], [2, 0], [0, 1], [0.1, 3], [0, 2]], dtype=np.float32)
     labels = np.array([0, 0, 1, 1, 1])
     far = (np.array([[1000, 1], [1, 1000]], dtype=np.float32), np.array([0, 1]))
-    assert knn((features, labels), far, k=1) == 1.0
-    assert knn((features, labels), far, k=20) == 0.5  # all five vote: three of them for label 1
+    assert knn((features, labels), k=1).score(*far) == 1.0
+    assert knn((features, labels), k=20).score(*far) == 0.5  # all five vote: three of them for label 1
 
 
 def test_time_steps_are_kept_side_by_side(data: Manifest) -> None:

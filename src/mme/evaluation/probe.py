@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Literal, TypeAlias
@@ -103,8 +103,8 @@ def encode(
     return np.concatenate(features), np.concatenate(labels)
 
 
-def linear_probe(train: Features, test: Features) -> float:
-    """Return top-1 of multinomial logistic regression on standardised features.
+def linear_probe(train: Features) -> GridSearchCV:
+    """Fit multinomial logistic regression on standardised features; ``.score(*test)`` is its top-1.
 
     The penalty is the best of ``INVERSE_PENALTIES`` by cross-validation within ``train``. Folds are shuffled with a
     fixed seed and stratified: ``NUM_FOLDS``, or as many as the most frequent label has videos if those are fewer.
@@ -115,8 +115,7 @@ def linear_probe(train: Features, test: Features) -> float:
     largest = _check_labels(train[1])
     search = _penalty_search(StratifiedKFold(min(NUM_FOLDS, largest), shuffle=True, random_state=0))
     with _allow_rare_labels():
-        search.fit(*train)
-    return float(search.score(*test))
+        return search.fit(*train)
 
 
 def cross_validated_metrics(features: Features, groups: Sequence[str]) -> dict[str, float]:
@@ -166,9 +165,9 @@ def _allow_rare_labels() -> Iterator[None]:
         yield
 
 
-def knn(train: Features, test: Features, k: int = NUM_NEIGHBOURS) -> float:
-    """Return top-1 of a majority vote among the ``k`` nearest by cosine (of all of ``train`` if it has fewer)."""
-    return float(_neighbours(min(k, len(train[1]))).fit(*train).score(*test))
+def knn(train: Features, k: int = NUM_NEIGHBOURS) -> KNeighborsClassifier:
+    """Fit a majority vote among the ``k`` nearest by cosine (of all of ``train`` if it has fewer)."""
+    return _neighbours(min(k, len(train[1]))).fit(*train)
 
 
 def _neighbours(k: int) -> KNeighborsClassifier:
@@ -176,19 +175,22 @@ def _neighbours(k: int) -> KNeighborsClassifier:
 
 
 PROTOCOLS = {"linear": ("probe_top1", linear_probe), "knn": ("knn_top1", knn)}
-"""Metric and function of each protocol of ``evaluate.protocols`` on frozen features."""
+"""Metric and classifier of each protocol of ``evaluate.protocols`` on frozen features."""
 
 
-def probe_metrics(train: Features, test: Features, protocols: Sequence[str] = tuple(PROTOCOLS)) -> dict[str, float]:
-    """Return ``probe_top1`` and ``knn_top1`` on ``test``, fitted on ``train``, rounded as all metrics in files.
+def probe_metrics(
+    train: Features, tests: Mapping[str, Features], protocols: Sequence[str] = tuple(PROTOCOLS)
+) -> dict[str, dict[str, float]]:
+    """Return ``probe_top1`` and ``knn_top1`` on each of ``tests``, fitted on ``train``; rounded as metrics in files.
 
     Raises:
         ValueError: as `linear_probe`.
     """
-    metrics = {}
-    for protocol in protocols:
-        name, top1 = PROTOCOLS[protocol]
-        metrics[name] = round(top1(train, test), METRIC_DIGITS)
+    metrics: dict[str, dict[str, float]] = {split: {} for split in tests}
+    for name, fit in (PROTOCOLS[protocol] for protocol in protocols):
+        fitted = fit(train)
+        for split, test in tests.items():
+            metrics[split][name] = round(float(fitted.score(*test)), METRIC_DIGITS)
     return metrics
 
 
@@ -206,7 +208,7 @@ def frozen_metrics(params: Params, manifest: Manifest) -> dict[str, float]:
     encoder = start_encoder(params)
     train = frozen_features(encoder, manifest, "train", params)
     test = frozen_features(encoder, manifest, params.evaluate.split, params)
-    return probe_metrics(train, test, protocols)
+    return probe_metrics(train, {params.evaluate.split: test}, protocols)[params.evaluate.split]
 
 
 def start_encoder(params: Params) -> VideoEncoder:

@@ -190,10 +190,8 @@ def probe_splits(encoder: VideoEncoder, views: ViewsBySplit, params: Params) -> 
     """Return ``SPLIT/probe_top1`` and ``SPLIT/knn_top1``, fitted on ``train``, of every other split."""
     features = {split: encode(encoder, batches, params.clip, params.evaluate.pool) for split, batches in views.items()}
     train = features.pop("train")
-    metrics: dict[str, float] = {}
-    for split, held_out in features.items():
-        metrics |= {f"{split}/{name}": value for name, value in probe_metrics(train, held_out).items()}
-    return metrics
+    measured = probe_metrics(train, features)
+    return {f"{split}/{name}": value for split, metrics in measured.items() for name, value in metrics.items()}
 
 
 @torch.inference_mode()
