@@ -190,11 +190,11 @@ def _loader(dataset: Dataset[Any], sampler: EpochSampler, batch_size: int, num_w
         collate_fn=getattr(dataset, "collate_fn", None),
         persistent_workers=num_workers > 0,
         pin_memory=on_gpu,
-        worker_init_fn=_give_way if on_gpu else _use_one_thread,
+        worker_init_fn=_give_way if on_gpu else use_one_thread,
     )
 
 
-def _use_one_thread(worker: int) -> None:
+def use_one_thread(worker: int) -> None:
     """Keep OpenCV from starting a thread per core in each loader process; PyTorch has one there already.
 
     What the process inherited is kept from the garbage collector, which would look through it again and again, and by
@@ -206,5 +206,5 @@ def _use_one_thread(worker: int) -> None:
 
 def _give_way(worker: int) -> None:
     """Let the process that starts the GPU's kernels run first: with a loader process per core it waits for a core."""
-    _use_one_thread(worker)
+    use_one_thread(worker)
     os.nice(_NICENESS)
