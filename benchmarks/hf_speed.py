@@ -63,8 +63,8 @@ def batch_step(batch: Batch, num_workers: int) -> Callable[[], None]:
 
     With a loader process, as in training, the next batch is read while a step runs, on the same cores.
     """
-    init = use_one_thread if num_workers else None
-    batches = iter(DataLoader(Reading(batch), batch_size=None, num_workers=num_workers, worker_init_fn=init))
+    loader = DataLoader(Reading(batch), batch_size=None, num_workers=num_workers, worker_init_fn=use_one_thread)
+    batches = iter(loader)
     return lambda: batch.step(next(batches))
 
 
