@@ -42,7 +42,7 @@ def test_the_committed_parameters_are_valid_and_complete() -> None:
 
 DEFAULTS = dict.fromkeys(SECTIONS, frozenset[str]()) | {
     "clip": frozenset({"snippets"}),
-    "ablation": frozenset({"only", "finetuned", "finetune_seeds"}),
+    "ablation": frozenset({"only", "finetune_lrs", "finetuned", "finetune_seeds"}),
 }
 """Keys that files of before lack."""
 
@@ -144,7 +144,7 @@ def test_a_missing_and_an_unknown_section_are_both_named(tmp_path: Path) -> None
             {"pretrain": {"splits": ["test"]}, "trajectories": {"splits": ["train"]}},
             r"pretrain.splits: \['test'\] are not in trajectories.splits",
         ),
-        ({"finetune": {"layer_decay": 0.0}}, "finetune.layer_decay"),
+        ({"finetune": {"layer_decay": -0.1}}, "finetune.layer_decay"),
         ({"evaluate": {"crops": 2}}, "evaluate.crops"),
         ({"registry": {"minimum": 85}}, "registry.minimum"),
         ({"registry": {"name": "a/b"}}, "registry.name"),

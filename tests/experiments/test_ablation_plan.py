@@ -166,6 +166,17 @@ def test_further_weights_are_measured_as_they_are_once_a_fold() -> None:
     ]
 
 
+def test_scratch_has_rates_of_finetuning_of_its_own() -> None:
+    budget = BUDGET.model_copy(update={"lrs": (0.1, 0.2), "mask_ratios": (0.5,), "finetune_lrs": (0.01,)})
+    assert {(run.objective, run.lr) for run in search_runs(budget)} == set(product(("pixel", "mme"), (0.1, 0.2)))
+    rates = {run.lr for run in final_runs(budget, []) if run.objective == "scratch"}
+    assert rates == {0.01}
+    wide = budget.model_copy(update={"finetune_lrs": (0.01, 0.02)})
+    assert [run.lr for run in search_runs(wide) if run.objective == "scratch"] == [0.01, 0.02]
+    assert wide.quick(0.3, 0.6).finetune_lrs == (0.01,)
+    assert budget.model_copy(update={"finetune_lrs": None}).quick(0.3, 0.6).finetune_lrs is None
+
+
 def test_finetuned_must_name_contestants() -> None:
     wrong = BUDGET.model_copy(update={"finetuned": ("scratch", "hog")})
     with pytest.raises(ValueError, match=r"ablation\.finetuned: \['hog'\] are none .* scratch, pixel, mme"):

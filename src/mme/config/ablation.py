@@ -24,8 +24,8 @@ class Budget(Section):
     """Budget of each objective; all other values are those of the other sections.
 
     ``lrs`` and ``mask_ratios`` span the grid in which each objective finds its own by pretraining for
-    ``search_epochs``; for ``scratch`` ``lrs`` are rates of finetuning. ``labels_per_class`` limits the labels that are
-    finetuned on; None = all.
+    ``search_epochs``; the grid of ``scratch`` are rates of finetuning, ``finetune_lrs``, None = ``lrs``.
+    ``labels_per_class`` limits the labels that are finetuned on; None = all.
 
     Every objective starts from each of ``inits``; ``scratch`` is then those weights as they are, and so is each of
     ``only``. With ``folds`` the labelled videos are tested in so many parts, groups apart; None = the manifest's
@@ -39,6 +39,7 @@ class Budget(Section):
     folds: Annotated[int, Field(ge=2)] | None
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
     lrs: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
+    finetune_lrs: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] | None = None
     mask_ratios: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1)]
     search_epochs: Positive
     epochs: Positive
@@ -50,8 +51,8 @@ class Budget(Section):
 
     @model_validator(mode="after")
     def _each_once(self) -> Self:
-        for name in ("objectives", "inits", "only", "seeds", "lrs", "mask_ratios"):
-            values = getattr(self, name)
+        for name in ("objectives", "inits", "only", "seeds", "lrs", "finetune_lrs", "mask_ratios"):
+            values = getattr(self, name) or ()
             if len(set(values)) < len(values):
                 raise ValueError(f"{name}: {list(values)} name one twice")
         again = {RANDOM, *(self.inits if SCRATCH in self.objectives else ())} & set(self.only)
@@ -71,6 +72,7 @@ class Budget(Section):
         small = {
             "seeds": self.seeds[:1],
             "lrs": (lr,),
+            "finetune_lrs": self.finetune_lrs and self.finetune_lrs[:1],
             "mask_ratios": (mask_ratio,),
             "epochs": max(1, self.epochs // QUICK_PART),
             "finetune_epochs": self.finetune_epochs and max(1, self.finetune_epochs // QUICK_PART),

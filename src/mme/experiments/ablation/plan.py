@@ -115,11 +115,17 @@ def search_runs(budget: Budget) -> list[AblationRun]:
             objective_targets(objective)  # an unknown one ends the ablation before it begins
         elif not is_finetuned(budget, contestant_name(objective, init), budget.seeds[0]):
             continue  # nothing is trained
-        ratios: Sequence[float | None] = [None] if objective == SCRATCH else budget.mask_ratios
-        points = list(product(budget.lrs, ratios))
+        points = search_grid(budget, objective)
         if len(points) > 1:
             runs += [AblationRun(objective, budget.seeds[0], lr, ratio, True, init, fold) for lr, ratio in points]
     return runs
+
+
+def search_grid(budget: Budget, objective: str) -> list[tuple[float, float | None]]:
+    """Return the learning rates and mask ratios that an objective may have; ``scratch`` has rates of finetuning."""
+    if objective == SCRATCH:
+        return [(lr, None) for lr in budget.finetune_lrs or budget.lrs]
+    return list(product(budget.lrs, budget.mask_ratios))
 
 
 def search_score(result: RunResult) -> float:
@@ -144,7 +150,7 @@ def final_runs(budget: Budget, searched: Sequence[RunResult]) -> list[AblationRu
             best = max(grid, key=search_score)["run"]
             lr, ratio = best["lr"], best["mask_ratio"]
         else:
-            lr, ratio = budget.lrs[0], None if objective == SCRATCH else budget.mask_ratios[0]
+            lr, ratio = search_grid(budget, objective)[0]
         runs.append(AblationRun(objective, seed, lr, ratio, False, init, fold))
     return runs
 
