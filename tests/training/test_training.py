@@ -185,6 +185,30 @@ def test_the_classifier_starts_from_the_pretrained_encoder(data: Manifest, tmp_p
         load_encoder(tmp_path / "model.safetensors", MotionClassifier(other.model, other.clip, 4))
 
 
+@pytest.mark.parametrize("pool", ["mean", "attentive"])
+def test_without_layer_decay_the_encoder_is_frozen(pool: str, data: Manifest, tmp_path: Path) -> None:
+    params = small_params(finetune={"layer_decay": 0.0, "init": "pretrain", "pool": pool, "ema_decay": 0.5})
+    torch.manual_seed(5)
+    start = MaskedMotionModel(params.model, params.clip, params.pretrain)
+    save_weights(tmp_path / "model.safetensors", start)
+    module, _ = run_finetuning(params, data, tmp_path / "model.safetensors", tmp_path / "work", lambda *_: None)
+    assert_equal_weights(start.encoder, module.model.encoder)
+    learned = {name for group in module.parameter_groups() for name in names_of(module, group["params"])}
+    assert learned == {name for name in module.model.state_dict() if not name.startswith("encoder.")}
+    for name, value in start.norm.state_dict().items():
+        assert not torch.equal(value, module.model.norm.state_dict()[name])
+
+
+def names_of(module: FinetuneModule, parameters: Sequence[torch.nn.Parameter]) -> list[str]:
+    return [name for name, own in module.model.named_parameters() if any(own is one for one in parameters)]
+
+
+def test_without_layer_decay_random_weights_learn(data: Manifest, tmp_path: Path) -> None:
+    params = small_params(finetune={"layer_decay": 0.0, "init": "pretrain"})
+    module = train_finetune(data, tmp_path, params)
+    assert all(parameter.requires_grad for parameter in module.model.parameters())
+
+
 def test_pretraining_starts_from_other_weights(data: Manifest, tmp_path: Path) -> None:
     """From a model of smaller clips: the encoder and every part that fits is taken, the others are named."""
     before = small_params(clip={"size": 16})

@@ -123,7 +123,7 @@ class FinetuneParams(OptimisedParams):
 
     more_data: DataFolder
     pool: Pooling
-    layer_decay: Annotated[float, Field(gt=0, le=1)]
+    layer_decay: Ratio
     rand_augment: Annotated[str, Field(pattern=r"^rand(-[a-z]+[0-9.]+)+$")] | None
     erasing: Ratio
     repeats: Positive
