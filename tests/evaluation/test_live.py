@@ -9,11 +9,13 @@ import pytest
 
 from mme.evaluation.classifier import Classifier
 from mme.evaluation.windows import classify_windows, follow
+from mme.video.codec import write_video
 from mme.video.containers import VideoError
 from mme.video.live import LiveSource
 from tests import media
 from tests.evaluation.test_windows import changing_frames
 from tests.live import camera
+from tests.rtsp import is_installed, rtsp_server
 from tests.tiny import save_tiny_folder
 
 
@@ -42,6 +44,22 @@ def test_stream_in_real_time_has_the_labels_of_its_file(classifier: Classifier) 
         chances = [one.probability for one in ours.predictions]
         assert chances == pytest.approx([one.probability for one in theirs.predictions], abs=1e-5)
     assert lines == [f"{served.address}: the stream has ended; attempt 1 of 1 in 0.05 s"]
+
+
+@pytest.mark.skipif(not is_installed(), reason="there is no GStreamer with an RTSP server")
+def test_rtsp_camera_has_the_labels_of_its_file(classifier: Classifier, tmp_path: Path) -> None:
+    path, lines = tmp_path / "clip.mp4", list[str]()
+    write_video(path, large(changing_frames(4)), fps=16, crf=10, gop_frames=12)
+    expected = classify_windows(classifier, path, 0.5, 0.25, top_k=4).windows
+    with rtsp_server(path) as address:
+        began_s = time.monotonic()
+        windows = list(follow(classifier, LiveSource(address, tries=0), 0.5, 0.25, 4, lines.append))
+        assert time.monotonic() - began_s >= expected[-1].end_s - 0.5
+    assert [(one.start_s, one.end_s) for one in windows] == [(one.start_s, one.end_s) for one in expected]
+    for ours, theirs in zip(windows, expected, strict=True):
+        chances = [one.probability for one in ours.predictions]
+        assert chances == pytest.approx([one.probability for one in theirs.predictions], abs=1e-5)
+    assert lines == []
 
 
 def test_lost_connection_is_made_again_and_no_window_spans_the_break(classifier: Classifier) -> None:
