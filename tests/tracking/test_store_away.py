@@ -127,6 +127,7 @@ def test_a_deleted_experiment_is_named_and_comes_back_as_the_message_says(params
         pass
 
 
+@pytest.mark.slow
 def test_a_database_that_another_process_holds(params: Params, project: Path) -> None:
     with start_run("pretrain", params):
         pass
@@ -193,6 +194,7 @@ def test_a_database_whose_creation_was_cut_off(tmp_path: Path, database: Path) -
     assert create(folder).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_database_lost_for_a_while_loses_no_record(
     params: Params, project: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -222,6 +224,7 @@ def test_a_run_that_was_deleted_meanwhile_says_what_it_lacks(
     assert f"run {run.id} lacks metrics train/loss" in caplog.text
 
 
+@pytest.mark.slow
 def test_records_that_can_neither_be_sent_nor_kept_are_named(
     params: Params, project: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -304,7 +307,7 @@ def test_the_folder_of_a_project_may_have_any_name(name: str, database: Path, tm
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-@pytest.mark.parametrize("name", ["a%20b", 'l\'été "50"'])
+@pytest.mark.parametrize("name", [pytest.param("a%20b", marks=pytest.mark.slow), 'l\'été "50"'])
 def test_a_folder_name_that_mlflow_cannot_take_is_refused(name: str, tmp_path: Path) -> None:
     project = tmp_path / name
     project.mkdir()

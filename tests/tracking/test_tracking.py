@@ -236,6 +236,7 @@ with start_run(sys.argv[2], load_params(sys.argv[1])) as run:
 """
 
 
+@pytest.mark.slow
 def test_processes_started_together_share_a_new_store_and_print_nothing(tmp_path: Path) -> None:
     """The first use of a database creates its tables and the experiment, each once."""
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}

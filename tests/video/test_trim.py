@@ -53,6 +53,7 @@ def test_digest_of_a_span_is_independent_of_the_file(tmp_path: Path) -> None:
     assert read_trim_metadata(twin, (1.0, 2.0)).sha256 == digests[0]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="only Linux counts what a process reads")
 def test_trimming_a_long_file_reads_little_outside_the_span(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trim, "MAX_SCANNED_BYTES", 2**16)
