@@ -17,7 +17,7 @@ from mme.motion.tracking import TrackSlice, extract_tracks
 from mme.targets.drawing import TokenCanvas
 from mme.targets.grid import MaskedBatch, TargetSpec, stored_tracks, token_tracks
 from mme.targets.hog import NUM_BINS
-from mme.targets.position import MOVING_PX, POSITION, log_compress, log_expand, motion_scores, motion_sums
+from mme.targets.position import MOVING_PX, POSITION, drawn_units, log_compress, motion_scores, motion_sums
 from mme.video.crop import Crop
 from tests.reference.moving_scene import MovingScene, Similarity
 from tests.reference.targets import target_of, to_source
@@ -319,24 +319,21 @@ def test_log_compresses_lengths_and_keeps_directions() -> None:
     assert compressed.isfinite().all()
 
 
-def test_log_is_undone_for_pictures() -> None:
-    displacements = torch.tensor([[0.0, 0.0], [1e-30, 0.0], [0.01, -0.02], [3.0, 4.0], [-200.0, 1.0]])
-    torch.testing.assert_close(log_expand(log_compress(displacements, 0.25), 0.25), displacements)
-
-
-def test_a_picture_of_log_shows_the_pixels_that_one_without_shows() -> None:
-    displacements = torch.linspace(-6, 6, 4 * 4 * 2).reshape(1, 4, 4, 2).numpy()  # [M, C, L, 2]
+@pytest.mark.parametrize("norm", ["patch_std", "log"])
+def test_a_picture_shows_a_target_in_its_own_units(norm: str) -> None:
+    """In log, a track is as long as its compressed lengths: the picture is that of these lengths in pixels."""
+    values = torch.linspace(-3, 3, 4 * 4 * 2).reshape(1, 4, 4, 2).numpy()  # [M, C, L, 2]
     pictures = []
-    for norm in ("none", "log"):
-        spec = target_spec(position_norm=norm, length=4)
-        values = displacements if norm == "none" else log_compress(torch.from_numpy(displacements), 0.25).numpy()
+    for drawn in ("none", norm):
         cells = np.array([[[20, 20], [28, 20], [20, 28], [28, 28]]], np.float32)
+        spec = target_spec(position_norm=drawn, length=4)
         canvas = TokenCanvas(np.zeros((48, 48, 3), np.uint8), 1.0, cells, np.ones((1, 4), bool), spec)
         POSITION.draw(canvas, values, None)
         pictures.append(canvas.picture)
-    plain, undone = pictures
-    assert plain.any()
-    np.testing.assert_array_equal(plain, undone)
+    assert pictures[0].any()
+    np.testing.assert_array_equal(pictures[0], pictures[1])
+    assert not drawn_units("none")
+    assert drawn_units(norm)
 
 
 @pytest.mark.parametrize("norm", ["none", "log"])

@@ -44,14 +44,11 @@ class Position:
     def draw(
         self, canvas: TokenCanvas, true: Float[np.ndarray, "M C L 2"], predicted: Float[np.ndarray, "M C L 2"] | None
     ) -> None:
-        """Draw the tracks from the cells' centres in clip pixels, see `drawn_units`."""
+        """Draw the tracks from the cells' centres, a pixel per unit of the target, see `drawn_units`."""
         for values, colour in ((true, TRUE_COLOUR), (predicted, PREDICTED_COLOUR)):
             if values is None:
                 continue
-            shown = torch.from_numpy(values[canvas.valid])
-            if canvas.spec.position_norm == "log":
-                shown = log_expand(shown, canvas.spec.log_scale_px)
-            for start, steps in zip(canvas.cells[canvas.valid], shown.numpy(), strict=True):
+            for start, steps in zip(canvas.cells[canvas.valid], values[canvas.valid], strict=True):
                 path = np.vstack([start, start + steps.cumsum(axis=0)])  # (L + 1, 2)
                 canvas.line(path, colour)
                 canvas.dot(path[-1], colour)
@@ -86,17 +83,15 @@ def log_compress(displacements: Float[Tensor, "*S 2"], scale_px: float) -> Float
     return displacements / scale_px * factor
 
 
-def log_expand(compressed: Float[Tensor, "*S 2"], scale_px: float) -> Float[Tensor, "*S 2"]:
-    """Undo `log_compress`."""
-    length = torch.linalg.vector_norm(compressed, dim=-1, keepdim=True)
-    smallest = torch.finfo(length.dtype).tiny  # (e^r - 1) / r is 1 at r = 0, where the quotient is undefined
-    factor = torch.where(length > 0, torch.expm1(length) / length.clamp(min=smallest), 1.0)
-    return compressed * factor * scale_px
-
-
 def drawn_units(position_norm: str) -> str:
-    """Return the words that a picture of displacements needs: with ``patch_std`` they cannot be drawn in pixels."""
-    return ", less the patch's mean, in its deviations" if position_norm == "patch_std" else ""
+    """Return the words that a picture of displacements needs unless they are drawn in clip pixels.
+
+    Compressed lengths are drawn as they are: a mean of compressed lengths, which is what a model predicts where it is
+    unsure, would be nearly a point in pixels.
+    """
+    return {"patch_std": ", less the patch's mean, in its deviations", "log": ", lengths compressed"}.get(
+        position_norm, ""
+    )
 
 
 MOVING_PX = 2.0
