@@ -67,7 +67,7 @@ def test_unusable_duplicate_and_ignored_files_are_named(own: Path) -> None:
     for words in (
         "bad: test/jump/[b]text.mp4: not-a-video",
         "duplicates in different splits: test/jump/twin.mp4, train/wave/0.mp4",
-        "1 files are not videos by their names, such as README.md",
+        "files that are not videos by their names: 1, such as README.md",
         "fault: 1 of 11 videos cannot be used, more than runtime.max_bad_ratio 0 allows",
         "fault: 1 contents are in training and in validation or test",
     ):
@@ -83,8 +83,7 @@ def test_missing_videos_of_kinetics_are_not_a_fault(tmp_path: Path) -> None:
     answer = RUNNER.invoke(app, ["data", "check", "kinetics", str(root)])
     assert answer.exit_code == 0, answer.output
     assert (
-        "2 files are listed but do not exist, such as #NAME? in line 9 of train.csv, vanished_00_000000_"
-        in answer.stdout
+        "listed files that do not exist: 2, such as #NAME? in line 9 of train.csv, vanished_00_000000_" in answer.stdout
     )
 
 

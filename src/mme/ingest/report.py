@@ -18,10 +18,10 @@ from mme.system.names import shown_name
 _MAX_LISTED = 20
 
 _SKIPPED_FILES = {
-    "missing": "files are listed but do not exist",
-    "broken": "links lead to nothing",
-    "unused": "files are not used",
-    "ignored": "files are not videos by their names",
+    "missing": "listed files that do not exist",
+    "broken": "links that lead to nothing",
+    "unused": "files that are not used",
+    "ignored": "files that are not videos by their names",
 }
 
 
@@ -106,10 +106,10 @@ def print_report(result: IngestResult, console: Console) -> None:
         )
     lines += [f"duplicates in different splits: {', '.join(paths)}" for paths in duplicates["first_across_splits"]]
     if duplicates["files"]:
-        lines.append(f"{duplicates['files']} files are duplicates of another one")
+        lines.append(f"duplicates of other files: {duplicates['files']}")
     for name, meaning in _SKIPPED_FILES.items():
         if report[name]["files"]:
-            lines.append(f"{report[name]['files']} {meaning}, such as {', '.join(report[name]['first'][:3])}")
+            lines.append(f"{meaning}: {report[name]['files']}, such as {', '.join(report[name]['first'][:3])}")
     lines += [f"warning: {warning}" for warning in report["warnings"]]
     for line in lines:
         console.print(Text(shown_name(line)), soft_wrap=True)  # `Text`: names may look like rich's markup
