@@ -106,6 +106,32 @@ def test_inliers_on_one_object_only_are_not_trusted() -> None:
     np.testing.assert_array_equal(camera.homography, np.eye(3))
 
 
+def test_motion_that_most_of_the_frame_does_not_share_is_not_the_cameras() -> None:
+    """Textured things, 45 % of the frame and all over it, move alike in front of an even wall that stands still."""
+    gray = np.full((HEIGHT, WIDTH), 128, np.uint8)
+    flow = np.zeros((HEIGHT, WIDTH, 2), np.float32)
+    for top in range(4, HEIGHT, HEIGHT // 3):
+        for left in range(8, WIDTH, WIDTH // 4):
+            gray[top : top + 24, left : left + 24] = np.random.default_rng(top + left).integers(0, 256, (24, 24))
+            flow[top : top + 24, left : left + 24] = 3, -1
+    camera = estimate_homography(flow, 0.5, 0.35, gray)
+    assert camera.inlier_ratio > 0.5  # those that are out are on the rims
+    assert not camera.trusted
+    flow[:] = 3, -1  # the wall moves with them
+    assert estimate_homography(flow, 0.5, 0.35, gray).trusted
+
+
+@pytest.mark.parametrize("noise_std", [0.0, 2.0])
+@pytest.mark.parametrize("name", CAMERAS)
+def test_camera_that_moves_before_an_even_sky_is_trusted(name: str, noise_std: float) -> None:
+    """The flow of the upper half comes from the lower one."""
+    frames = MovingScene(HEIGHT, WIDTH, camera=CAMERAS[name]).frames(2).copy()
+    frames[:, : HEIGHT // 2] = 150
+    noise = np.random.default_rng(0).normal(0, noise_std, frames.shape)
+    first, second = gray_frames((frames + noise).clip(0, 255).astype(np.uint8))
+    assert estimate_homography(DenseFlow("medium", 3).pair(first, second), 0.5, 0.35, first).trusted
+
+
 def test_implausible_zoom_is_not_trusted() -> None:
     centre = np.array([WIDTH / 2, HEIGHT / 2])
     ys, xs = np.mgrid[:HEIGHT, :WIDTH]

@@ -32,6 +32,11 @@ MIN_COVERAGE = 0.5
 """Minimum share of the blocks of a 4 x 4 partition of the frame that hold inliers. In front of a smooth background all
 texture may be on one object, whose motion is not that of the camera."""
 
+MAX_ADDED_MOTION = (1.1, 0.05)
+"""Largest median motion of a frame once the camera's is taken off: a factor of that before, and pixels more. A motion
+that most of the frame does not share is not the camera's. A homography has enough freedom to agree with a moving hand
+and a still shelf at once, and then moves the bare wall between them."""
+
 _CORNER_BLOCK_PX = 3
 _MIN_BLOCK_POINTS = 3
 _MAX_REFITS = 8
@@ -46,7 +51,7 @@ class CameraMotion:
     Attributes:
         homography: a static point at ``(x, y)`` in frame t is at ``H @ (x, y, 1)`` in frame t + 1; the identity if not
             trusted.
-        trusted: whether enough textured points agree.
+        trusted: whether enough textured points agree, and most of the frame.
         inlier_ratio: share of the textured points that agree with the best homography.
     """
 
@@ -86,6 +91,7 @@ def estimate_homography(
         or ratio < min_inliers
         or _coverage(points[inliers], height, width) < MIN_COVERAGE
         or not _is_plausible(homography, height, width)
+        or _adds_motion(homography, flow)
     ):
         return CameraMotion(np.eye(3), False, ratio)
     return CameraMotion(homography, True, ratio)
@@ -117,14 +123,17 @@ def camera_shift(
     return shift
 
 
+def _sample_axes(height: int, width: int) -> tuple[Int64[np.ndarray, " columns"], Int64[np.ndarray, " rows"]]:
+    """Return the coordinates of a regular grid of about NUM_CAMERA_POINTS points."""
+    step = max(2, round((height * width / NUM_CAMERA_POINTS) ** 0.5))
+    return np.arange(step // 2, width, step), np.arange(step // 2, height, step)
+
+
 def _textured_points(
     flow: Float32[np.ndarray, "H W 2"], gray: UInt8[np.ndarray, "H W"] | None
 ) -> Int64[np.ndarray, "N 2"]:
     """Return grid points ``(x, y)`` at which texture determines the flow."""
-    # Regular grid of about NUM_CAMERA_POINTS points.
-    height, width = flow.shape[:2]
-    step = max(2, round((height * width / NUM_CAMERA_POINTS) ** 0.5))
-    xs, ys = np.arange(step // 2, width, step), np.arange(step // 2, height, step)
+    xs, ys = _sample_axes(*flow.shape[:2])
     grid = np.stack(np.meshgrid(xs, ys), axis=-1)  # (rows, columns, 2)
     if gray is None:
         return grid.reshape(-1, 2)
@@ -237,6 +246,17 @@ def _coverage(points: Int64[np.ndarray, "N 2"], height: int, width: int) -> floa
     """Share of the blocks of a 4 x 4 partition of the frame that hold points ``(x, y)``."""
     block = points[:, 1] * 4 // height * 4 + points[:, 0] * 4 // width  # (N,), 0 to 15
     return float((np.bincount(block, minlength=16) >= _MIN_BLOCK_POINTS).mean())
+
+
+def _adds_motion(homography: Float64[np.ndarray, "3 3"], flow: Float32[np.ndarray, "H W 2"]) -> bool:
+    """Return whether the median point of the frame, textured or not, moves more once the homography is taken off."""
+    xs, ys = _sample_axes(*flow.shape[:2])
+    sampled = flow[ys[:, None], xs]  # (rows, columns, 2)
+    shift = camera_shift(homography, np.stack(np.meshgrid(xs, ys), axis=-1).astype(np.float64))
+    before = np.median(np.linalg.norm(sampled, axis=-1))
+    after = np.median(np.linalg.norm(sampled - shift, axis=-1))
+    factor, margin_px = MAX_ADDED_MOTION
+    return bool(after > factor * before + margin_px)
 
 
 def _is_plausible(homography: Float64[np.ndarray, "3 3"], height: int, width: int) -> bool:

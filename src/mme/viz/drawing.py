@@ -39,14 +39,22 @@ def dimmed(picture: Picture) -> Picture:
     return np.asarray(cv2.addWeighted(gray, 0.35, picture, 0.25, 8), dtype=np.uint8)
 
 
-def draw_text(picture: Picture, text: str, position: tuple[int, int], size_px: int = 13) -> None:
-    """Write text of any script whose base line begins at ``position`` ``(x, y)``; what lies outside is cut off."""
+def draw_text(
+    picture: Picture, text: str, position: tuple[int, int], size_px: float = 13, max_width: int | None = None
+) -> None:
+    """Write text of any script whose base line begins at ``position`` ``(x, y)``; what lies outside is cut off.
+
+    Text wider than ``max_width`` pixels is written smaller.
+    """
     shown, families = written(text)
     font = get_font([findfont(family) for family in families])
     font.set_size(size_px, 72)
     font.set_text(shown)
     font.draw_glyphs_to_bitmap(antialiased=True)
     letters = np.asarray(font.get_image())
+    if max_width is not None and letters.shape[1] > max_width:
+        draw_text(picture, text, position, size_px * max_width / (letters.shape[1] + size_px))
+        return
     x, y = position
     top = y - letters.shape[0] + round(font.get_descent() / 64)
     area = picture[max(top, 0) : top + letters.shape[0], x : x + letters.shape[1]]
@@ -68,7 +76,7 @@ def titled_row(panels: Sequence[tuple[str, Picture]], width: int) -> Picture:
         shrink = min(1.0, (width / len(panels) - 2 * MARGIN_PX) / full.shape[1])
         panel = cv2.resize(full, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA).astype(np.uint8)
         sheet = blank_sheet(panel.shape[0] + TITLE_PX + MARGIN_PX, width // len(panels))
-        draw_text(sheet, title, (MARGIN_PX, 18))
+        draw_text(sheet, title, (MARGIN_PX, 18), max_width=sheet.shape[1] - 2 * MARGIN_PX)
         sheet[TITLE_PX : TITLE_PX + panel.shape[0], MARGIN_PX : MARGIN_PX + panel.shape[1]] = panel
         pictures.append(sheet)
     height = max(sheet.shape[0] for sheet in pictures)
