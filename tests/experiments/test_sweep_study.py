@@ -11,7 +11,9 @@ from typing import Any
 import optuna
 import psutil  # type: ignore[import-untyped]
 import pytest
+from optuna.storages import RDBStorage
 from optuna.trial import TrialState
+from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
 
 from mme.config import Params
 from mme.experiments.sweep import study as studies
@@ -234,3 +236,21 @@ def test_study_is_found_again_after_its_best_values_were_applied() -> None:
 def test_unreachable_database_is_named() -> None:
     with pytest.raises(ValueError, match=r"runtime.sweep_storage: postgresql://nobody@127.0.0.1:1/none"):
         open_storage(small_params(runtime={"sweep_storage": "postgresql://nobody@127.0.0.1:1/none"}))
+
+
+@pytest.mark.parametrize("refusal", [IntegrityError, ProgrammingError])
+def test_hosts_that_open_an_empty_database_at_once_all_get_it(
+    refusal: type[DBAPIError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Optuna fails where another host has created a table between its look and its statement: it is asked again."""
+    refusals = [refusal("CREATE TABLE studies", None, Exception('relation "studies" already exists'))]
+
+    def storage(address: str, **options: Any) -> RDBStorage:
+        if refusals:
+            raise refusals.pop()
+        return RDBStorage(address, **options)
+
+    monkeypatch.setattr(studies, "RDBStorage", storage)
+    address = f"sqlite:///{tmp_path}/optuna.db"
+    assert isinstance(open_storage(small_params(runtime={"sweep_storage": address})), RDBStorage)
+    assert not refusals

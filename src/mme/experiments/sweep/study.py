@@ -19,7 +19,7 @@ from optuna.samplers import TPESampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
 from mme.config import Params
 from mme.system.files import digest
@@ -84,8 +84,9 @@ def open_storage(params: Params) -> BaseStorage:
                     heartbeat_stale_trial_callback=_enqueue_again,
                 )
         except SQLAlchemyError as error:
-            # Hosts that open an empty database at the same time all create its tables, and all but one fail.
-            if not isinstance(error, IntegrityError) or attempt == MAX_CONNECTIONS:
+            # Hosts that open an empty database at the same time all create its tables, and all but one fail: PostgreSQL
+            # says that a name is taken, as a broken constraint or as a wrong statement.
+            if not isinstance(error, (IntegrityError, ProgrammingError)) or attempt == MAX_CONNECTIONS:
                 raise ValueError(f"runtime.sweep_storage: {address}: {error}") from error
             time.sleep(1)
     raise AssertionError("the last attempt returns or raises")
