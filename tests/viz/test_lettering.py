@@ -104,3 +104,11 @@ def test_text_on_pictures_is_drawn_in_any_script_and_cut_at_the_edge() -> None:
         drawn.append(picture)
     assert (drawn[0] != drawn[1]).any()
     assert (drawn[3][:, -1] != blank_sheet(26, 1)[:, 0]).any()
+
+
+def test_text_that_is_too_wide_is_written_smaller() -> None:
+    for text, width in (("short", 200), ("92% of the tracks valid; camera's motion trusted in 44 of 44 frames", 200)):
+        picture = blank_sheet(26, 600)
+        draw_text(picture, text, (10, 18), max_width=width)
+        written_columns = (picture != blank_sheet(26, 600)).any(axis=(0, 2)).nonzero()[0]
+        assert 10 <= written_columns[0] < written_columns[-1] <= 10 + width

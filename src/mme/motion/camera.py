@@ -77,7 +77,8 @@ def estimate_homography(
     height, width = flow.shape[:2]
 
     # Matches of textured points in both frames.
-    points = _textured_points(flow, gray)  # (N, 2)
+    grid = _sample_grid(height, width)  # (rows, columns, 2)
+    points = _textured_points(grid, gray)  # (N, 2)
     if len(points) < MIN_POINTS:
         return CameraMotion(np.eye(3), False, 0.0)
     source = points.astype(np.float64)  # (N, 2)
@@ -91,7 +92,7 @@ def estimate_homography(
         or ratio < min_inliers
         or _coverage(points[inliers], height, width) < MIN_COVERAGE
         or not _is_plausible(homography, height, width)
-        or _adds_motion(homography, flow)
+        or _adds_motion(homography, grid, flow)
     ):
         return CameraMotion(np.eye(3), False, ratio)
     return CameraMotion(homography, True, ratio)
@@ -123,18 +124,16 @@ def camera_shift(
     return shift
 
 
-def _sample_axes(height: int, width: int) -> tuple[Int64[np.ndarray, " columns"], Int64[np.ndarray, " rows"]]:
-    """Return the coordinates of a regular grid of about NUM_CAMERA_POINTS points."""
+def _sample_grid(height: int, width: int) -> Int64[np.ndarray, "rows columns 2"]:
+    """Return a regular grid of about NUM_CAMERA_POINTS points ``(x, y)``."""
     step = max(2, round((height * width / NUM_CAMERA_POINTS) ** 0.5))
-    return np.arange(step // 2, width, step), np.arange(step // 2, height, step)
+    return np.stack(np.meshgrid(np.arange(step // 2, width, step), np.arange(step // 2, height, step)), axis=-1)
 
 
 def _textured_points(
-    flow: Float32[np.ndarray, "H W 2"], gray: UInt8[np.ndarray, "H W"] | None
+    grid: Int64[np.ndarray, "rows columns 2"], gray: UInt8[np.ndarray, "H W"] | None
 ) -> Int64[np.ndarray, "N 2"]:
     """Return grid points ``(x, y)`` at which texture determines the flow."""
-    xs, ys = _sample_axes(*flow.shape[:2])
-    grid = np.stack(np.meshgrid(xs, ys), axis=-1)  # (rows, columns, 2)
     if gray is None:
         return grid.reshape(-1, 2)
 
@@ -144,9 +143,9 @@ def _textured_points(
     strength = cv2.cornerMinEigenVal(half, _CORNER_BLOCK_PX) * (255 / 2) ** 2  # (H / 2, W / 2)
 
     # Grid points on corners.
-    rows = np.minimum(ys // 2, half.shape[0] - 1)
-    columns = np.minimum(xs // 2, half.shape[1] - 1)
-    textured = strength[rows[:, None], columns] > MIN_CORNER_STRENGTH  # (rows, columns)
+    row = np.minimum(grid[..., 1] // 2, half.shape[0] - 1)  # (rows, columns)
+    column = np.minimum(grid[..., 0] // 2, half.shape[1] - 1)  # (rows, columns)
+    textured = strength[row, column] > MIN_CORNER_STRENGTH  # (rows, columns)
     return np.asarray(grid[textured], dtype=np.int64)
 
 
@@ -248,12 +247,15 @@ def _coverage(points: Int64[np.ndarray, "N 2"], height: int, width: int) -> floa
     return float((np.bincount(block, minlength=16) >= _MIN_BLOCK_POINTS).mean())
 
 
-def _adds_motion(homography: Float64[np.ndarray, "3 3"], flow: Float32[np.ndarray, "H W 2"]) -> bool:
-    """Return whether the median point of the frame, textured or not, moves more once the homography is taken off."""
-    xs, ys = _sample_axes(*flow.shape[:2])
-    sampled = flow[ys[:, None], xs]  # (rows, columns, 2)
-    shift = camera_shift(homography, np.stack(np.meshgrid(xs, ys), axis=-1).astype(np.float64))
+def _adds_motion(
+    homography: Float64[np.ndarray, "3 3"],
+    grid: Int64[np.ndarray, "rows columns 2"],
+    flow: Float32[np.ndarray, "H W 2"],
+) -> bool:
+    """Return whether the median point of the grid, textured or not, moves more once the homography is taken off."""
+    sampled = flow[grid[..., 1], grid[..., 0]]  # (rows, columns, 2)
     before = np.median(np.linalg.norm(sampled, axis=-1))
+    shift = camera_shift(homography, grid.astype(np.float64))  # (rows, columns, 2)
     after = np.median(np.linalg.norm(sampled - shift, axis=-1))
     factor, margin_px = MAX_ADDED_MOTION
     return bool(after > factor * before + margin_px)

@@ -53,7 +53,8 @@ class FinetuneModule(TrainingModule):
         model = MotionClassifier(params.model, params.clip, num_classes, finetune.drop_path, finetune.pool)
         super().__init__(finetune, params.runtime, model, steps_per_epoch, params.seed)
         self.params = params
-        if finetune.layer_decay == 0 and finetune.init != RANDOM:
+        self.layer_decay = 1.0 if finetune.init == RANDOM else finetune.layer_decay
+        if self.layer_decay == 0:
             model.encoder.requires_grad_(False)  # it would learn at rate 0: spare its gradients
         self.mixup = None
         if finetune.mixup or finetune.cutmix:
@@ -127,10 +128,8 @@ class FinetuneModule(TrainingModule):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the groups for AdamW; a pretrained encoder's learning rates fall towards the input, down to none."""
-        finetune = self.params.finetune
-        layer_decay = 1.0 if finetune.init == RANDOM else finetune.layer_decay
         groups: list[dict[str, Any]] = param_groups_layer_decay(
-            self.model, finetune.weight_decay, layer_decay=layer_decay
+            self.model, self.params.finetune.weight_decay, layer_decay=self.layer_decay
         )
         return groups
 
