@@ -3,11 +3,16 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
+from contextlib import ExitStack
 from pathlib import Path
+
+import numpy as np
 
 from serving.app import create_app
 from serving.http.middleware import CLIENT_CLOSED_REQUEST
-from tests.serving.service import RAW, Call, is_alive, make_settings, running, until
+from serving.http.server import MAX_ACCEPTS, make_server
+from tests.serving.service import RAW, Call, free_port, is_alive, make_settings, running, until
 
 
 def value(app: object, name: str, **labels: str) -> float:
@@ -52,6 +57,29 @@ def test_under_overload_requests_are_answered_or_refused(folder: Path, clip: Pat
             assert sum(status == 200 for status, _ in answers) >= 8
 
     asyncio.run(scenario())
+
+
+def test_flood_of_connections_waits_in_the_kernel_and_is_taken_in_small_turns(folder: Path, tmp_path: Path) -> None:
+    server = make_server(make_settings(folder, tmp_path, port=free_port()))
+    open_connections = server.server_state.connections
+
+    async def scenario() -> None:
+        serving = asyncio.create_task(server.serve())
+        await until(lambda: server.started)
+        with ExitStack() as stack:
+            for _ in range(20 * MAX_ACCEPTS):  # the event loop stands still meanwhile
+                address = (server.config.host, server.config.port)
+                stack.enter_context(socket.create_connection(address, timeout=5))
+            turns = [len(open_connections)]
+            while turns[-1] < 20 * MAX_ACCEPTS:
+                await asyncio.sleep(0)
+                turns.append(len(open_connections))
+            assert turns[0] == 0
+            assert max(np.diff(turns)) <= MAX_ACCEPTS + 1
+        server.should_exit = True
+        await serving
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
 
 
 def test_deadline_ends_a_request_and_kills_its_decoder(folder: Path, clip: Path, tmp_path: Path) -> None:
