@@ -13,11 +13,11 @@ from serving.app import create_app
 from serving.http.logs import configure_logging
 from serving.settings import Settings
 
-MAX_ACCEPTS = 16
+MAX_ACCEPTS = 32
 """Connections accepted per turn of the event loop. By default asyncio accepts as many as may wait for it; in a flood it
 then takes seconds to refuse those of one turn, while admitted requests wait for theirs."""
 
-MAX_WAITING = 2048
+MAX_WAITING = 4096
 """Connections that wait for the event loop in the kernel, if ``net.core.somaxconn`` allows."""
 
 
