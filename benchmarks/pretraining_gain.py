@@ -30,19 +30,15 @@ def run_stage(name: str, folder: Path) -> float:
     return time.perf_counter() - begin
 
 
-def run_seed(seed: int, folder: Path, raw: dict[str, Any]) -> dict[str, float]:
-    """Return top-1 and top-5 on the test split with and without pretraining."""
-    metrics: dict[str, float] = {"seed": seed}
-    for init in ("pretrained", "scratch"):
-        raw["seed"], raw["finetune"]["init"] = seed, {"pretrained": "pretrain", "scratch": "random"}[init]
-        (folder / "params.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
-        if init == "pretrained":
-            metrics["pretrain_s"] = run_stage("pretrain", folder)
-        metrics[f"{init}/finetune_s"] = run_stage("finetune", folder)
-        run_stage("evaluate", folder)
-        test = read_json(folder / "reports/evaluate/metrics.json")["test"]
-        metrics |= {f"{init}/top1": test["top1"], f"{init}/top5": test["top5"]}
-    return metrics
+def run_init(init: str, seed: int, folder: Path, raw: dict[str, Any]) -> dict[str, float]:
+    """Pretrain, if ``init`` is ``pretrained``, finetune, and return accuracy on the test split and seconds."""
+    raw["seed"], raw["finetune"]["init"] = seed, {"pretrained": "pretrain", "scratch": "random"}[init]
+    (folder / "params.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
+    metrics = {"pretrain_s": run_stage("pretrain", folder)} if init == "pretrained" else {}
+    metrics[f"{init}/finetune_s"] = run_stage("finetune", folder)
+    run_stage("evaluate", folder)
+    test = read_json(folder / "reports/evaluate/metrics.json")["test"]
+    return metrics | {f"{init}/top1": test["top1"], f"{init}/top5": test["top5"]}
 
 
 def table(rows: list[dict[str, float]]) -> str:
@@ -68,7 +64,9 @@ def main() -> None:
         folder = Path(name)
         (folder / "data").symlink_to(ROOT / "data")
         for seed in seeds:
-            rows.append(run_seed(seed, folder, raw))
+            rows.append(
+                {"seed": seed, **run_init("pretrained", seed, folder, raw), **run_init("scratch", seed, folder, raw)}
+            )
             print(table(rows), flush=True)
     write_json(GAIN_REPORT.with_suffix(".json"), rows)
     write_text(GAIN_REPORT.with_suffix(".md"), table(rows))

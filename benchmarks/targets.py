@@ -123,7 +123,7 @@ def track_errors(params: Params) -> Iterator[Row]:
         found = tracks.displacements[0].reshape(len(points), length, 2)
         pixels = np.linalg.norm(np.diff(path, axis=1) - found, axis=-1).mean(axis=1)
         valid = tracks.num_valid[0].reshape(-1) == length
-        errors.append(np.stack([pixels, on_sprite, valid], axis=-1)[visible])
+        errors.append(np.stack([pixels, on_sprite, valid], axis=-1)[visible[:, -1]])
     table = np.concatenate(errors)
     for name, wanted in (("sprite", 1), ("background", 0)):
         part = table[table[:, 1] == wanted]

@@ -15,12 +15,12 @@ def true_tracks(
     """Where points ``(x, y)`` ``[P, 2]`` of frame ``start`` go.
 
     Returns:
-        positions ``[P, L + 1, 2]``, whether a point is on the sprite ``[P]``, and whether it stays visible ``[P]``: in
-        the frame, and not covered by the sprite at any step.
+        positions ``[P, L + 1, 2]``, whether a point is on the sprite ``[P]``, and whether it is visible up to each
+        position ``[P, L + 1]``: in the frame, and not covered by the sprite.
     """
     on_sprite, texture = locate(scene, start, points)
     positions = np.empty((len(points), length + 1, 2))
-    visible = np.ones(len(points), dtype=bool)
+    visible = np.ones((len(points), length + 1), dtype=bool)
     centre = scene.centres + scene.camera
     for step in range(length + 1):
         frame = start + step
@@ -32,8 +32,8 @@ def true_tracks(
         positions[on_sprite, step] = moved[on_sprite]
         inside = ((positions[:, step] >= 0) & (positions[:, step] <= scene.size - 1)).all(axis=-1)
         covered, _ = locate(scene, frame, positions[:, step])
-        visible &= inside & (on_sprite | ~covered)
-    return positions, on_sprite, visible
+        visible[:, step] = inside & (on_sprite | ~covered)
+    return positions, on_sprite, np.logical_and.accumulate(visible, axis=1)
 
 
 def locate(scene: Scene, frame: int, points: NDArray[np.float64]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:

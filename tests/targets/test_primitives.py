@@ -44,7 +44,7 @@ def errors() -> Errors:
         found = tracks.displacements[0].reshape(len(points), LENGTH, 2)
         pixels = np.linalg.norm(np.diff(path, axis=1) - found, axis=-1).mean(axis=1)
         valid = tracks.num_valid[0].reshape(-1) == LENGTH
-        parts.append((pixels[visible], on_sprite[visible], valid[visible]))
+        parts.append((pixels[visible[:, -1]], on_sprite[visible[:, -1]], valid[visible[:, -1]]))
     return Errors(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
