@@ -11,7 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.serving.service import free_port, wait_until
+from tests.servers import free_port
+from tests.serving.service import wait_until
 
 PROXY = "127.0.0.3"
 """Address from which nginx calls the service."""

@@ -12,7 +12,8 @@ import numpy as np
 from serving.app import create_app
 from serving.http.middleware import CLIENT_CLOSED_REQUEST
 from serving.http.server import MAX_ACCEPTS, make_server
-from tests.serving.service import RAW, Call, free_port, is_alive, make_settings, running, until
+from tests.servers import free_port
+from tests.serving.service import RAW, Call, is_alive, make_settings, running, until
 
 
 def value(app: object, name: str, **labels: str) -> float:

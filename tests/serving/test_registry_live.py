@@ -17,8 +17,9 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from mme.models.checkpoints import WEIGHTS_FILE, content_digest
+from tests.servers import free_port
 from tests.serving.load import load
-from tests.serving.service import free_port, server, wait_until
+from tests.serving.service import server, wait_until
 from tests.tiny import save_tiny_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
