@@ -7,7 +7,6 @@ import inspect
 import os
 
 LIBRARY_SETTINGS = {
-    "OMP_WAIT_POLICY": "PASSIVE",  # threads of a forward pass must not spin on the cores that decoders need
     # The next poll asks the registry again; MLflow's own seven retries would hide an outage for minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",

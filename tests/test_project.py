@@ -105,6 +105,15 @@ def test_classifier_imports_nothing_of_training() -> None:
     assert not {"dvc", "matplotlib", "mlflow", "optuna", "pandas", "pytorch_lightning"} & set(answer.stdout.split())
 
 
+@pytest.mark.parametrize(("given", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_waiting_threads_leave_their_core_unless_the_user_says_otherwise(given: dict[str, str], policy: str) -> None:
+    kept = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment = {**kept, **given, "PYTHONPATH": str(ROOT / "src"), "OMP_DISPLAY_ENV": "true"}
+    code = "import mme.training.pretrain"
+    answer = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert f"OMP_WAIT_POLICY = '{policy}'" in answer.stderr
+
+
 def test_service_needs_only_the_client_of_mlflow() -> None:
     """The service's image leaves out what `mlflow` requires, but not `mlflow-skinny` or the service itself."""
     whole, client, ours = (
