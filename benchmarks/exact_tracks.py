@@ -20,11 +20,11 @@ import yaml
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks.pretraining_gain import ROOT, run_init
+from benchmarks.pretraining_gain import GAIN_REPORT, ROOT, run_init
 from mme.config import Params, load_params
 from mme.config.paths import MOTION_PRIMITIVES
 from mme.ingest.motion_primitives import Scene, sample_scene
-from mme.manifest import Manifest, Video
+from mme.manifest import Manifest
 from mme.motion.camera import CameraMotion
 from mme.motion.store import TrackStore, merge_parts, write_index, write_part
 from mme.motion.tracking import StartTracks, cell_centres
@@ -68,7 +68,7 @@ def write_true_store(folder: Path, work: Path, params: Params) -> None:
     lines = (ROOT / MOTION_PRIMITIVES / "truth.jsonl").read_text(encoding="utf-8").splitlines()
     truth = {row["path"]: row for row in map(json.loads, lines)}
     manifest = Manifest.load(ROOT / "data" / "manifest.parquet")
-    videos: list[Video] = [manifest[video_id] for video_id in extracted.ids]
+    videos = [manifest[video_id] for video_id in extracted.ids]
     calls = []
     for video in videos:
         row = truth[video.source_path]
@@ -82,9 +82,8 @@ def write_true_store(folder: Path, work: Path, params: Params) -> None:
     write_index(folder, entries, {**extracted.params, "flow": "none: true tracks"})
 
 
-def table(rows: list[dict[str, float]]) -> str:
-    """Return the report as Markdown, beside the accuracy that ``benchmarks.pretraining_gain`` found with flow."""
-    flow = {row["seed"]: row["pretrained/top1"] for row in read_json(ROOT / "reports" / "pretraining_gain.json")}
+def table(rows: list[dict[str, float]], flow: dict[float, float]) -> str:
+    """Return the report as Markdown; ``flow`` is the accuracy with optical flow by seed."""
     lines = ["| seed | true trajectories, top-1 | optical flow, top-1 |", "| --- | --- | --- |"]
     lines += [f"| {row['seed']} | {row['pretrained/top1']:.1%} | {flow[row['seed']]:.1%} |" for row in rows]
     means = [
@@ -99,6 +98,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     seeds = parser.parse_args().seeds
+    flow = {row["seed"]: row["pretrained/top1"] for row in read_json(GAIN_REPORT.with_suffix(".json"))}
+    if missing := sorted(set(seeds) - flow.keys()):
+        parser.error(f"{GAIN_REPORT.with_suffix('.json')} has no seeds {missing}; run benchmarks/pretraining_gain.py")
     raw: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     rows = []
     with tempfile.TemporaryDirectory() as name:
@@ -110,9 +112,9 @@ def main() -> None:
         write_true_store(folder / "data" / "trajectories", folder / "work", load_params())
         for seed in seeds:
             rows.append({"seed": seed, **run_init("pretrained", seed, folder, raw)})
-            print(table(rows), flush=True)
+            print(table(rows, flow), flush=True)
     write_json(REPORT.with_suffix(".json"), rows)
-    write_text(REPORT.with_suffix(".md"), table(rows))
+    write_text(REPORT.with_suffix(".md"), table(rows, flow))
 
 
 if __name__ == "__main__":
