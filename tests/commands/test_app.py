@@ -11,8 +11,9 @@ import torch
 from typer.testing import CliRunner
 
 from mme.commands.app import app
-from mme.evaluation.classifier import Classifier, has_bf16
+from mme.evaluation.classifier import Classifier
 from mme.manifest import Manifest
+from mme.models.precision import has_bf16
 from mme.system.files import write_json
 from mme.video.codec import write_video
 from tests.factories import row

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from mme.evaluation.answers import softmax
-from mme.evaluation.classifier import Classifier, choose_device, has_bf16
+from mme.evaluation.classifier import Classifier, choose_device
 from mme.models.checkpoints import content_digest
 from mme.models.encoder import model_input
+from mme.models.precision import has_bf16
 from mme.video.codec import read_frames, write_video
 from mme.video.containers import VideoError
 from tests.tiny import LABELS, moving_frames, save_tiny_folder, tiny_config, tiny_model

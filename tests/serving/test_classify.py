@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from mme.evaluation.classifier import Classifier, has_bf16
+from mme.evaluation.classifier import Classifier
+from mme.models.precision import has_bf16
 from serving.app import create_app
 from tests import media
 from tests.serving.service import make_settings

@@ -22,6 +22,7 @@ from mme.evaluation.answers import softmax
 from mme.models.checkpoints import FolderConfig, content_digest, load_folder
 from mme.models.classifier import MotionClassifier
 from mme.models.encoder import model_input
+from mme.models.precision import has_bf16
 from mme.video.metadata import VideoInfo
 from mme.video.sampling import VideoInput, Views, sample_views
 
@@ -202,12 +203,6 @@ class Classifier:
         parts = [function(self._normalise(frames[i : i + step]).to(self._dtype)) for i in range(0, len(frames), step)]
         outputs = torch.cat(parts).float().cpu()  # (sum of V, D)
         return [part.mean(dim=0).numpy() for part in outputs.split([len(views.frames) for views in batch])]
-
-
-def has_bf16() -> bool:
-    """Return whether this processor has instructions for bf16; without them it takes several times as long."""
-    processor = torch.cpu.get_capabilities()
-    return bool(processor.get("avx512_bf16") or processor.get("bf16"))  # of x86, of ARM
 
 
 def check_precision(precision: ModelPrecision, device: torch.device) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from timm.layers import Attention  # type: ignore[attr-defined]
 
 from mme.training.finetune import FinetuneModule
 from mme.training.loop.callbacks import Throughput
@@ -101,6 +102,8 @@ def test_half_precision_is_near_and_fp16_needs_a_gpu(tmp_path: Path) -> None:
     assert half.losses == pytest.approx(full.losses, rel=0.05)
     assert half.losses != full.losses
     assert flat(module.model).dtype == torch.float32
+    fused = {part.fused_attn for part in module.modules() if isinstance(part, Attention)}
+    assert fused == {False}, "backwards in bf16 on a CPU, fused attention takes several times as long"
     with pytest.raises(ValueError, match="16-mixed needs a GPU"):
         train(tmp_path, params_with(precision="16-mixed"))
 

@@ -17,9 +17,12 @@ from pytorch_lightning.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 
 from mme.config import OptimisedParams, RuntimeParams
+from mme.models.precision import has_bf16, unfuse_attention
 from mme.training.loop.loaders import EpochSampler, Rank
 
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # silence Lightning's usage tips
+
+_logger = logging.getLogger(__name__)
 
 _IGNORED_WARNINGS = (
     r"`isinstance\(treespec, LeafSpec\).*",  # Lightning 2.6 with torch 2.13
@@ -81,6 +84,10 @@ def fit(
     work: Path,
 ) -> None:
     """Train, and resume from ``last.ckpt`` in ``work`` if an interrupted run left one."""
+    if trainer.precision == "bf16-mixed" and trainer.strategy.root_device.type == "cpu":
+        unfuse_attention(module)
+        if not has_bf16():
+            _logger.warning("precision bf16-mixed: this processor has no instructions for it; 32 takes less time")
     last = work / "last.ckpt"
     resume = last if last.exists() else None
     if resume is not None:
