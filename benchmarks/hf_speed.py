@@ -28,7 +28,7 @@ from mme.config import Params, load_params
 from mme.ingest.motion_primitives import sample_scene
 from mme.motion.extract import Extractor
 from mme.motion.store import TrackStore
-from mme.training.loop.loaders import training_loader, use_one_thread
+from mme.training.loop.loaders import prepare_worker, training_loader
 from mme.training.pretrain import PretrainModule, pretrain_dataset, target_statistics
 
 STEPS = 12
@@ -63,7 +63,7 @@ def batch_step(batch: Batch, num_workers: int) -> Callable[[], None]:
 
     With a loader process, as in training, the next batch is read while a step runs, on the same cores.
     """
-    loader = DataLoader(Reading(batch), batch_size=None, num_workers=num_workers, worker_init_fn=use_one_thread)
+    loader = DataLoader(Reading(batch), batch_size=None, num_workers=num_workers, worker_init_fn=prepare_worker)
     batches = iter(loader)
     return lambda: batch.step(next(batches))
 

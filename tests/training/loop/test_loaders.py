@@ -1,15 +1,23 @@
 from __future__ import annotations
 
+import multiprocessing
+import os
 from collections import Counter
+from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
+import psutil  # type: ignore[import-untyped]
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils.data import Dataset
 
 from mme.data.frames import SEED_ORDER
-from mme.training.loop.loaders import EpochSampler, Rank, balanced_draws
+from mme.training.loop.loaders import EpochSampler, Rank, balanced_draws, training_loader
+from tests.small_data import small_params
 
 
 def parts(num_processes: int, num_samples: int, epoch: int = 4, **options: Any) -> list[list[tuple[int, int]]]:
@@ -133,3 +141,35 @@ def test_a_balanced_batch_is_the_same_for_any_number_of_processes(
     for number in range(len(alone) // batch):
         shares = [part[number * per_process : (number + 1) * per_process] for part in drawn]
         assert sorted(key for share in shares for key in share) == sorted(alone[number * batch : (number + 1) * batch])
+
+
+def train_below_a_fork_server(done: Connection) -> None:
+    """Load batches as a training of a sweep does, tell the loader process, and go on until killed."""
+    params = small_params(runtime={"num_loader_workers": 1})
+    loader = training_loader(Numbers(), params.pretrain, params.runtime, seed=0)
+    batches = iter(loader)
+    done.send(int(next(batches)[0]))
+    done.recv()
+
+
+class Numbers(Dataset[Tensor]):
+    """The process that loads each sample."""
+
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, key: tuple[int, int]) -> Tensor:
+        return torch.tensor(os.getpid())
+
+
+def test_loader_processes_end_with_a_training_that_is_killed() -> None:
+    context = multiprocessing.get_context("forkserver")
+    ours, theirs = context.Pipe()
+    training = context.Process(target=train_below_a_fork_server, args=(theirs,))
+    training.start()
+    theirs.close()
+    loader = psutil.Process(ours.recv())
+    assert loader.pid not in {os.getpid(), training.pid}
+    training.kill()
+    training.join()
+    loader.wait(timeout=30)

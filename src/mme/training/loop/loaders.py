@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mme.config import OptimisedParams, RuntimeParams
 from mme.data.frames import SEED_BALANCE, SEED_ORDER
+from mme.system.parent import end_with_parent
 
 
 @dataclass(frozen=True)
@@ -190,21 +191,23 @@ def _loader(dataset: Dataset[Any], sampler: EpochSampler, batch_size: int, num_w
         collate_fn=getattr(dataset, "collate_fn", None),
         persistent_workers=num_workers > 0,
         pin_memory=on_gpu,
-        worker_init_fn=_give_way if on_gpu else use_one_thread,
+        worker_init_fn=_give_way if on_gpu else prepare_worker,
     )
 
 
-def use_one_thread(worker: int) -> None:
-    """Keep OpenCV from starting a thread per core in each loader process; PyTorch has one there already.
+def prepare_worker(worker: int) -> None:
+    """Tie a loader process to the one that trains, and keep it to one thread.
 
-    What the process inherited is kept from the garbage collector, which would look through it again and again, and by
-    that copy its pages.
+    PyTorch has one thread there already; OpenCV would start one per core. What the process inherited is kept from the
+    garbage collector, which would look through it again and again, and by that copy its pages.
     """
+    # PyTorch's own watchdog asks for the parent's id: below a fork server that is the server, which outlives training.
+    end_with_parent()
     cv2.setNumThreads(0)  # 1 would wait for the threads of the process that was forked, which are not there
     gc.freeze()
 
 
 def _give_way(worker: int) -> None:
     """Let the process that starts the GPU's kernels run first: with a loader process per core it waits for a core."""
-    use_one_thread(worker)
+    prepare_worker(worker)
     os.nice(_NICENESS)
