@@ -31,6 +31,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "epochs": 3,
         "warmup_epochs": 1,
         "batch_size": 4,
+        "lr": 0.0015,
         "objective": "mme",
     },
     "finetune": {"epochs": 3, "warmup_epochs": 1, "batch_size": 4, "horizontal_flip": False, "flip_pairs": ()},

@@ -28,7 +28,7 @@ from mme.registry.onnx import PixelsToLogits
 from mme.video.sampling import sample_views
 from tests.small_data import make_small_data, small_params
 
-PARAMS = small_params(runtime={"eval_batch_size": 3})
+PARAMS = small_params(runtime={"eval_batch_size": 3}, evaluate={"pool": "mean"})
 
 
 @pytest.fixture(scope="module")
