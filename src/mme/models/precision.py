@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from timm.layers import Attention  # type: ignore[attr-defined]
+from timm.layers import Attention, AttentionPoolLatent  # type: ignore[attr-defined]
 from torch import nn
 
 
@@ -14,11 +14,11 @@ def has_bf16() -> bool:
 
 
 def unfuse_attention(model: nn.Module) -> None:
-    """Let the blocks of a model compute attention by two matrix products and a softmax.
+    """Let blocks and attentive pooling compute attention by two matrix products and a softmax.
 
     On a CPU the backward pass of PyTorch's fused attention in bf16 takes two to six times as long as these; they keep
     N x N weights per head, where N are the tokens.
     """
     for module in model.modules():
-        if isinstance(module, Attention):
+        if isinstance(module, Attention | AttentionPoolLatent):
             module.fused_attn = False  # type: ignore[misc]  # final for TorchScript alone
